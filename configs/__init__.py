@@ -1,0 +1,1 @@
+"""Shipped configurations; find them by path with `flcache.config`."""

@@ -1,0 +1,95 @@
+"""What a batch is: the one type that every source yields and every objective, predictor and metric takes.
+
+Shapes: B clips, F frames, T steps, H x W patch grid, D channels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class LatentBatch:
+    """Latents of B clips, standardised per channel unless the source says otherwise."""
+
+    latents: Tensor
+    """(B, T, H, W, D): what a predictor may look at."""
+    targets: Tensor
+    """(B, T, H, W, D): what it must predict; the same tensor as `latents` unless the encoder trains."""
+    times: Tensor
+    """(B, T) seconds, float32, measured from the first frame of the clip."""
+    valid: Tensor
+    """(B, T) bool: False where a step is made of padding only."""
+    ids: tuple[str, ...]
+    context_steps: int
+    """Steps `< context_steps` are the context, the others the target."""
+
+    @property
+    def context(self) -> Tensor:
+        """(B, Tc, H, W, D)"""
+        return self.latents[:, : self.context_steps]
+
+    @property
+    def target(self) -> Tensor:
+        """(B, Tt, H, W, D)"""
+        return self.targets[:, self.context_steps :]
+
+    @property
+    def context_times(self) -> Tensor:
+        """(B, Tc) seconds"""
+        return self.times[:, : self.context_steps]
+
+    @property
+    def target_times(self) -> Tensor:
+        """(B, Tt) seconds"""
+        return self.times[:, self.context_steps :]
+
+    @property
+    def target_valid(self) -> Tensor:
+        """(B, Tt) bool"""
+        return self.valid[:, self.context_steps :]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def to(self, device: torch.device | str) -> LatentBatch:
+        latents = self.latents.to(device, non_blocking=True)
+        targets = latents if self.targets is self.latents else self.targets.to(device, non_blocking=True)
+        times, valid = self.times.to(device, non_blocking=True), self.valid.to(device, non_blocking=True)
+        return replace(self, latents=latents, targets=targets, times=times, valid=valid)
+
+
+@dataclass(frozen=True)
+class VideoBatch:
+    """Decoded frames of B clips, before any encoder."""
+
+    frames: Tensor
+    """(B, F, h, w, 3) uint8."""
+    times: Tensor
+    """(B, T) seconds of the encoder's steps, as in `LatentBatch`."""
+    valid: Tensor
+    """(B, T) bool."""
+    ids: tuple[str, ...]
+    context_steps: int
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def to(self, device: torch.device | str) -> VideoBatch:
+        frames, times = self.frames.to(device, non_blocking=True), self.times.to(device, non_blocking=True)
+        return replace(self, frames=frames, times=times, valid=self.valid.to(device, non_blocking=True))
+
+
+@dataclass(frozen=True)
+class ChannelStatistics:
+    """Mean and standard deviation per latent channel over a split, from valid steps only; both (D,) float32."""
+
+    mean: Tensor
+    std: Tensor
+
+    def standardise(self, latents: Tensor) -> Tensor:
+        """(..., D) latents to zero mean and unit deviation per channel, float32."""
+        return (latents.float() - self.mean.to(latents.device)) / self.std.to(latents.device)

@@ -1,0 +1,1 @@
+"""What you run: one stage a file, read top to bottom."""
