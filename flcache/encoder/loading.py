@@ -1,0 +1,193 @@
+"""Where an encoder comes from: a hub name, a local folder, or a stated architecture with seeded random weights.
+
+What the user states is checked against what is loaded: an encoder that is not the stated one, or whose checkpoint
+lacks weights, is an error here and not a puzzle after a week of encoding.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from flcache.encoder.families import Family, family_of, patch_shape
+from flcache.encoder.model import LatentVideoModel
+from flcache.encoder.processing import load_processor, output_size
+from flcache.encoder.torchvision_ops import ensure_torchvision
+from flcache.encoder.trainable import set_trainable
+from flcache.errors import EncoderError
+
+
+@dataclass(frozen=True)
+class EncoderSource:
+    """Everything that names an encoder; the fields are those of the configuration's `encoder` section."""
+
+    name: str | None = None
+    revision: str | None = None
+    architecture: dict[str, Any] = field(default_factory=dict)
+    processor: dict[str, Any] = field(default_factory=dict)
+    seed: int = 0
+    dtype: str = "float32"
+    trust_remote_code: bool = False
+
+
+@dataclass(frozen=True)
+class EncoderDescription:
+    """What a stated architecture amounts to, without its weights."""
+
+    model_type: str
+    total_parameters: int
+    trainable_parameters: int
+    tubelet_size: int
+    grid: tuple[int, int]
+    """Patch rows and columns."""
+    width: int
+    """Channels of a latent."""
+
+    def latent_shape(self, num_frames: int) -> tuple[int, int, int, int]:
+        """(T, H, W, D) of a clip of `num_frames` frames."""
+        return (num_frames // self.tubelet_size, *self.grid, self.width)
+
+
+def load_encoder(
+    source: EncoderSource,
+    *,
+    context: str = "step",
+    trainable: bool | Sequence[str] = False,
+    device: str = "cpu",
+) -> LatentVideoModel:
+    """The encoder that `source` names, on `device`, in eval mode. Raises EncoderError when it is absent, incomplete or
+    not the stated one."""
+    transformers = import_transformers()
+    model: Any
+    model, missing = _pretrained(transformers, source) if source.name else (_random(transformers, source), [])
+    family = family_of(model.config.model_type)
+    check_stated(source.architecture, model.config)
+    encoder = _encoding_part(model, family)
+    _check_complete(source, family, missing)
+    processor = load_processor(transformers, family, model.config, source.name, source.revision, source.processor)
+    latent_model = LatentVideoModel(encoder, processor, family, context=context, trainable=trainable)
+    return latent_model.eval().to(device)
+
+
+def describe_encoder(source: EncoderSource, *, trainable: bool | Sequence[str] = False) -> EncoderDescription:
+    """Counts and shapes of the stated architecture, or of the config of `source.name` where nothing is stated."""
+    transformers = import_transformers()
+    if source.architecture:
+        config, name = _stated_config(transformers, source.architecture), None
+    else:
+        config, name = _load(transformers.AutoConfig, source), source.name
+    family = family_of(config.model_type)
+    with torch.device("meta"):
+        encoder = _encoding_part(transformers.AutoModel.from_config(config), family)
+    set_trainable(encoder, trainable)
+    processor = load_processor(transformers, family, config, name, source.revision, source.processor)
+    tubelet, patch_height, patch_width = patch_shape(config)
+    height, width = output_size(processor)
+    return EncoderDescription(
+        model_type=config.model_type,
+        total_parameters=sum(parameter.numel() for parameter in encoder.parameters()),
+        trainable_parameters=sum(p.numel() for p in encoder.parameters() if p.requires_grad),
+        tubelet_size=tubelet,
+        grid=(height // patch_height, width // patch_width),
+        width=config.hidden_size,
+    )
+
+
+def check_stated(architecture: dict[str, Any], config: Any) -> None:
+    """Raises EncoderError naming every stated field that the loaded `config` contradicts."""
+    wrong = [
+        f"{name} is {getattr(config, name, 'absent')!r}, stated {stated!r}"
+        for name, stated in architecture.items()
+        if getattr(config, name, None) != stated
+    ]
+    if wrong:
+        raise EncoderError(f"encoder: the loaded model is not the stated one: {'; '.join(wrong)}")
+
+
+def _stated_config(transformers: Any, architecture: dict[str, Any]) -> Any:
+    fields = dict(architecture)
+    model_type = fields.pop("model_type", None)
+    if model_type is None:
+        raise EncoderError(
+            'encoder: neither "encoder.name" nor "encoder.architecture.model_type" is set; name a model of the hub, a '
+            "local folder, or state an architecture to build with random weights"
+        )
+    family_of(model_type)
+    try:
+        return transformers.AutoConfig.for_model(model_type, **fields)
+    except (TypeError, ValueError) as error:
+        raise EncoderError(f"encoder.architecture: {_one_line(error)}") from error
+
+
+def _random(transformers: Any, source: EncoderSource) -> nn.Module:
+    config = _stated_config(transformers, source.architecture)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(source.seed)
+        model: nn.Module = transformers.AutoModel.from_config(config)
+    return model.to(_dtype(source.dtype))
+
+
+def _pretrained(transformers: Any, source: EncoderSource) -> tuple[nn.Module, list[str]]:
+    """The model, and the names of the weights that its checkpoint lacks."""
+    options = {"dtype": _dtype(source.dtype), "output_loading_info": True}
+    model, information = _load(transformers.AutoModel, source, **options)
+    return model, sorted(information["missing_keys"])
+
+
+def _load(auto_class: Any, source: EncoderSource, **options: Any) -> Any:
+    """`from_pretrained`, from what is on this machine first, and from the hub only if it is not."""
+    options |= {"revision": source.revision, "trust_remote_code": source.trust_remote_code}
+    try:
+        return auto_class.from_pretrained(source.name, local_files_only=True, **options)
+    except (OSError, ValueError):
+        pass
+    try:
+        return auto_class.from_pretrained(source.name, **options)
+    except (OSError, ValueError) as error:
+        raise EncoderError(
+            f'encoder: "{source.name}" cannot be loaded, neither as a local folder nor from the hub: '
+            f'{_one_line(error)}; check "encoder.name" and "encoder.revision", or download it where there is a network'
+        ) from error
+
+
+def _encoding_part(model: nn.Module, family: Family) -> nn.Module:
+    """The part of `model` that encodes, with the whole model's config."""
+    return model.get_submodule(family.submodule or "")
+
+
+def _check_complete(source: EncoderSource, family: Family, missing: Sequence[str]) -> None:
+    """Weights that the checkpoint lacks were silently drawn at random: refuse them where they encode."""
+    prefix = f"{family.submodule}." if family.submodule else ""
+    lacking = [name for name in missing if name.startswith(prefix) and not name.startswith("pooler.")]
+    if lacking:
+        raise EncoderError(
+            f'encoder: the checkpoint "{source.name}" lacks {len(lacking)} weights, {lacking[0]} among them; it is not '
+            f"a checkpoint of this model"
+        )
+
+
+def _dtype(name: str) -> torch.dtype:
+    dtypes = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+    if name not in dtypes:
+        raise EncoderError(f'encoder.dtype: "{name}" is none of {", ".join(dtypes)}')
+    return dtypes[name]
+
+
+def _one_line(error: Exception) -> str:
+    return str(error).strip().split("\n")[0]
+
+
+def import_transformers() -> Any:
+    """transformers, importable beside any torchvision, and quiet: its progress bars would break ours."""
+    ensure_torchvision()
+    import transformers
+
+    transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.set_verbosity_error()
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
+    return transformers

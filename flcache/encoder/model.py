@@ -1,0 +1,127 @@
+"""`LatentVideoModel`: a Hugging Face encoder with its processor, from uint8 frames to latents.
+
+B clips, F frames, T steps, H x W patch grid, D channels; h, w pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from flcache.encoder.context import groups, seen_until
+from flcache.encoder.families import Family, check_pixels, patch_shape, to_grid
+from flcache.encoder.trainable import set_trainable
+from flcache.errors import EncoderError
+
+Clips = Tensor | Sequence[Tensor]
+"""uint8 frames: one tensor (B, F, h, w, 3), or B tensors (F, h, w, 3) whose sizes in pixels may differ."""
+
+
+class LatentVideoModel(nn.Module):
+    """Preprocessing and encoding in one place: uint8 frames (B, F, h, w, 3) in, float32 latents (B, T, H, W, D) out.
+
+    Frozen unless told otherwise: without gradients, in eval mode, and it stays so under `.train()`. `context` says
+    which steps are encoded jointly (`flcache.encoder.context`); `trainable` is False, True or name patterns.
+    """
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        processor: Any,
+        family: Family,
+        *,
+        context: str = "step",
+        trainable: bool | Sequence[str] = False,
+    ) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.processor = processor
+        self.family = family
+        self.context = context if family.video else "step"  # an image encoder never sees another frame
+        self.config: Any = encoder.config
+        self.tubelet_size = patch_shape(self.config)[0]
+        set_trainable(encoder, trainable)
+        self.trainable = any(parameter.requires_grad for parameter in encoder.parameters())
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> LatentVideoModel:
+        super().train(mode)
+        self.encoder.train(mode and self.trainable)
+        return self
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.encoder.parameters()).device
+
+    def num_steps(self, num_frames: int) -> int:
+        """Latent steps of a clip of `num_frames` frames. Raises EncoderError where frames would be lost."""
+        if num_frames % self.tubelet_size:
+            raise EncoderError(
+                f"encoder: {num_frames} frames are not a multiple of its step of {self.tubelet_size} frames; the "
+                f'last would be lost: set "clip.frames" to a multiple of {self.tubelet_size}'
+            )
+        return num_frames // self.tubelet_size
+
+    def seen_until(self, num_frames: int) -> list[int]:
+        """For each step of such a clip the last step whose pixels could have influenced it."""
+        return seen_until(self.context, self.num_steps(num_frames))
+
+    def preprocess(self, clips: Clips) -> Tensor:
+        """uint8 frames -> what the encoder takes, (B, F, 3, h, w) on its device, resized, cropped and normalised."""
+        videos = [_channels_first(clip, self.device) for clip in clips]
+        if self.family.video:
+            batch = self.processor(videos, return_tensors="pt", device=self.device)
+            return _only_tensor(batch)
+        frames = [frame for video in videos for frame in video]
+        batch = self.processor(frames, return_tensors="pt", device=self.device)
+        pixels = _only_tensor(batch)  # (B * F, 3, h, w)
+        return pixels.reshape(len(videos), -1, *pixels.shape[1:])
+
+    def encode(self, pixels: Tensor) -> Tensor:
+        """Preprocessed pixels (B, F, 3, h, w) -> latents (B, T, H, W, D), float32."""
+        steps = self.num_steps(pixels.shape[1])
+        joint = groups(self.context, steps)
+        pieces = pixels.unflatten(1, (len(joint), -1)).flatten(0, 1)  # (B * groups, frames of a group, 3, h, w)
+        check_pixels(self.family, self.config, pieces)
+        with torch.set_grad_enabled(self.trainable and torch.is_grad_enabled()):
+            latents = self._encode_jointly(pieces)
+        return latents.reshape(len(pixels), steps, *latents.shape[2:]).float()
+
+    def forward(self, clips: Clips) -> Tensor:
+        """uint8 frames (B, F, h, w, 3), or a sequence of (F, h, w, 3) -> latents (B, T, H, W, D), float32."""
+        return self.encode(self.preprocess(clips))
+
+    def _encode_jointly(self, pixels: Tensor) -> Tensor:
+        """(B, F, 3, h, w) -> (B, T, H, W, D), every step attending to every other where the model does."""
+        num_clips, num_frames, _, height, width = pixels.shape
+        tubelet, patch_height, patch_width = patch_shape(self.config)
+        grid = (height // patch_height, width // patch_width)
+        if self.family.video:
+            tokens = self.encoder(pixels.to(self._dtype())).last_hidden_state  # (B, N, D)
+            return to_grid(self.family, self.config, tokens, num_frames // tubelet, *grid)
+        tokens = self.encoder(pixels.flatten(0, 1).to(self._dtype())).last_hidden_state  # (B * F, N, D)
+        frames = to_grid(self.family, self.config, tokens, 1, *grid)
+        return frames.reshape(num_clips, num_frames, *frames.shape[2:])
+
+    def _dtype(self) -> torch.dtype:
+        return next(self.encoder.parameters()).dtype
+
+
+def _channels_first(clip: Tensor, device: torch.device) -> Tensor:
+    """(F, h, w, 3) uint8 -> (F, 3, h, w) on the encoder's device; uint8, so that little is sent."""
+    if clip.dtype != torch.uint8:
+        raise EncoderError(f"encoder: frames must be uint8, not {clip.dtype}: floats would be rescaled twice")
+    if clip.ndim != 4 or clip.shape[-1] != 3:
+        raise EncoderError(f"encoder: a clip is (F, h, w, 3), not {tuple(clip.shape)}")
+    return clip.to(device, non_blocking=True).permute(0, 3, 1, 2)
+
+
+def _only_tensor(batch: Any) -> Tensor:
+    """The pixel values of a processor's answer, under whatever name."""
+    (pixels,) = batch.values()
+    if not isinstance(pixels, Tensor):
+        raise EncoderError("encoder: the processor answered clips of different sizes; give it a fixed crop_size")
+    return pixels

@@ -1,0 +1,96 @@
+"""The processor of an encoder: loaded with it, or its family's own for a stated architecture."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from flcache.encoder.families import Family, stated_size
+from flcache.errors import EncoderError
+
+FIELDS = (
+    "crop_size",
+    "do_center_crop",
+    "do_normalize",
+    "do_rescale",
+    "do_resize",
+    "image_mean",
+    "image_std",
+    "offset",
+    "resample",
+    "rescale_factor",
+    "size",
+)
+"""The fields that decide what pixels an encoder sees."""
+
+
+def load_processor(
+    transformers: Any,
+    family: Family,
+    config: Any,
+    name: str | None,
+    revision: str | None,
+    fields: dict[str, Any],
+) -> Any:
+    """The processor saved with model `name`, or the family's own sized for `config`; `fields` replaces some of its
+    fields. Raises EncoderError."""
+    if "size" in fields and family.processor == "VJEPA2VideoProcessor":
+        raise EncoderError(
+            "encoder.processor.size: V-JEPA 2's processor ignores it and resizes the short edge to crop_size * 256 / "
+            '224; set "encoder.processor.crop_size" instead'
+        )
+    processor = _saved(transformers, name, revision) if name else _sized(transformers, family, config)
+    if not fields:
+        return processor
+    try:
+        return type(processor)(**{**processor_fields(processor), **fields})
+    except (TypeError, ValueError) as error:
+        raise EncoderError(f"encoder.processor: {str(error).splitlines()[0]}") from error
+
+
+def processor_fields(processor: Any) -> dict[str, Any]:
+    """The fields of a processor that decide what pixels an encoder sees, as plain values."""
+    stated = processor.to_dict()
+    return {name: _plain(stated[name]) for name in FIELDS if stated.get(name) is not None}
+
+
+def output_size(processor: Any) -> tuple[int, int]:
+    """Height and width in pixels of what a processor answers. Raises EncoderError where it is not fixed."""
+    fields = processor_fields(processor)
+    size = fields["crop_size"] if fields.get("do_center_crop") else fields["size"]
+    if "height" not in size:
+        raise EncoderError(f"encoder.processor: {size} leaves clips of different sizes; set a crop_size")
+    return int(size["height"]), int(size["width"])
+
+
+def _saved(transformers: Any, name: str, revision: str | None) -> Any:
+    """The video processor saved with a model, or its image processor where there is none."""
+    for auto_class in (transformers.AutoVideoProcessor, transformers.AutoImageProcessor):
+        for local_only in (True, False):
+            try:
+                return auto_class.from_pretrained(name, revision=revision, local_files_only=local_only)
+            except (OSError, ValueError):
+                continue
+    raise EncoderError(
+        f'encoder: "{name}" has neither a video processor nor an image processor; save one beside the weights with '
+        f"processor.save_pretrained"
+    )
+
+
+def _sized(transformers: Any, family: Family, config: Any) -> Any:
+    """The family's processor with its default resizing, scaled to the size that `config` was made for."""
+    processor_class = getattr(transformers, family.processor)
+    default = processor_fields(processor_class())
+    target = stated_size(config)
+    if "crop_size" not in default:
+        return processor_class(size={"height": target, "width": target})
+    edge = default["size"]["shortest_edge"] * target // default["crop_size"]["height"]
+    return processor_class(size={"shortest_edge": edge}, crop_size={"height": target, "width": target})
+
+
+def _plain(value: Any) -> Any:
+    """Enumerations and size objects of transformers as JSON values."""
+    if hasattr(value, "items"):
+        return {key: _plain(item) for key, item in value.items() if item is not None}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return int(value) if isinstance(value, int) and not isinstance(value, bool) else value

@@ -1,0 +1,31 @@
+"""Make torchvision importable where its compiled operators cannot load: a CUDA torchvision beside a CPU torch.
+
+torchvision's PyPI wheel is a CUDA build; beside a CPU torch its import dies with "operator torchvision::nms does not
+exist". The video processors of transformers use none of the compiled operators, only resizing and cropping written in
+torch, so declaring the two missing schemas is enough for them. Call this before transformers is imported.
+"""
+
+from __future__ import annotations
+
+import importlib
+
+import torch
+
+SCHEMA = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
+declared: list[str] = []
+"""Schemas this process had to declare; empty where torchvision's own operators load."""
+
+
+def ensure_torchvision() -> None:
+    """Import torchvision, declaring `nms` and `qnms` first only if its own operators cannot load."""
+    if declared:
+        return
+    try:
+        importlib.import_module("torchvision")
+    except RuntimeError as error:
+        if "operator torchvision::nms does not exist" not in str(error):
+            raise
+        for operator in ("nms", "qnms"):
+            torch.library.define(f"torchvision::{operator}", SCHEMA)
+            declared.append(operator)
+        importlib.import_module("torchvision")

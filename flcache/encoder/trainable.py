@@ -1,0 +1,40 @@
+"""Which parameters train: none, all, or those that name patterns pick."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
+
+from torch import nn
+
+from flcache.errors import EncoderError
+
+
+def set_trainable(module: nn.Module, trainable: bool | Sequence[str]) -> None:
+    """Set `requires_grad` of every parameter of `module`.
+
+    A pattern such as `layer.11` or `layer.1?.mlp.*` picks the parameters whose own name, or the name of a module
+    above them, matches. Raises EncoderError for a pattern that matches nothing, with near names.
+    """
+    if isinstance(trainable, bool):
+        module.requires_grad_(trainable)
+        return
+    module.requires_grad_(False)
+    for pattern in trainable:
+        picked = [parameter for name, parameter in module.named_parameters() if _matches(name, pattern)]
+        if not picked:
+            raise EncoderError(_no_match(module, pattern))
+        for parameter in picked:
+            parameter.requires_grad_(True)
+
+
+def _matches(name: str, pattern: str) -> bool:
+    parts = name.split(".")
+    return any(fnmatchcase(".".join(parts[: end + 1]), pattern) for end in range(len(parts)))
+
+
+def _no_match(module: nn.Module, pattern: str) -> str:
+    names = [name for name, _ in module.named_modules() if name] + [name for name, _ in module.named_parameters()]
+    near = difflib.get_close_matches(pattern, names, n=3, cutoff=0.4) or names[:3]
+    return f'encoder_trainable: "{pattern}" matches no module or parameter of the encoder; near: {", ".join(near)}'
