@@ -84,7 +84,7 @@ class LatentVideoModel(nn.Module):
         """Preprocessed pixels (B, F, 3, h, w) -> latents (B, T, H, W, D), float32."""
         steps = self.num_steps(pixels.shape[1])
         joint = groups(self.context, steps)
-        pieces = pixels.unflatten(1, (len(joint), -1)).flatten(0, 1)  # (B * groups, frames of a group, 3, h, w)
+        pieces = pixels.reshape(len(pixels) * len(joint), -1, *pixels.shape[2:])  # (B * groups, frames, 3, h, w)
         check_pixels(self.family, self.config, pieces)
         with torch.set_grad_enabled(self.trainable and torch.is_grad_enabled()):
             latents = self._encode_jointly(pieces)
