@@ -1,1 +1,10 @@
-"""See docs/architecture.md."""
+"""Predictors of future latents.
+
+Every predictor has one method for evaluation, `predict(context (B, Tc, H, W, D), context_times (B, Tc), target_times
+(B, Tt)) -> (B, Tt, H, W, D)`, on standardised latents and times in seconds.
+"""
+
+from flcache.predictor.causal import CausalPredictor
+from flcache.predictor.presets import PRESETS, PredictorShape, build_predictor, predictor_shape
+
+__all__ = ["PRESETS", "CausalPredictor", "PredictorShape", "build_predictor", "predictor_shape"]
