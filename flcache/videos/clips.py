@@ -1,0 +1,117 @@
+"""Which clips are taken from which video: the plan, a pure function of annotations, rule and durations.
+
+F is the number of frames of a clip. A clip of F frames at `fps` spans `F / fps` seconds and asks for the frames on
+display at `start + i / fps`. A clip with a `stride` counts frames of the file instead: its length in seconds is known
+only when the file is open.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import pandas as pd
+
+from flcache.errors import ConfigError
+from flcache.videos.annotations import Video
+
+PLAN_COLUMNS = ("clip_id", "video", "video_id", "label", "start_s", "timestamps")
+
+
+@dataclass(frozen=True)
+class ClipRule:
+    """How clips are cut from a video. Raises ConfigError on a rule that means nothing."""
+
+    frames: int
+    fps: float | None
+    """Frames per second to sample at; None with `stride`."""
+    stride: int | None
+    """Every how many-th frame of the file to take; None with `fps`."""
+    clips_per_video: int | None
+    """Spread evenly; None is the whole video, clip after clip."""
+    short: str
+    """Where a video ends too early: `pad` repeats the last frame under a mask, `drop` leaves the clip out."""
+
+    def __post_init__(self) -> None:
+        if self.frames < 1:
+            raise ConfigError(f"clip.frames is {self.frames}; set 1 or more")
+        if (self.fps is None) == (self.stride is None):
+            raise ConfigError(
+                f"clip.fps is {self.fps} and clip.stride is {self.stride}; set one of them and the other to null"
+            )
+        if self.fps is not None and not 0 < self.fps < math.inf:
+            raise ConfigError(f"clip.fps is {self.fps}; set a rate above 0")
+        if self.stride is not None and self.stride < 1:
+            raise ConfigError(f"clip.stride is {self.stride}; set 1 or more")
+        if self.clips_per_video is not None and self.clips_per_video < 1:
+            raise ConfigError(f"clip.clips_per_video is {self.clips_per_video}; set 1 or more, or null")
+        if self.clips_per_video is None and self.stride is not None:
+            raise ConfigError(
+                "clip.clips_per_video is null (the whole video) and clip.stride is set: how many such clips a video "
+                "holds is known only when it is open; set clip.fps instead, or a number of clips"
+            )
+        if self.short not in ("pad", "drop"):
+            raise ConfigError(f"clip.short is {self.short!r}; choose pad or drop")
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, for the spec."""
+        return asdict(self)
+
+
+def needs_duration(rule: ClipRule, videos: Iterable[Video]) -> list[Video]:
+    """The videos whose duration must be probed before `plan_clips`: the annotation has none, and the rule needs one."""
+    if rule.stride is not None and rule.clips_per_video == 1:
+        return []  # one clip, counted from the first frame
+    return [video for video in videos if video.duration_s is None]
+
+
+def plan_clips(videos: Iterable[Video], rule: ClipRule, durations: Mapping[str, float] | None) -> pd.DataFrame:
+    """One row per clip, with columns `PLAN_COLUMNS`, in the order of `videos`.
+
+    `durations` maps `video_id` to seconds, and counts only where the annotation has no duration. A video of unknown
+    duration gets one clip, at 0. `timestamps` are seconds from the first displayed frame; None for a stride, where
+    frames are counted from the one on display at `start_s`.
+    """
+    rows = []
+    for video in videos:
+        duration_s = video.duration_s
+        if duration_s is None and durations is not None:
+            duration_s = durations.get(video.video_id)
+        for k, start_s in enumerate(_starts(rule, duration_s)):
+            timestamps = _timestamps(rule, start_s)
+            rows.append((f"{video.video_id}-{k}", video.path, video.video_id, video.label, start_s, timestamps))
+    plan = pd.DataFrame(rows, columns=list(PLAN_COLUMNS))
+    return plan.astype({"start_s": "float64", "timestamps": "object"})
+
+
+def _starts(rule: ClipRule, duration_s: float | None) -> Sequence[float]:
+    """Seconds at which the clips of a video of nominal `duration_s` start."""
+    if duration_s is None:
+        return [0.0]
+    if rule.fps is None:
+        count = rule.clips_per_video or 1
+        return [k * duration_s / count for k in range(count)]
+    if rule.short == "drop" and duration_s <= (rule.frames - 1) / rule.fps:
+        return []
+    span_s = rule.frames / rule.fps
+    if rule.clips_per_video is None:
+        count = max(1, math.floor(duration_s / span_s + 1e-6))  # 10 s hold 4 clips of 2.5 s, whatever floats say
+        return [k * span_s for k in range(count)]
+    return [_centred(rule, duration_s, k) for k in range(rule.clips_per_video)]
+
+
+def _centred(rule: ClipRule, duration_s: float, k: int) -> float:
+    """Start of the clip in the middle of share `k`, moved inwards where it would leave the video."""
+    assert rule.fps is not None and rule.clips_per_video is not None
+    middle_s = (k + 0.5) * duration_s / rule.clips_per_video
+    latest_s = max(0.0, duration_s - rule.frames / rule.fps)
+    return min(max(0.0, middle_s - (rule.frames - 1) / rule.fps / 2), latest_s)
+
+
+def _timestamps(rule: ClipRule, start_s: float) -> list[float] | None:
+    """Seconds of the F frames, to the microsecond."""
+    if rule.fps is None:
+        return None
+    return [round(start_s + i / rule.fps, 6) for i in range(rule.frames)]

@@ -1,0 +1,162 @@
+"""Synthetic videos: real H.264 files of shapes that move straight and bounce off the walls, annotated as Kinetics is.
+
+Each video depends only on the seed, the split, its index and the picture's size and timing, so a larger data set
+starts with the files of a smaller one. F frames of S x S pixels; N shapes.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import math
+import os
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+SHAPES = ("circle", "square", "triangle")
+COLOURS = {
+    "red": (225, 50, 45),
+    "green": (50, 190, 70),
+    "blue": (50, 90, 230),
+    "yellow": (240, 215, 60),
+    "violet": (170, 70, 200),
+    "white": (240, 240, 240),
+}
+LABELS = tuple(f"{colour} {shape}" for shape in SHAPES for colour in COLOURS)
+"""Colour and shape of the largest thing in the video."""
+
+# Near-lossless, one thread and one GOP structure: the same bytes on every run of the same PyAV.
+_X264_OPTIONS = {"crf": "10", "preset": "veryfast", "threads": "1", "g": "16"}
+
+
+@dataclass(frozen=True)
+class _Picture:
+    frames: int
+    size: int
+    fps: int
+    seed: int
+
+    @property
+    def duration_s(self) -> int:
+        """Whole seconds, as Kinetics annotates."""
+        return math.ceil(self.frames / self.fps)
+
+    @property
+    def digest(self) -> str:
+        """Distinguishes files drawn with other settings in the same folder."""
+        return hashlib.sha256(repr(self).encode()).hexdigest()[:4]
+
+
+def write_dataset(
+    root: Path, *, train_videos: int, val_videos: int, frames: int = 32, size: int = 64, fps: int = 8, seed: int = 0
+) -> None:
+    """Write `<root>/<label>/<id>_000000_<seconds>.mp4` for both splits, then `<root>/train.csv` and `val.csv`.
+
+    Files that exist are kept: each gets its name only when it is complete.
+    """
+    picture = _Picture(frames, size, fps, seed)
+    for split, count in (("train", train_videos), ("val", val_videos)):
+        rows = [_write_one(root, split, index, picture) for index in range(count)]
+        _write_annotations(root / f"{split}.csv", rows)
+
+
+def _write_one(root: Path, split: str, index: int, picture: _Picture) -> tuple[str, str, int, int, str, int]:
+    """Write one video unless it is there; its row of the annotation file."""
+    label = LABELS[index % len(LABELS)]
+    youtube_id = f"{split[0]}{index:06d}{picture.digest}"  # 11 characters, as on YouTube
+    path = root / label / f"{youtube_id}_{0:06d}_{picture.duration_s:06d}.mp4"
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _replace(path, _encode(draw_video(split, index, picture), picture.fps))
+    return label, youtube_id, 0, picture.duration_s, split, 0
+
+
+def _write_annotations(path: Path, rows: list[tuple[str, str, int, int, str, int]]) -> None:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(("label", "youtube_id", "time_start", "time_end", "split", "is_cc"))
+    writer.writerows(rows)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _replace(path, text.getvalue().encode())
+
+
+def _replace(path: Path, content: bytes) -> None:
+    """`path` holds either what it held before or all of `content`, whenever we are killed."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        temporary.write_bytes(content)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def draw_video(split: str, index: int, picture: _Picture) -> NDArray[np.uint8]:
+    """The frames of one video, (F, S, S, 3) RGB; the first shape is the largest and gives the label."""
+    rng = np.random.default_rng([picture.seed, int(split == "val"), index])
+    canvas = np.broadcast_to(_background(rng, picture.size), (picture.frames, picture.size, picture.size, 3)).copy()
+    main = LABELS[index % len(LABELS)]
+    others = [str(rng.choice(LABELS)) for _ in range(rng.integers(1, 3))]
+    for thing in (*others, main):  # the main shape is drawn last, in front
+        colour, shape = thing.split()
+        radius = picture.size * (rng.uniform(0.17, 0.2) if thing is main else rng.uniform(0.08, 0.13))
+        centres = _trajectory(rng, picture.frames, picture.size, radius)
+        coverage = _coverage(shape, centres, radius, picture.size)[..., None]  # (F, S, S, 1)
+        canvas += coverage * (np.array(COLOURS[colour], dtype=np.float32) - canvas)
+    return np.clip(np.rint(canvas), 0, 255).astype(np.uint8)
+
+
+def _background(rng: np.random.Generator, size: int) -> NDArray[np.float32]:
+    """A dark smooth texture, (S, S, 3): a few slow waves a channel."""
+    y, x = np.mgrid[0:size, 0:size].astype(np.float32) / size
+    texture = np.full((size, size, 3), 60, dtype=np.float32)
+    for channel in range(3):
+        for _ in range(3):
+            wave_y, wave_x = rng.uniform(-2, 2, size=2)
+            phase = rng.uniform(0, 2 * np.pi)
+            texture[..., channel] += 12 * np.sin(2 * np.pi * (wave_y * y + wave_x * x) + phase)
+    return texture
+
+
+def _trajectory(rng: np.random.Generator, frames: int, size: int, radius: float) -> NDArray[np.float32]:
+    """Centres (F, 2) of a disc of `radius` pixels: constant speed, mirrored at the walls."""
+    room = size - 2 * radius
+    angle, speed = rng.uniform(0, 2 * np.pi), size * rng.uniform(0.02, 0.04)
+    velocity = speed * np.array([np.sin(angle), np.cos(angle)])
+    straight = rng.uniform(0, room, size=2) + velocity * np.arange(frames)[:, None]
+    folded = room - np.abs(straight % (2 * room) - room)
+    return (folded + radius).astype(np.float32)
+
+
+def _coverage(shape: str, centres: NDArray[np.float32], radius: float, size: int) -> NDArray[np.float32]:
+    """How much of each pixel the shape covers, (F, S, S) in 0 to 1, from the signed distance to its outline."""
+    y, x = np.mgrid[0:size, 0:size].astype(np.float32) + 0.5
+    dy, dx = y - centres[:, 0, None, None], x - centres[:, 1, None, None]
+    if shape == "circle":
+        distance = np.hypot(dx, dy) - radius
+    elif shape == "square":
+        distance = np.maximum(np.abs(dx), np.abs(dy)) - 0.85 * radius
+    else:
+        distance = np.maximum(np.float32(3**0.5 / 2) * np.abs(dx) - dy / 2, dy) - radius / 2
+    coverage: NDArray[np.float32] = np.clip(0.5 - distance, 0, 1)
+    return coverage
+
+
+def _encode(frames: NDArray[np.uint8], fps: int) -> bytes:
+    """An MP4 of (F, h, w, 3) RGB frames."""
+    import av
+
+    file = io.BytesIO()
+    with av.open(file, "w", format="mp4", options={"fflags": "+bitexact"}) as container:
+        stream: Any = container.add_stream("libx264", rate=Fraction(fps), options=_X264_OPTIONS)
+        stream.height, stream.width = frames.shape[1:3]
+        stream.pix_fmt = "yuv420p"
+        for frame in frames:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        container.mux(stream.encode(None))
+    return file.getvalue()
