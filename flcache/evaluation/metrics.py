@@ -1,0 +1,75 @@
+"""What is measured of a prediction, per horizon, on standardised latents.
+
+error    mean squared difference; the latents have unit variance per channel, so 1.0 is what predicting the mean costs
+l1       mean absolute difference
+cosine   between predicted and true token, mean over tokens
+skill    1 - error / error of a baseline: 0 is no better than the baseline, 1 is perfect, below 0 is worse
+
+Each is a mean over H, W, D of a clip's step first, then over the clips whose step is not padding. Clips are kept apart
+until then, in float64 on the CPU.
+
+Shapes: B clips, K horizons, H x W patch grid, D channels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cosine_similarity
+
+NOISE = 1e-4
+"""Squared errors below this fraction of the targets' power count as this much in a skill. It is an error of 1 % of the
+RMS, about what the coarsest codec of a cache leaves: below it, two errors differ by rounding and not by prediction."""
+
+
+@dataclass(frozen=True)
+class Scores:
+    """How far predictions are off, per clip and horizon; each (B, K) float64 on the CPU."""
+
+    error: Tensor
+    l1: Tensor
+    cosine: Tensor
+
+
+def score(prediction: Tensor, target: Tensor) -> Scores:
+    """Compare (B, K, H, W, D) with (B, K, H, W, D)."""
+    prediction, target = prediction.float(), target.float()
+    difference = prediction - target
+    return Scores(
+        error=_per_step(difference.square()),
+        l1=_per_step(difference.abs()),
+        cosine=_per_step(cosine_similarity(prediction, target, dim=-1)),
+    )
+
+
+def power(target: Tensor) -> Tensor:
+    """(B, K) mean square of the targets (B, K, H, W, D), float64 on the CPU."""
+    return _per_step(target.float().square())
+
+
+def join(scores: Sequence[Scores]) -> Scores:
+    """The scores of all batches as one."""
+    return Scores(
+        error=torch.cat([part.error for part in scores]),
+        l1=torch.cat([part.l1 for part in scores]),
+        cosine=torch.cat([part.cosine for part in scores]),
+    )
+
+
+def mean_over_clips(values: Tensor, valid: Tensor) -> Tensor:
+    """(K,) mean of `values` (B, K) over the clips that are `valid` (B, K) there; NaN for a horizon without any."""
+    return torch.where(valid, values, 0.0).sum(0) / valid.sum(0)
+
+
+def skill(error: Tensor, baseline_error: Tensor, target_power: Tensor) -> Tensor:
+    """(K,) skill from mean squared errors (K,). Errors at noise level count as noise, so that two of them give 0."""
+    noise = (NOISE * target_power).clamp(min=torch.finfo(torch.float64).tiny)
+    return 1 - torch.maximum(error, noise) / torch.maximum(baseline_error, noise)
+
+
+def _per_step(values: Tensor) -> Tensor:
+    """(B, K, ...) to (B, K): reduced where the values are, since not every device has float64."""
+    return values.flatten(2).mean(dim=2).cpu().double()
