@@ -2,6 +2,20 @@
 
 from flcache.videos.annotations import Video, VideoFolder, read_annotations
 from flcache.videos.clips import ClipRule, needs_duration, plan_clips
+from flcache.videos.decoders import ClipRequest, DecodedClip, VideoInfo, decode_clip, probe
 from flcache.videos.synthetic import write_dataset
 
-__all__ = ["ClipRule", "Video", "VideoFolder", "needs_duration", "plan_clips", "read_annotations", "write_dataset"]
+__all__ = [
+    "ClipRequest",
+    "ClipRule",
+    "DecodedClip",
+    "Video",
+    "VideoFolder",
+    "VideoInfo",
+    "decode_clip",
+    "needs_duration",
+    "plan_clips",
+    "probe",
+    "read_annotations",
+    "write_dataset",
+]

@@ -1,0 +1,111 @@
+"""Clips as frames: one function, whichever decoder does the work.
+
+The frame for a timestamp is the one on display then, time 0 being the first displayed frame of the file. decord is
+asked first, PyAV wherever decord cannot be trusted; both give the same bits. A frame that cannot be decoded is an
+error, never a guess and never a copy of its neighbour. F frames of h x w pixels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flcache.errors import ConfigError, DecodeError
+from flcache.videos import decord_reader, pyav_reader
+from flcache.videos.container import VideoInfo, probe
+from flcache.videos.frame_table import FrameTable, read_frame_table
+
+__all__ = ["DECODERS", "ClipRequest", "DecodedClip", "VideoInfo", "decode_clip", "probe"]
+
+DECODERS = ("auto", "decord", "pyav")
+
+
+@dataclass(frozen=True)
+class ClipRequest:
+    """One clip to decode: at `timestamps`, or every `stride`-th frame from the one on display at `start_s`."""
+
+    frames: int
+    start_s: float
+    timestamps: tuple[float, ...] | None
+    """F seconds from the first displayed frame; None with `stride`."""
+    stride: int | None
+    short: str
+    """`pad` or `drop`, as in ClipRule."""
+
+    def __post_init__(self) -> None:
+        if (self.timestamps is None) == (self.stride is None):
+            raise ConfigError("a clip has either timestamps or a stride")
+        if self.timestamps is not None and len(self.timestamps) != self.frames:
+            raise ConfigError(f"a clip of {self.frames} frames has {len(self.timestamps)} timestamps")
+
+
+@dataclass(frozen=True)
+class DecodedClip:
+    """The frames of one clip, always as many as were asked for."""
+
+    frames: NDArray[np.uint8]
+    """(F, h, w, 3) RGB, upright."""
+    timestamps: NDArray[np.float64]
+    """(F,) seconds at which the decoded frames come on display."""
+    mask: NDArray[np.bool_]
+    """(F,) False where the video had ended, and its last frame is repeated."""
+    decoder: str
+    """`decord` or `pyav`."""
+
+
+def decode_clip(path: Path, request: ClipRequest, *, decoder: str = "auto") -> DecodedClip:
+    """The clip `request` of the video at `path`. Raises DecodeError saying which frame fails and why."""
+    if decoder not in DECODERS:
+        raise ConfigError(f"decoder {decoder!r} is unknown; choose one of {', '.join(DECODERS)}")
+    table = read_frame_table(path)
+    indices, mask = _choose_frames(path, table, request)
+    wanted, places = np.unique(indices, return_inverse=True)
+    frames, used = _read(path, table, wanted, decoder)
+    if len(wanted) < len(indices):
+        frames = frames[places]
+    return DecodedClip(frames, table.seconds[indices], mask, used)
+
+
+def _read(path: Path, table: FrameTable, wanted: NDArray[np.int64], decoder: str) -> tuple[NDArray[np.uint8], str]:
+    """Frames `wanted` and the decoder that gave them."""
+    obstacle = "another decoder was asked for" if decoder == "pyav" else decord_reader.obstacle(table)
+    if obstacle is None:
+        try:
+            return decord_reader.read_frames(path, table, wanted), "decord"
+        except DecodeError:
+            if decoder == "decord":
+                raise
+    elif decoder == "decord":
+        raise DecodeError(f"{path}: decord is not to be trusted with this file: {obstacle}; use auto or pyav")
+    return pyav_reader.read_frames(path, table, wanted), "pyav"
+
+
+def _choose_frames(path: Path, table: FrameTable, request: ClipRequest) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """Index of each frame of the clip, (F,), and whether the video really has it, (F,)."""
+    if request.timestamps is not None:
+        seconds = np.array(request.timestamps, dtype=np.float64)
+        indices, real = table.on_display(seconds), seconds < table.end_s
+    else:
+        assert request.stride is not None
+        first = table.on_display(np.array([request.start_s]))
+        indices = first + np.arange(request.frames, dtype=np.int64) * request.stride
+        real = (indices < len(table)) & (request.start_s < table.end_s)
+    if not real.all():
+        _check_short(path, table, request, real)
+    return np.minimum(indices, len(table) - 1), real
+
+
+def _check_short(path: Path, table: FrameTable, request: ClipRequest, real: NDArray[np.bool_]) -> None:
+    """Raise where a clip that the file does not fill must not be padded."""
+    if table.cut_off:
+        raise DecodeError(f"{path}: no frame after {table.seconds[-1]:.3f} s (frame {len(table) - 1}): {table.cut_off}")
+    if not real.any():
+        raise DecodeError(f"{path}: the clip starts at {request.start_s:.3f} s, the video ends at {table.end_s:.3f} s")
+    if request.short == "drop":
+        raise DecodeError(
+            f"{path}: shorter than the clip: {int(real.sum())} of {request.frames} frames before its end at "
+            f"{table.end_s:.3f} s, and clip.short is drop"
+        )

@@ -1,0 +1,100 @@
+"""Frames by PyAV: exact, from the keyframe before the first wanted frame, and strict about damage.
+
+FFmpeg's decoders hide damage by default: they paint over what they cannot decode. Here the first error since the
+keyframe ends the clip, because pictures after it may lean on what was painted over.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flcache.errors import DecodeError
+from flcache.videos.container import open_video
+from flcache.videos.frame_table import FrameTable
+
+
+def read_frames(path: Path, table: FrameTable, wanted: NDArray[np.int64]) -> NDArray[np.uint8]:
+    """Displayed frames `wanted` (increasing indices) of `path`: uint8 (len(wanted), h, w, 3) RGB, upright.
+
+    Raises DecodeError naming the first frame that cannot be decoded.
+    """
+    keyframe = _keyframe_before(table, int(wanted[0]))
+    if keyframe is not None:
+        try:
+            return _read(path, table, wanted, keyframe)
+        except DecodeError:
+            pass  # a seek may land among pictures that need earlier ones: the start of the file decides
+    return _read(path, table, wanted, None)
+
+
+def _keyframe_before(table: FrameTable, index: int) -> int | None:
+    """Where to start decoding for frame `index`; None is the start of the file."""
+    if not table.has_display_times:
+        return None
+    before = table.keyframes[table.keyframes <= table.pts[index]]
+    return int(before[-1]) if len(before) > 1 else None
+
+
+def _read(path: Path, table: FrameTable, wanted: NDArray[np.int64], keyframe: int | None) -> NDArray[np.uint8]:
+    missing = {int(index) for index in wanted}
+    frames = []
+    for index, frame in _decode(path, table, keyframe):
+        if index in missing:
+            missing.remove(index)
+            frames.append(_upright(frame))
+        if not missing:
+            break
+    if missing:
+        raise _failure(path, table, min(missing), table.cut_off or "the decoder never returns it")
+    if len({frame.shape for frame in frames}) > 1:
+        raise DecodeError(f"{path}: the picture size changes within the clip; cut the file where it does")
+    return np.stack(frames)
+
+
+def _decode(path: Path, table: FrameTable, keyframe: int | None) -> Iterator[tuple[int, Any]]:
+    """Displayed frames with their index, from `keyframe` on. Raises DecodeError at the first damage."""
+    import av
+
+    with open_video(path) as (container, stream):
+        stream.codec_context.options = {"err_detect": "explode"}
+        following = 0  # index of the frame that comes out next
+        if keyframe is not None:
+            container.seek(keyframe, stream=stream)
+            following = int(np.searchsorted(table.pts, keyframe))
+        try:
+            for packet in container.demux(stream):
+                for frame in packet.decode():
+                    index = _index_of(table, frame, following)
+                    if index is None:
+                        continue
+                    if packet.is_corrupt or frame.is_corrupt:
+                        raise _failure(path, table, index, "its data are damaged")
+                    yield index, frame
+                    following = index + 1
+        except av.FFmpegError as error:
+            raise _failure(path, table, following, error.strerror) from None
+
+
+def _index_of(table: FrameTable, frame: Any, following: int) -> int | None:
+    """Index of a decoded frame; None for leading pictures of the keyframe that decoding started at."""
+    if not table.has_display_times:
+        return following
+    index = int(np.searchsorted(table.pts, frame.pts))
+    known = index < len(table) and table.pts[index] == frame.pts
+    return index if known and index >= following else None
+
+
+def _failure(path: Path, table: FrameTable, index: int, reason: str) -> DecodeError:
+    index = min(index, len(table) - 1)
+    return DecodeError(f"{path}: frame {index} at {table.seconds[index]:.3f} s cannot be decoded: {reason}")
+
+
+def _upright(frame: Any) -> NDArray[np.uint8]:
+    """(h, w, 3) RGB with the rotation of the container applied."""
+    picture: NDArray[np.uint8] = frame.to_ndarray(format="rgb24")
+    return np.rot90(picture, round(frame.rotation / 90) % 4)
