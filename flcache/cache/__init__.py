@@ -1,1 +1,61 @@
-"""See docs/architecture.md."""
+"""Latents on disk, format `flc1`: plan, spec, shards, commits, and reading them back.
+
+Importing this loads no torch; `LatentLoader` does when it is first asked for.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from flcache.cache.cache import CachedClip, LatentCache, SplitProgress
+from flcache.cache.codec import CODECS, Codec, ValueRangeError, get_codec
+from flcache.cache.commit import Commit, Failure, is_committed, read_commits, read_failures
+from flcache.cache.order import epoch_order, rank_share
+from flcache.cache.plan import assign_shards, check_clip_ids, read_plan, write_plan
+from flcache.cache.shard import EncodedClip, ShardWriter
+from flcache.cache.spec import FORMAT, CacheSpec, create_or_check, differences, make_spec, read_spec
+from flcache.cache.statistics import finalize_statistics
+from flcache.cache.summary import summary
+
+if TYPE_CHECKING:
+    from flcache.cache.loader import LatentLoader
+
+__all__ = [
+    "CODECS",
+    "FORMAT",
+    "CacheSpec",
+    "CachedClip",
+    "Codec",
+    "Commit",
+    "EncodedClip",
+    "Failure",
+    "LatentCache",
+    "LatentLoader",
+    "ShardWriter",
+    "SplitProgress",
+    "ValueRangeError",
+    "assign_shards",
+    "check_clip_ids",
+    "create_or_check",
+    "differences",
+    "epoch_order",
+    "finalize_statistics",
+    "get_codec",
+    "is_committed",
+    "make_spec",
+    "rank_share",
+    "read_commits",
+    "read_failures",
+    "read_plan",
+    "read_spec",
+    "summary",
+    "write_plan",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "LatentLoader":
+        from flcache.cache.loader import LatentLoader
+
+        return LatentLoader
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,149 @@
+"""Batches of standardised latents from a cache, in an order that any number of ranks replays.
+
+B clips, T steps, H x W patch grid, D channels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from flcache.batch import LatentBatch
+from flcache.cache.cache import LatentCache
+from flcache.cache.order import epoch_order, rank_share
+from flcache.cache.reader import payload_buffer
+from flcache.errors import CacheError
+from flcache.leak import check_split
+
+
+class LatentLoader:
+    """Iterating yields the rest of the current epoch; the next iteration is the next epoch.
+
+    `state_dict` is where the next batch starts, in samples of all ranks together: loading it resumes at that sample,
+    also on another number of ranks. A batch owns its memory.
+
+    Raises LeakError for a split at `context_steps` that leaks, unless `allow_leak`; CacheError for a cache, batch size
+    and number of ranks that give no batch.
+    """
+
+    def __init__(
+        self,
+        cache: LatentCache,
+        *,
+        batch_size: int,
+        context_steps: int,
+        seed: int = 0,
+        shuffle: bool = True,
+        rank: int = 0,
+        world_size: int = 1,
+        drop_last: bool = True,
+        standardise: bool = True,
+        steps: tuple[int, int] | None = None,
+        allow_leak: bool = False,
+    ) -> None:
+        """`batch_size` is per rank; `steps` (start, stop) reads that window of every clip only."""
+        self._start, self._stop = steps or (0, cache.latent_shape[0])
+        cache.check_window(self._start, self._stop)
+        seen_until = [seen - self._start for seen in cache.seen_until[self._start : self._stop]]
+        self.leaks = check_split(seen_until, context_steps, allow_leak=allow_leak)
+        """Whether the contexts have seen the targets."""
+        self._cache, self._context_steps = cache, context_steps
+        self._batch_size, self._rank, self._world_size = batch_size, rank, world_size
+        self._seed, self._shuffle, self._drop_last = seed, shuffle, drop_last
+        self._statistics = cache.statistics() if standardise else None
+        self._epoch, self._samples = 0, 0
+        self._check_batches()
+
+    def __len__(self) -> int:
+        """Batches of a whole epoch on this rank."""
+        full, rest = divmod(len(self._cache), self._global_batch)
+        last = rank_share(np.arange(rest), start=0, **self._ranks)
+        return full + (not self._drop_last and len(last) > 0)
+
+    def __iter__(self) -> Iterator[LatentBatch]:
+        order = self._order()
+        epoch = self._epoch
+        while self._epoch == epoch:
+            share = rank_share(order, start=self._samples, **self._ranks)
+            self._advance()
+            if len(share):
+                yield self._read(share)
+
+    def state_dict(self) -> dict[str, int]:
+        """Where the next batch starts; small, and JSON."""
+        return {
+            "seed": self._seed,
+            "epoch": self._epoch,
+            "samples": self._samples,
+            "clips": len(self._cache),
+        }
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Go on where `state_dict` was taken, with its seed. Raises CacheError if the cache has other clips now."""
+        if state["clips"] != len(self._cache):
+            raise CacheError(
+                f"{self._cache.path}: {len(self._cache)} clips, {state['clips']} when the run was saved: its order "
+                "cannot be continued; start anew, or bring back the cache as it was"
+            )
+        self._seed, self._epoch, self._samples = state["seed"], state["epoch"], state["samples"]
+
+    @property
+    def _global_batch(self) -> int:
+        return self._batch_size * self._world_size
+
+    @property
+    def _ranks(self) -> dict[str, int]:
+        return {"batch_size": self._batch_size, "rank": self._rank, "world_size": self._world_size}
+
+    def _order(self) -> NDArray[np.int64]:
+        if not self._shuffle:
+            return np.arange(len(self._cache))
+        return epoch_order(len(self._cache), seed=self._seed, epoch=self._epoch)
+
+    def _advance(self) -> None:
+        """Step over one global batch, into the next epoch where this one has no batch left."""
+        self._samples += self._global_batch
+        needed = self._global_batch if self._drop_last else 1
+        if len(self._cache) - self._samples < needed:
+            self._epoch, self._samples = self._epoch + 1, 0
+
+    def _read(self, indices: NDArray[np.int64]) -> LatentBatch:
+        layouts = self._cache.spec.codec.payloads(self._cache.latent_shape)
+        buffers = [payload_buffer(layout, self._stop - self._start, len(indices)) for layout in layouts]
+        times, valid = [], []
+        for clip, index in enumerate(indices.tolist()):
+            shard, row = self._cache.locate(index)
+            reader = self._cache.reader(shard)
+            for payload, buffer in enumerate(buffers):
+                reader.read_into(row, payload, self._start, buffer[clip].data.cast("B"))
+            times.append(reader.rows["times"][row, self._start : self._stop])
+            valid.append(np.arange(self._start, self._stop) < reader.rows["valid_steps"][row])
+        latents = self._decode(buffers)
+        return LatentBatch(
+            latents=latents,
+            targets=latents,
+            times=torch.from_numpy(np.stack(times)),
+            valid=torch.from_numpy(np.stack(valid)),
+            ids=tuple(self._cache.clip_id(index) for index in indices.tolist()),
+            context_steps=self._context_steps,
+        )
+
+    def _decode(self, buffers: list[NDArray[Any]]) -> Tensor:
+        """(B, T, H, W, D) float32, standardised."""
+        latents = torch.from_numpy(self._cache.spec.codec.restore(buffers)).float()
+        return self._statistics.standardise(latents) if self._statistics else latents
+
+    def _check_batches(self) -> None:
+        if not 0 <= self._rank < self._world_size or self._batch_size < 1:
+            raise CacheError(f"batch size {self._batch_size}, rank {self._rank} of {self._world_size}: out of range")
+        needed = self._global_batch if self._drop_last else 1
+        if len(self._cache) < needed:
+            raise CacheError(
+                f"{self._cache.path}: {len(self._cache)} clips are too few for one batch of {needed}; "
+                'lower training.batch_size, or run "flcache encode" to the end'
+            )

@@ -1,0 +1,191 @@
+"""Writing one shard: a tar and its idx, streamed clip by clip, and the commit that makes them exist."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import xxhash
+from numpy.typing import NDArray
+
+from flcache.cache.codec import ValueRangeError
+from flcache.cache.commit import Commit, Failure, failures_bytes, is_committed, read_commit, write_commit
+from flcache.cache.index import PADDED, Rows, index_bytes, row_dtype
+from flcache.cache.plan import check_clip_ids
+from flcache.cache.record import canonical_json
+from flcache.cache.spec import CacheSpec
+from flcache.cache.statistics import ChannelSums
+from flcache.cache.storage import TemporaryFile, remove_leftovers, shard_paths, storage_errors, write_file
+from flcache.cache.tar import TarStream
+from flcache.errors import CacheError
+
+FINGERPRINT_MEMBER = "__flc__/fingerprint"
+CHANNELS_MEMBER = "__flc__/channels"
+
+
+@dataclass(frozen=True)
+class EncodedClip:
+    """One clip on its way into a shard."""
+
+    clip_id: str
+    slot: int
+    latents: NDArray[np.float32]
+    """(T, H, W, D)"""
+    times: Sequence[float]
+    """(T,) seconds of the steps, from the clip's first frame."""
+    timestamps: Sequence[float]
+    """(F,) seconds in the video of the frames that were decoded."""
+    mask: Sequence[bool]
+    """(F,) True where a frame is real, False where it is padding."""
+    valid_steps: int
+    """Steps, from the first, that are not made of padding only."""
+    label: str | None
+    video: str
+    decoder: str
+
+
+class ShardWriter:
+    """Writes shard `shard` of `split` to the cache at `cache_dir`, under temporary names until `commit`.
+
+    Used as a context manager: leaving it without `commit` discards everything. Clips and failures come in slot order;
+    memory is one clip. Every failed write is a CacheError that says what to do.
+    """
+
+    def __init__(self, cache_dir: Path, split: str, shard: int, spec: CacheSpec) -> None:
+        self._cache_dir, self._split, self._shard, self._spec = cache_dir, split, shard, spec
+        self._paths = shard_paths(cache_dir, split, shard)
+        self._rows: list[tuple[Any, ...]] = []
+        self._failures: list[Failure] = []
+        self._decoders: Counter[str] = Counter()
+        self._sums = ChannelSums(spec.latent_shape[-1])
+        self._next_slot = 0
+
+    def __enter__(self) -> ShardWriter:
+        self._temporary = TemporaryFile(self._paths.tar)
+        self._tar = TarStream(self._temporary.stream)
+        try:
+            with storage_errors(self._paths.tar):
+                self._tar.add(FINGERPRINT_MEMBER, self._spec.fingerprint.encode())
+        except BaseException:
+            self._temporary.discard()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._temporary.discard()
+
+    def add(self, clip: EncodedClip) -> None:
+        """Store a clip. Raises ValueRangeError, with nothing written, for values that the codec cannot hold."""
+        self._check(clip)
+        try:
+            payloads = self._spec.codec.encode(clip.latents)
+        except ValueRangeError as error:
+            raise ValueRangeError(f"clip {clip.clip_id}: {error}") from None
+        self._take_slot(clip.slot)
+        layouts = self._spec.codec.payloads(self._spec.latent_shape)
+        with storage_errors(self._paths.tar):
+            self._tar.add(f"{clip.clip_id}.json", self._metadata(clip))
+            offsets = [
+                self._tar.add_array(f"{clip.clip_id}.{layout.name}.npy", payload)
+                for layout, payload in zip(layouts, payloads, strict=True)
+            ]
+        self._rows.append(self._row(clip, offsets, payloads))
+        self._decoders[clip.decoder] += 1
+        self._sums.add(self._spec.codec.decode(payloads)[: clip.valid_steps])
+
+    def fail(self, failure: Failure) -> None:
+        """Record a clip that is left out."""
+        self._take_slot(failure.slot)
+        self._failures.append(failure)
+
+    def commit(self) -> Commit:
+        """Put everything under its final name, the commit last. A commit that another run made meanwhile stands."""
+        if is_committed(self._cache_dir, self._split, self._shard):
+            return read_commit(self._cache_dir, self._split, self._shard)
+        with storage_errors(self._paths.tar):
+            self._tar.add(CHANNELS_MEMBER, self._sums.sums.astype("<f8").tobytes())
+            tar_digest = self._tar.finish()
+        index = index_bytes(self._index_rows())
+        failures = failures_bytes(self._failures)
+        self._temporary.publish()
+        write_file(self._paths.idx, index)
+        self._write_failures(failures)
+        commit = Commit(
+            split=self._split,
+            shard=self._shard,
+            fingerprint=self._spec.fingerprint,
+            clips=len(self._rows),
+            failed=len(self._failures),
+            tar_bytes=self._tar.num_bytes,
+            tar_xxh3_64=tar_digest,
+            idx_xxh3_64=xxhash.xxh3_64_hexdigest(index),
+            failures_xxh3_64=xxhash.xxh3_64_hexdigest(failures) if failures else None,
+            positions=self._sums.positions,
+            decoders=dict(self._decoders),
+        )
+        write_commit(self._cache_dir, commit)
+        return commit
+
+    def _check(self, clip: EncodedClip) -> None:
+        T = self._spec.latent_shape[0]
+        if clip.latents.shape != self._spec.latent_shape:
+            expected = self._spec.latent_shape
+            raise CacheError(f"clip {clip.clip_id}: latents of {clip.latents.shape}, the spec says {expected}")
+        if len(clip.times) != T or not 0 <= clip.valid_steps <= T:
+            raise CacheError(f"clip {clip.clip_id}: {len(clip.times)} times and {clip.valid_steps} valid of {T} steps")
+        if len(clip.timestamps) != len(clip.mask):
+            raise CacheError(f"clip {clip.clip_id}: {len(clip.timestamps)} timestamps, {len(clip.mask)} in the mask")
+        check_clip_ids([clip.clip_id])
+
+    def _take_slot(self, slot: int) -> None:
+        if slot < self._next_slot:
+            raise CacheError(
+                f"{self._paths.tar.name}: slot {slot} comes after slot {self._next_slot - 1}; sort the clips"
+            )
+        self._next_slot = slot + 1
+
+    def _metadata(self, clip: EncodedClip) -> bytes:
+        T, H, W, D = self._spec.latent_shape
+        content = {
+            "clip_id": clip.clip_id,
+            "video": clip.video,
+            "label": clip.label,
+            "split": self._split,
+            "shape": [T, H, W, D],
+            "dtype": self._spec.codec.name,
+            "timestamps": [float(second) for second in clip.timestamps],
+            "mask": [bool(real) for real in clip.mask],
+            "times": [float(second) for second in clip.times],
+            "valid_steps": int(clip.valid_steps),
+            "seen_until": list(self._spec.seen_until),
+            "decoder": clip.decoder,
+        }
+        return canonical_json(content).encode()
+
+    def _row(self, clip: EncodedClip, offsets: list[int], payloads: list[NDArray[Any]]) -> tuple[Any, ...]:
+        flags = PADDED if clip.valid_steps < len(clip.times) else 0
+        places = [
+            (offset, payload.nbytes, xxhash.xxh3_64_intdigest(payload.data))
+            for offset, payload in zip(offsets, payloads, strict=True)
+        ]
+        return clip.slot, flags, clip.valid_steps, 0, list(clip.times), places
+
+    def _index_rows(self) -> Rows:
+        T = self._spec.latent_shape[0]
+        num_payloads = len(self._spec.codec.payloads(self._spec.latent_shape))
+        return np.array(self._rows, dtype=row_dtype(T, num_payloads))
+
+    def _write_failures(self, content: bytes) -> None:
+        if content:
+            write_file(self._paths.failures, content)
+        else:  # a killed run may have left one
+            with storage_errors(self._paths.failures):
+                remove_leftovers(self._paths.failures)
+                self._paths.failures.unlink(missing_ok=True)

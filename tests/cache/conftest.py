@@ -1,0 +1,112 @@
+"""A small real cache: two splits, several shards, one padded clip and one failure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from flcache.cache import (
+    CacheSpec,
+    EncodedClip,
+    Failure,
+    ShardWriter,
+    assign_shards,
+    create_or_check,
+    finalize_statistics,
+    is_committed,
+    read_plan,
+    write_plan,
+)
+
+T, H, W, D = SHAPE = (4, 2, 2, 6)
+
+
+def hard_spec(codec: str = "float16", *, seen_until: list[int] | None = None) -> dict[str, Any]:
+    return {
+        "encoder": {"name": "tiny", "digest": "0" * 64},
+        "clip": {"frames": 8, "fps": 4.0},
+        "context": {"mode": "step", "seen_until": seen_until or list(range(T))},
+        "layout": {"shape": list(SHAPE)},
+        "codec": codec,
+    }
+
+
+def clip_table(num_clips: int, name: str = "video") -> pd.DataFrame:
+    ids = [f"{name}{number:03d}-0" for number in range(num_clips)]
+    return pd.DataFrame(
+        {
+            "clip_id": ids,
+            "video": [f"jump/{clip_id}.mp4" for clip_id in ids],
+            "video_id": [clip_id[:-2] for clip_id in ids],
+            "label": ["jump" if number % 2 else None for number in range(num_clips)],
+            "start_s": [0.0] * num_clips,
+            "timestamps": [[0.25 * frame for frame in range(8)]] * num_clips,
+        }
+    )
+
+
+def clip_latents(clip_id: str) -> np.ndarray:
+    """(T, H, W, D) latents that only the id decides, with one channel far from the others."""
+    seed = int.from_bytes(clip_id.encode(), "little")
+    latents = np.random.default_rng(seed).normal(size=SHAPE).astype(np.float32)
+    latents[..., 0] = 20 + 3 * latents[..., 0]
+    return latents
+
+
+def encoded_clip(row: Any, *, valid_steps: int = T) -> EncodedClip:
+    return EncodedClip(
+        clip_id=row.clip_id,
+        slot=row.slot,
+        latents=clip_latents(row.clip_id),
+        times=[0.125 + 0.5 * step for step in range(T)],
+        timestamps=row.timestamps,
+        mask=[frame < 2 * valid_steps for frame in range(8)],
+        valid_steps=valid_steps,
+        label=row.label,
+        video=row.video,
+        decoder="decord",
+    )
+
+
+def write_shard(cache_dir: Path, spec: CacheSpec, split: str, shard: int, rows: pd.DataFrame) -> None:
+    """The clips of one shard of the plan; slot 1 of shard 0 fails, the last clip is padded from step 2 on."""
+    with ShardWriter(cache_dir, split, shard, spec) as writer:
+        for row in rows.itertuples():
+            if (shard, row.slot) == (0, 1):
+                failure = Failure(row.clip_id, row.slot, row.video, "decode", "DecodeError", "moov atom not found", 1)
+                writer.fail(failure)
+            else:
+                writer.add(encoded_clip(row, valid_steps=2 if row.slot == len(rows) - 1 else T))
+        writer.commit()
+
+
+def plan_cache(cache_dir: Path, *, codec: str = "float16", num_train: int = 23, num_val: int = 5) -> CacheSpec:
+    """The spec and plan of a cache of five clips a shard."""
+    spec, _ = create_or_check(cache_dir, hard_spec(codec), {"device": "cpu"})
+    clip_bytes = spec.codec.clip_bytes(SHAPE)
+    for split, number in (("train", num_train), ("val", num_val)):
+        clips = clip_table(number, split)
+        write_plan(cache_dir, assign_shards(clips, split, clip_bytes=clip_bytes, shard_bytes=5 * clip_bytes, seed=0))
+    return spec
+
+
+def fill_cache(cache_dir: Path, spec: CacheSpec) -> None:
+    for (split, shard), rows in read_plan(cache_dir).groupby(["split", "shard"]):
+        if not is_committed(cache_dir, split, shard):
+            write_shard(cache_dir, spec, split, shard, rows)
+    finalize_statistics(cache_dir)
+
+
+@pytest.fixture
+def make_cache(tmp_path: Path) -> Callable[..., Path]:
+    def make(name: str = "cache", **options: Any) -> Path:
+        cache_dir = tmp_path / name
+        fill_cache(cache_dir, plan_cache(cache_dir, **options))
+        return cache_dir
+
+    return make
