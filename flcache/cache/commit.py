@@ -13,7 +13,7 @@ from typing import Any
 
 from flcache.cache.record import parse_object, read_bytes, read_record, seal
 from flcache.cache.spec import FORMAT
-from flcache.cache.storage import parse_shard_name, shard_name, shard_paths, storage_errors, write_file
+from flcache.cache.storage import is_file, parse_shard_name, shard_name, shard_paths, storage_errors, write_file
 from flcache.errors import DamagedError
 
 MAX_FAILURES_BYTES = 2**30
@@ -69,7 +69,7 @@ def write_commit(cache_dir: Path, commit: Commit) -> None:
 
 
 def is_committed(cache_dir: Path, split: str, shard: int) -> bool:
-    return shard_paths(cache_dir, split, shard).commit.exists()
+    return is_file(shard_paths(cache_dir, split, shard).commit)
 
 
 def read_commit(cache_dir: Path, split: str, shard: int) -> Commit:
@@ -114,10 +114,8 @@ def read_failures(cache_dir: Path, commit: Commit) -> list[Failure]:
 
 def _committed(cache_dir: Path) -> Iterator[tuple[str, int]]:
     folder = cache_dir / "commits"
-    if not folder.is_dir():
-        return
     with storage_errors(folder):
-        for path in folder.iterdir():
+        for path in folder.iterdir() if folder.is_dir() else ():
             shard = parse_shard_name(path.stem) if path.suffix == ".json" else None
             if shard is not None:
                 yield shard

@@ -70,7 +70,7 @@ class LatentLoader:
         epoch = self._epoch
         while self._epoch == epoch:
             share = rank_share(order, start=self._samples, **self._ranks)
-            self._advance()
+            self._go_to(self._samples + self._global_batch)
             if len(share):
                 yield self._read(share)
 
@@ -90,11 +90,17 @@ class LatentLoader:
                 f"{self._cache.path}: {len(self._cache)} clips, {state['clips']} when the run was saved: its order "
                 "cannot be continued; start anew, or bring back the cache as it was"
             )
-        self._seed, self._epoch, self._samples = state["seed"], state["epoch"], state["samples"]
+        self._seed, self._epoch = state["seed"], state["epoch"]
+        self._go_to(state["samples"])
 
     @property
     def _global_batch(self) -> int:
         return self._batch_size * self._world_size
+
+    @property
+    def _fewest(self) -> int:
+        """Clips that make a global batch."""
+        return self._global_batch if self._drop_last else 1
 
     @property
     def _ranks(self) -> dict[str, int]:
@@ -105,11 +111,10 @@ class LatentLoader:
             return np.arange(len(self._cache))
         return epoch_order(len(self._cache), seed=self._seed, epoch=self._epoch)
 
-    def _advance(self) -> None:
-        """Step over one global batch, into the next epoch where this one has no batch left."""
-        self._samples += self._global_batch
-        needed = self._global_batch if self._drop_last else 1
-        if len(self._cache) - self._samples < needed:
+    def _go_to(self, samples: int) -> None:
+        """Be at `samples` of this epoch, or at the start of the next where no batch is left."""
+        self._samples = samples
+        if len(self._cache) - samples < self._fewest:
             self._epoch, self._samples = self._epoch + 1, 0
 
     def _read(self, indices: NDArray[np.int64]) -> LatentBatch:
@@ -141,9 +146,8 @@ class LatentLoader:
     def _check_batches(self) -> None:
         if not 0 <= self._rank < self._world_size or self._batch_size < 1:
             raise CacheError(f"batch size {self._batch_size}, rank {self._rank} of {self._world_size}: out of range")
-        needed = self._global_batch if self._drop_last else 1
-        if len(self._cache) < needed:
+        if len(self._cache) < self._fewest:
             raise CacheError(
-                f"{self._cache.path}: {len(self._cache)} clips are too few for one batch of {needed}; "
+                f"{self._cache.path}: {len(self._cache)} clips are too few for one batch of {self._fewest}; "
                 'lower training.batch_size, or run "flcache encode" to the end'
             )

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 import xxhash
 from numpy.typing import NDArray
 
-from flcache.cache.storage import shard_name, storage_errors, write_file
+from flcache.cache.storage import is_file, shard_name, storage_errors, write_file
 from flcache.cache.tar import MAX_NAME_BYTES
 from flcache.errors import CacheError, DamagedError
 
@@ -79,7 +79,7 @@ def write_plan(cache_dir: Path, plan: pd.DataFrame) -> pd.DataFrame:
     """
     fresh = _table(plan)
     path = plan_path(cache_dir)
-    if not path.exists():
+    if not is_file(path):
         check_clip_ids(plan["clip_id"])
         _write_table(path, fresh)
         return read_plan(cache_dir)
@@ -150,13 +150,14 @@ def _run_starts(*columns: NDArray[Any]) -> NDArray[np.int64]:
 
 
 def _table(plan: pd.DataFrame) -> Any:
-    labels = [None if label is None or pd.isna(label) else str(label) for label in plan["label"]]
-    frame = plan.assign(label=pd.Series(labels, index=plan.index, dtype=object))[list(COLUMNS)]
-    return (
-        pa.Table.from_pandas(frame, schema=PLAN_SCHEMA, preserve_index=False)
-        .replace_schema_metadata()
-        .sort_by(_SORTING)
-    )
+    labels = [None if pd.isna(label) else str(label) for label in plan["label"]]
+    timestamps = [None if np.ndim(seconds) == 0 else seconds for seconds in plan["timestamps"]]
+    columns = {name: plan[name] for name in COLUMNS} | {
+        "label": pd.Series(labels, plan.index, dtype=object),
+        "timestamps": pd.Series(timestamps, plan.index, dtype=object),
+    }
+    table = pa.Table.from_pandas(pd.DataFrame(columns), schema=PLAN_SCHEMA, preserve_index=False)
+    return table.replace_schema_metadata().sort_by(_SORTING)
 
 
 def _rows_of(table: Any, split: str) -> Any:
@@ -170,7 +171,7 @@ def _write_table(path: Path, table: Any) -> None:
 
 
 def _read_table(path: Path, columns: Iterable[str]) -> Any:
-    if not path.is_file():
+    if not is_file(path):
         raise CacheError(f'{path}: no plan; "flcache encode" makes it')
     try:
         with storage_errors(path):

@@ -57,7 +57,7 @@ class ShardReader:
 
     def _read_rows(self, path: Path, commit: Commit, num_steps: int) -> Rows:
         with storage_errors(path):
-            idx_bytes = path.stat().st_size if path.exists() else None
+            idx_bytes = path.stat().st_size if path.is_file() else None
         expected = index_size(commit.clips, num_steps, len(self._layouts))
         if idx_bytes != expected:
             found = "missing" if idx_bytes is None else f"{idx_bytes} bytes"

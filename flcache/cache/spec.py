@@ -17,10 +17,12 @@ from typing import Any
 
 from flcache.cache.codec import Codec, get_codec
 from flcache.cache.record import MAX_RECORD_BYTES, canonical_json, parse_object, read_bytes, read_record, seal
-from flcache.cache.storage import remove_leftovers, write_file, write_new_file
+from flcache.cache.storage import is_file, remove_leftovers, write_file, write_new_file
 from flcache.errors import CacheError, DamagedError, SpecMismatch
 
 FORMAT = "flc1"
+_FIELDS = {"format", "fingerprint", "spec", "soft", "channels"}
+_RESTORE = "restore it from a copy, or choose another cache.dir"
 _SHOWN_CHARACTERS = 80
 
 
@@ -68,7 +70,7 @@ def create_or_check(cache_dir: Path, hard: Mapping[str, Any], soft: Mapping[str,
     Raises SpecMismatch, having touched nothing, if the cache holds latents of other hard fields.
     """
     wanted = make_spec(hard, soft)
-    if not spec_path(cache_dir).exists() and write_new_file(spec_path(cache_dir), _serialise(wanted)):
+    if not is_file(spec_path(cache_dir)) and write_new_file(spec_path(cache_dir), _serialise(wanted)):
         return wanted, []
     found = read_spec(cache_dir)
     if found.fingerprint != wanted.fingerprint:
@@ -89,14 +91,16 @@ def differences(cache: Mapping[str, Any], run: Mapping[str, Any]) -> list[str]:
 def read_spec(cache_dir: Path) -> CacheSpec:
     """The spec of the cache at `cache_dir`. Raises CacheError if there is none, or one of a newer format."""
     path = spec_path(cache_dir)
-    if not path.is_file():
+    if not is_file(path):
         raise CacheError(f'{cache_dir}: no cache here (no spec.json); make one with "flcache encode"')
     _check_format(path, parse_object(read_bytes(path, MAX_RECORD_BYTES)))
-    content = read_record(path, repair="restore spec.json from a copy, or encode into another cache.dir")
+    content = read_record(path, repair=_RESTORE)
+    if set(content) != _FIELDS or not isinstance(content["soft"], dict):
+        raise DamagedError(f"{path}: its fields are not those of format {FORMAT}; {_RESTORE}")
     spec = CacheSpec(content["spec"], content["soft"], content["channels"])
     _check_layout(spec, str(path))
     if spec.fingerprint != content["fingerprint"]:
-        raise DamagedError(f"{path}: its fingerprint is not that of its spec; restore it from a copy")
+        raise DamagedError(f"{path}: its fingerprint is not that of its spec; {_RESTORE}")
     return spec
 
 
@@ -134,6 +138,17 @@ def _check_layout(spec: CacheSpec, where: str) -> None:
     if not (_counts(seen, minimum=0) and len(seen) == shape[0]):
         raise CacheError(f"{where}: context.seen_until is {seen!r}; it must hold one step for each of {shape[0]}")
     get_codec(hard.get("codec"))
+    if spec.channels is not None and not _is_channels(spec.channels, shape[3]):
+        raise CacheError(f"{where}: channels must hold mean and rms of {shape[3]} channels and their count")
+
+
+def _is_channels(channels: Any, width: int) -> bool:
+    if not isinstance(channels, dict) or set(channels) != {"mean", "rms", "count"}:
+        return False
+    lists = [channels["mean"], channels["rms"]]
+    return all(isinstance(values, list) and len(values) == width for values in lists) and all(
+        isinstance(value, float) for values in lists for value in values
+    )
 
 
 def _field(hard: dict[str, Any], section: str, name: str) -> Any:

@@ -77,6 +77,12 @@ def storage_errors(path: Path) -> Iterator[None]:
         raise CacheError(f"{error.filename or path}: {advice}") from error
 
 
+def is_file(path: Path) -> bool:
+    """Whether `path` is a file. Raises CacheError where that cannot be seen."""
+    with storage_errors(path):
+        return path.is_file()
+
+
 class TemporaryFile:
     """A file on its way to `final`, open for writing as `stream`. Ends with `publish` or `discard`."""
 

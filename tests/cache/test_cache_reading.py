@@ -7,28 +7,17 @@ import json
 import subprocess
 import sys
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import webdataset
+from small_cache import CODECS, SHAPE, D, T, clip_latents, make_cache
 
 from flcache.cache import LatentCache, read_plan
 from flcache.cache.index import read_index
 from flcache.errors import CacheError, DamagedError
-
-CODECS = {"float16": np.float16, "float32": np.float32}
-MakeCache = Callable[..., Path]
-T, H, W, D = SHAPE = (4, 2, 2, 6)
-
-
-def expected_latents(clip_id: str, codec: str) -> np.ndarray:
-    seed = int.from_bytes(clip_id.encode(), "little")
-    latents = np.random.default_rng(seed).normal(size=SHAPE).astype(np.float32)
-    latents[..., 0] = 20 + 3 * latents[..., 0]
-    return latents.astype(CODECS[codec])
 
 
 def tars(cache_dir: Path) -> list[Path]:
@@ -47,13 +36,13 @@ def webdataset_samples(tars: list[Path]) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("codec", CODECS)
-def test_read_equals_written(make_cache: MakeCache, codec: str) -> None:
-    cache = LatentCache(make_cache(codec=codec))
+def test_read_equals_written(tmp_path: Path, codec: str) -> None:
+    cache = LatentCache(make_cache(tmp_path / "cache", codec=codec))
     assert len(cache) == 23 + 5 - 2
     assert cache.clips("train") == len(cache.split("train")) == 22
     assert cache.splits == ("train", "val")
     for clip_id, clip in zip(cache.ids, cache, strict=True):
-        expected = expected_latents(clip_id, codec)
+        expected = clip_latents(clip_id).astype(CODECS[codec])
         assert clip.clip_id == clip_id
         assert clip.latents.dtype == expected.dtype
         assert clip.latents.tobytes() == expected.tobytes()
@@ -61,8 +50,8 @@ def test_read_equals_written(make_cache: MakeCache, codec: str) -> None:
         assert clip.seen_until == (0, 1, 2, 3)
 
 
-def test_clips_are_those_of_the_plan(make_cache: MakeCache) -> None:
-    cache_dir = make_cache()
+def test_clips_are_those_of_the_plan(tmp_path: Path) -> None:
+    cache_dir = make_cache(tmp_path / "cache")
     plan = read_plan(cache_dir).set_index("clip_id")
     for clip in LatentCache(cache_dir):
         row = plan.loc[clip.clip_id]
@@ -72,13 +61,13 @@ def test_clips_are_those_of_the_plan(make_cache: MakeCache) -> None:
     assert failed == set(plan.index[(plan["shard"] == 0) & (plan["slot"] == 1)])
 
 
-def test_padded_steps_are_not_valid(make_cache: MakeCache) -> None:
-    valid = [clip.valid.tolist() for clip in LatentCache(make_cache(), "val")]
+def test_padded_steps_are_not_valid(tmp_path: Path) -> None:
+    valid = [clip.valid.tolist() for clip in LatentCache(make_cache(tmp_path / "cache"), "val")]
     assert valid == [[True] * 4] * 3 + [[True, True, False, False]]
 
 
-def test_window_is_a_slice_of_the_clip(make_cache: MakeCache) -> None:
-    cache = LatentCache(make_cache())
+def test_window_is_a_slice_of_the_clip(tmp_path: Path) -> None:
+    cache = LatentCache(make_cache(tmp_path / "cache"))
     for start in range(T):
         for stop in range(start + 1, T + 1):
             clip, window = cache[7], cache.window(7, start, stop)
@@ -90,16 +79,16 @@ def test_window_is_a_slice_of_the_clip(make_cache: MakeCache) -> None:
         cache.window(0, 2, 5)
 
 
-def test_numbers_wrap_and_end_as_in_a_list(make_cache: MakeCache) -> None:
-    cache = LatentCache(make_cache())
+def test_numbers_wrap_and_end_as_in_a_list(tmp_path: Path) -> None:
+    cache = LatentCache(make_cache(tmp_path / "cache"))
     assert cache[-1].clip_id == cache[len(cache) - 1].clip_id
     with pytest.raises(IndexError):
         cache[len(cache)]
 
 
 @pytest.mark.parametrize("codec", CODECS)
-def test_webdataset_reads_every_sample(make_cache: MakeCache, codec: str) -> None:
-    cache = LatentCache(make_cache(codec=codec))
+def test_webdataset_reads_every_sample(tmp_path: Path, codec: str) -> None:
+    cache = LatentCache(make_cache(tmp_path / "cache", codec=codec))
     samples = webdataset_samples(tars(cache.path))
     assert [sample["__key__"] for sample in samples] == cache.ids
     for sample, clip in zip(samples, cache, strict=True):
@@ -111,8 +100,8 @@ def test_webdataset_reads_every_sample(make_cache: MakeCache, codec: str) -> Non
 
 
 @pytest.mark.parametrize("codec", CODECS)
-def test_tar_and_numpy_read_every_sample(make_cache: MakeCache, tmp_path: Path, codec: str) -> None:
-    cache = LatentCache(make_cache(codec=codec))
+def test_tar_and_numpy_read_every_sample(tmp_path: Path, codec: str) -> None:
+    cache = LatentCache(make_cache(tmp_path / "cache", codec=codec))
     for tar in tars(cache.path):
         subprocess.run(["tar", "-xf", tar, "-C", tmp_path], check=True)
     for clip in cache:
@@ -121,14 +110,14 @@ def test_tar_and_numpy_read_every_sample(make_cache: MakeCache, tmp_path: Path, 
     assert (tmp_path / "__flc__" / "fingerprint").read_text() == cache.fingerprint
 
 
-def test_payloads_lie_on_pages(make_cache: MakeCache) -> None:
-    for tar in tars(make_cache()):
+def test_payloads_lie_on_pages(tmp_path: Path) -> None:
+    for tar in tars(make_cache(tmp_path / "cache")):
         rows = read_index(tar.with_suffix(".idx"), num_steps=T, num_payloads=1, repair="")
         assert len(rows) and not np.any(rows["payloads"]["offset"] % 4096)
 
 
-def test_statistics_are_those_of_the_valid_steps(make_cache: MakeCache) -> None:
-    cache_dir = make_cache()
+def test_statistics_are_those_of_the_valid_steps(tmp_path: Path) -> None:
+    cache_dir = make_cache(tmp_path / "cache")
     clips = list(LatentCache(cache_dir, "train"))
     values = np.concatenate([clip.latents[clip.valid].reshape(-1, D).astype(np.float64) for clip in clips])
     kept = LatentCache(cache_dir).statistics()
@@ -137,14 +126,14 @@ def test_statistics_are_those_of_the_valid_steps(make_cache: MakeCache) -> None:
     assert LatentCache(cache_dir).spec.channels is not None
 
 
-def test_statistics_without_the_calibrated_spec_are_the_same(make_cache: MakeCache) -> None:
-    complete = LatentCache(make_cache())
+def test_statistics_without_the_calibrated_spec_are_the_same(tmp_path: Path) -> None:
+    complete = LatentCache(make_cache(tmp_path / "cache"))
     channels = complete._merged_channels
     assert channels == complete.spec.channels
 
 
-def test_shard_of_other_size_is_damaged(make_cache: MakeCache) -> None:
-    cache_dir = make_cache()
+def test_shard_of_other_size_is_damaged(tmp_path: Path) -> None:
+    cache_dir = make_cache(tmp_path / "cache")
     for name in ("train-000001.tar", "train-000001.idx"):
         path = cache_dir / "shards" / name
         whole = path.read_bytes()
@@ -159,8 +148,8 @@ def test_shard_of_other_size_is_damaged(make_cache: MakeCache) -> None:
     assert len(list(LatentCache(cache_dir))) == 26
 
 
-def test_every_damaged_commit_is_noticed(make_cache: MakeCache) -> None:
-    cache_dir = make_cache()
+def test_every_damaged_commit_is_noticed(tmp_path: Path) -> None:
+    cache_dir = make_cache(tmp_path / "cache")
     path = cache_dir / "commits" / "train-000002.json"
     whole = path.read_bytes()
     mutations = [
@@ -176,16 +165,16 @@ def test_every_damaged_commit_is_noticed(make_cache: MakeCache) -> None:
         LatentCache(cache_dir)
 
 
-def test_no_cache_and_no_split_are_clear(make_cache: MakeCache, tmp_path: Path) -> None:
+def test_no_cache_and_no_split_are_clear(tmp_path: Path) -> None:
     with pytest.raises(CacheError, match="no cache here"):
         LatentCache(tmp_path / "nothing")
     with pytest.raises(CacheError, match="no split 'test'; there are train, val"):
-        LatentCache(make_cache(), "test")
+        LatentCache(make_cache(tmp_path / "cache"), "test")
 
 
-def test_room_and_summary_load_no_torch(make_cache: MakeCache) -> None:
+def test_room_and_summary_load_no_torch(tmp_path: Path) -> None:
     program = (
         "import sys, flcache.cache as cache; cache.summary(sys.argv[1]); cache.LatentCache(sys.argv[1])[0]; "
         "assert not {'torch', 'transformers'} & set(sys.modules)"
     )
-    subprocess.run([sys.executable, "-c", program, make_cache()], check=True)
+    subprocess.run([sys.executable, "-c", program, make_cache(tmp_path / "cache")], check=True)

@@ -1,14 +1,12 @@
-"""A small real cache: two splits, several shards, one padded clip and one failure."""
+"""Makes a small real cache: two splits, several shards, padded clips and a failure in each split; also as a program."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-import pytest
 
 from flcache.cache import (
     CacheSpec,
@@ -23,15 +21,17 @@ from flcache.cache import (
     write_plan,
 )
 
+Shape = tuple[int, int, int, int]
 T, H, W, D = SHAPE = (4, 2, 2, 6)
+CODECS = {"float16": np.float16, "float32": np.float32}
 
 
-def hard_spec(codec: str = "float16", *, seen_until: list[int] | None = None) -> dict[str, Any]:
+def hard_spec(codec: str = "float16", shape: Shape = SHAPE, seen_until: list[int] | None = None) -> dict[str, Any]:
     return {
         "encoder": {"name": "tiny", "digest": "0" * 64},
         "clip": {"frames": 8, "fps": 4.0},
-        "context": {"mode": "step", "seen_until": seen_until or list(range(T))},
-        "layout": {"shape": list(SHAPE)},
+        "context": {"mode": "step", "seen_until": seen_until or list(range(shape[0]))},
+        "layout": {"shape": list(shape)},
         "codec": codec,
     }
 
@@ -50,19 +50,19 @@ def clip_table(num_clips: int, name: str = "video") -> pd.DataFrame:
     )
 
 
-def clip_latents(clip_id: str) -> np.ndarray:
+def clip_latents(clip_id: str, shape: Shape = SHAPE) -> np.ndarray:
     """(T, H, W, D) latents that only the id decides, with one channel far from the others."""
     seed = int.from_bytes(clip_id.encode(), "little")
-    latents = np.random.default_rng(seed).normal(size=SHAPE).astype(np.float32)
+    latents = np.random.default_rng(seed).normal(size=shape).astype(np.float32)
     latents[..., 0] = 20 + 3 * latents[..., 0]
     return latents
 
 
-def encoded_clip(row: Any, *, valid_steps: int = T) -> EncodedClip:
+def encoded_clip(row: Any, *, shape: Shape = SHAPE, valid_steps: int = T) -> EncodedClip:
     return EncodedClip(
         clip_id=row.clip_id,
         slot=row.slot,
-        latents=clip_latents(row.clip_id),
+        latents=clip_latents(row.clip_id, shape),
         times=[0.125 + 0.5 * step for step in range(T)],
         timestamps=row.timestamps,
         mask=[frame < 2 * valid_steps for frame in range(8)],
@@ -81,14 +81,17 @@ def write_shard(cache_dir: Path, spec: CacheSpec, split: str, shard: int, rows: 
                 failure = Failure(row.clip_id, row.slot, row.video, "decode", "DecodeError", "moov atom not found", 1)
                 writer.fail(failure)
             else:
-                writer.add(encoded_clip(row, valid_steps=2 if row.slot == len(rows) - 1 else T))
+                valid_steps = 2 if row.slot == len(rows) - 1 else T
+                writer.add(encoded_clip(row, shape=spec.latent_shape, valid_steps=valid_steps))
         writer.commit()
 
 
-def plan_cache(cache_dir: Path, *, codec: str = "float16", num_train: int = 23, num_val: int = 5) -> CacheSpec:
+def plan_cache(
+    cache_dir: Path, *, codec: str = "float16", shape: Shape = SHAPE, num_train: int = 23, num_val: int = 5
+) -> CacheSpec:
     """The spec and plan of a cache of five clips a shard."""
-    spec, _ = create_or_check(cache_dir, hard_spec(codec), {"device": "cpu"})
-    clip_bytes = spec.codec.clip_bytes(SHAPE)
+    spec, _ = create_or_check(cache_dir, hard_spec(codec, shape), {"device": "cpu"})
+    clip_bytes = spec.codec.clip_bytes(shape)
     for split, number in (("train", num_train), ("val", num_val)):
         clips = clip_table(number, split)
         write_plan(cache_dir, assign_shards(clips, split, clip_bytes=clip_bytes, shard_bytes=5 * clip_bytes, seed=0))
@@ -102,11 +105,11 @@ def fill_cache(cache_dir: Path, spec: CacheSpec) -> None:
     finalize_statistics(cache_dir)
 
 
-@pytest.fixture
-def make_cache(tmp_path: Path) -> Callable[..., Path]:
-    def make(name: str = "cache", **options: Any) -> Path:
-        cache_dir = tmp_path / name
-        fill_cache(cache_dir, plan_cache(cache_dir, **options))
-        return cache_dir
+def make_cache(cache_dir: Path, **options: Any) -> Path:
+    fill_cache(cache_dir, plan_cache(cache_dir, **options))
+    return cache_dir
 
-    return make
+
+def file_bytes(folder: Path) -> dict[str, bytes]:
+    """Every file below `folder`."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
