@@ -7,7 +7,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 
@@ -66,8 +68,8 @@ class LatentBatch:
 class VideoBatch:
     """Decoded frames of B clips, before any encoder."""
 
-    frames: Tensor
-    """(B, F, h, w, 3) uint8."""
+    frames: tuple[Tensor, ...]
+    """B tensors (F, h, w, 3), uint8; videos differ in size."""
     times: Tensor
     """(B, T) seconds of the encoder's steps, as in `LatentBatch`."""
     valid: Tensor
@@ -79,8 +81,9 @@ class VideoBatch:
         return len(self.ids)
 
     def to(self, device: torch.device | str) -> VideoBatch:
-        frames, times = self.frames.to(device, non_blocking=True), self.times.to(device, non_blocking=True)
-        return replace(self, frames=frames, times=times, valid=self.valid.to(device, non_blocking=True))
+        frames = tuple(clip.to(device, non_blocking=True) for clip in self.frames)
+        times, valid = self.times.to(device, non_blocking=True), self.valid.to(device, non_blocking=True)
+        return replace(self, frames=frames, times=times, valid=valid)
 
 
 @dataclass(frozen=True)
@@ -93,3 +96,14 @@ class ChannelStatistics:
     def standardise(self, latents: Tensor) -> Tensor:
         """(..., D) latents to zero mean and unit deviation per channel, float32."""
         return (latents.float() - self.mean.to(latents.device)) / self.std.to(latents.device)
+
+
+def step_times(timestamps: NDArray[np.float64], tubelet_size: int) -> NDArray[np.float32]:
+    """Seconds of each step: the mean of its frames' `timestamps` (F,), measured from the clip's first frame; (T,)."""
+    relative = timestamps - timestamps[0]
+    return relative.reshape(-1, tubelet_size).mean(axis=1).astype(np.float32)
+
+
+def step_valid(mask: NDArray[np.bool_], tubelet_size: int) -> NDArray[np.bool_]:
+    """Which steps hold at least one real frame, from the frames' padding `mask` (F,), True where real; (T,)."""
+    return mask.reshape(-1, tubelet_size).any(axis=1)

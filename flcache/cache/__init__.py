@@ -12,6 +12,7 @@ from flcache.cache.codec import CODECS, Codec, ValueRangeError, get_codec
 from flcache.cache.commit import Commit, Failure, is_committed, read_commits, read_failures
 from flcache.cache.order import epoch_order, rank_share
 from flcache.cache.plan import assign_shards, check_clip_ids, read_plan, write_plan
+from flcache.cache.sampler import EpochSampler
 from flcache.cache.shard import EncodedClip, ShardWriter
 from flcache.cache.spec import FORMAT, CacheSpec, create_or_check, differences, make_spec, read_spec
 from flcache.cache.statistics import finalize_statistics
@@ -28,6 +29,7 @@ __all__ = [
     "Codec",
     "Commit",
     "EncodedClip",
+    "EpochSampler",
     "Failure",
     "LatentCache",
     "LatentLoader",

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from flcache.encoder.context import groups, seen_until
 from flcache.encoder.families import Family, check_pixels, patch_shape, to_grid
+from flcache.encoder.processing import output_size
 from flcache.encoder.trainable import set_trainable
 from flcache.errors import EncoderError
 
@@ -64,6 +65,13 @@ class LatentVideoModel(nn.Module):
                 f'last would be lost: set "clip.frames" to a multiple of {self.tubelet_size}'
             )
         return num_frames // self.tubelet_size
+
+    def latent_shape(self, num_frames: int) -> tuple[int, int, int, int]:
+        """(T, H, W, D) of a clip of `num_frames` frames."""
+        _, patch_height, patch_width = patch_shape(self.config)
+        height, width = output_size(self.processor)
+        grid = (height // patch_height, width // patch_width)
+        return (self.num_steps(num_frames), *grid, int(self.config.hidden_size))
 
     def seen_until(self, num_frames: int) -> list[int]:
         """For each step of such a clip the last step whose pixels could have influenced it."""

@@ -1,1 +1,5 @@
-"""See docs/architecture.md."""
+"""Where shard tasks run."""
+
+from flcache.engines.shard_task import ClipTask, ShardEncoder, ShardTask
+
+__all__ = ["ClipTask", "ShardEncoder", "ShardTask"]

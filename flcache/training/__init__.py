@@ -1,1 +1,28 @@
-"""See docs/architecture.md."""
+"""Training of a predictor, and of its encoder where that is unfrozen."""
+
+from flcache.training.checkpoint import RunRecord, has_checkpoint, latest_checkpoint, read_record
+from flcache.training.log import read_metrics
+from flcache.training.loop import LoopOptions, Run, Source
+from flcache.training.objective import counted_splits
+from flcache.training.optimiser import build_optimiser, count_parameters, parameter_table, warmup_cosine
+from flcache.training.sources import LiveClip, VideoSource
+from flcache.training.world_model import WorldModel
+
+__all__ = [
+    "LiveClip",
+    "LoopOptions",
+    "Run",
+    "RunRecord",
+    "Source",
+    "VideoSource",
+    "WorldModel",
+    "build_optimiser",
+    "count_parameters",
+    "counted_splits",
+    "has_checkpoint",
+    "latest_checkpoint",
+    "parameter_table",
+    "read_metrics",
+    "read_record",
+    "warmup_cosine",
+]

@@ -1,0 +1,59 @@
+"""Metrics of a run: one JSON line a logged step, and the same scalars for TensorBoard."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import TracebackType
+
+from torch.utils.tensorboard import SummaryWriter
+
+
+class MetricsLog:
+    """Appends to `metrics.jsonl` and to TensorBoard's event files in `directory`.
+
+    A run that resumes at `start_step` drops the lines of later steps first, so that the file reads as if nothing had
+    happened in between.
+    """
+
+    def __init__(self, directory: Path, *, start_step: int = 0) -> None:
+        directory.mkdir(parents=True, exist_ok=True)
+        self.path = directory / "metrics.jsonl"
+        kept = [line for line in read_metrics(self.path) if line["step"] <= start_step] if start_step else []
+        self.path.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+        self._file = self.path.open("a", encoding="utf-8")
+        self._writer = SummaryWriter(str(directory / "tensorboard"), purge_step=start_step + 1 if start_step else None)
+
+    def write(self, step: int, metrics: dict[str, float]) -> None:
+        self._file.write(json.dumps({"step": step, **metrics}) + "\n")
+        self._file.flush()
+        for name, value in metrics.items():
+            self._writer.add_scalar(name, value, step)
+
+    def __enter__(self) -> MetricsLog:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._file.close()
+        self._writer.close()
+
+
+class NoLog:
+    """What processes other than the main one write to."""
+
+    def write(self, step: int, metrics: dict[str, float]) -> None: ...
+
+    def __enter__(self) -> NoLog:
+        return self
+
+    def __exit__(self, *exception: object) -> None: ...
+
+
+def read_metrics(path: Path) -> list[dict[str, float]]:
+    """The lines of a `metrics.jsonl`; a last line cut short by a kill is left out."""
+    if not path.exists():
+        return []
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    return [json.loads(line) for line in lines if line.endswith("\n")]

@@ -1,0 +1,180 @@
+"""The mechanics of a training run: batches in, optimiser steps, logs and checkpoints out.
+
+Accelerate carries devices, precision, data parallelism, accumulation and the bytes of checkpoints.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from flcache.training.checkpoint import RunRecord, check_same_run, latest_checkpoint, read_record, save_checkpoint
+from flcache.training.collapse import LatentHealth, check_collapse, latent_health
+from flcache.training.log import MetricsLog, NoLog
+from flcache.training.objective import check_finite
+from flcache.training.world_model import Batch, WorldModel
+
+OnStep = Callable[[int, dict[str, float]], None]
+"""Called after every optimiser step with its number and, on logged steps, the metrics."""
+WATCH_EVERY = 50
+"""Optimiser steps between two looks at the spread of a trainable encoder's latents."""
+
+
+class Source(Protocol):
+    """Endless batches, resumable: `flcache.cache.LatentLoader` and `flcache.training.sources.VideoSource`."""
+
+    def __iter__(self) -> Iterator[Batch]: ...
+    def state_dict(self) -> dict[str, Any]: ...
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
+@dataclass(frozen=True)
+class LoopOptions:
+    """How long and how a run goes; the fields of the configuration's `training` section."""
+
+    steps: int
+    accumulate: int
+    clip_norm: float
+    checkpoint_every: int
+    keep_checkpoints: int
+    log_every: int
+    ema_decay: float
+
+
+class Run:
+    """A training run: model, source, optimiser and schedule, and the folder they are kept in.
+
+    `step` counts optimiser steps. Two runs of one configuration, seed and machine are equal, and so is a run that was
+    stopped at a checkpoint and resumed.
+    """
+
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        model: WorldModel,
+        source: Source,
+        optimiser: Optimizer,
+        schedule: LRScheduler,
+        *,
+        directory: Path,
+        record: RunRecord,
+        config: str,
+    ) -> None:
+        self.accelerator = accelerator
+        self.model = model
+        self.source = source
+        self.schedule = schedule
+        self.directory = directory
+        self.record = record
+        self.config = config
+        self.step = 0
+        self._health: LatentHealth | None = None
+        self._wrapped: Any
+        self._wrapped, self._optimiser = accelerator.prepare(model, optimiser)
+        # Not prepared by Accelerate, whose wrapper steps a schedule once per process; only saved with its state.
+        accelerator.register_for_checkpointing(schedule, self)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What Accelerate does not know: the step, the position in the data, the latents' spread at the start."""
+        health = (self._health.deviation, self._health.rank) if self._health else None
+        return {"step": self.step, "source": self.source.state_dict(), "health": health}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.step = state["step"]
+        self.source.load_state_dict(state["source"])
+        self._health = LatentHealth(*state["health"]) if state["health"] else None
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.directory / "checkpoints"
+
+    def resume(self) -> None:
+        """Continue from the newest checkpoint. Raises TrainingError where there is none, or it is of another run."""
+        checkpoint = latest_checkpoint(self.checkpoints)
+        check_same_run(read_record(checkpoint), self.record, checkpoint)
+        self.accelerator.load_state(str(checkpoint))
+
+    def save(self, keep: int) -> Path:
+        """Write a checkpoint of the present step."""
+        record = replace(self.record, step=self.step)
+        return save_checkpoint(self.accelerator, self.checkpoints, record, self.config, keep=keep)
+
+    def fit(self, options: LoopOptions, on_step: OnStep) -> None:
+        """Train to `options.steps`. Raises TrainingError on a loss that is not finite and on collapsing latents."""
+        batches = endless(self.source)
+        with self._log() as log:
+            while self.step < options.steps:
+                metrics = self._optimise(batches, options)
+                if self.step % options.log_every == 0 or self.step in (1, options.steps):
+                    values = self._reduce(metrics)
+                    log.write(self.step, values)
+                    on_step(self.step, values)
+                else:
+                    on_step(self.step, {})
+                if self.step % options.checkpoint_every == 0 or self.step == options.steps:
+                    self.save(options.keep_checkpoints)
+
+    def _optimise(self, batches: Iterator[Batch], options: LoopOptions) -> dict[str, Tensor | float]:
+        """One optimiser step over `options.accumulate` batches; metrics of the last of them."""
+        started, waited, clips = time.perf_counter(), 0.0, 0
+        for _ in range(options.accumulate):
+            asked = time.perf_counter()
+            batch = next(batches).to(self.accelerator.device)
+            waited += time.perf_counter() - asked
+            clips += len(batch)
+            with self.accelerator.accumulate(self._wrapped):
+                result = self._wrapped(batch)
+                check_finite(result.loss, result.per_clip, batch.ids)
+                self.accelerator.backward(result.loss)
+                norm = self._clip_gradients(options.clip_norm)
+                self._optimiser.step()
+                self._optimiser.zero_grad()
+        rate = self.schedule.get_last_lr()[0]
+        self.schedule.step()
+        self.step += 1
+        self.model.update_target(options.ema_decay)
+        self._watch(batch)
+        elapsed = time.perf_counter() - started
+        timing = {"clips_per_s": clips / elapsed, "data_wait_fraction": waited / elapsed}
+        return {"loss": result.loss.detach(), **result.metrics, "gradient_norm": norm, "learning_rate": rate, **timing}
+
+    def _clip_gradients(self, clip_norm: float) -> Tensor | float:
+        if not self.accelerator.sync_gradients:
+            return 0.0
+        return self.accelerator.clip_grad_norm_(self.model.parameters(), clip_norm)  # type: ignore[no-any-return]
+
+    def _watch(self, batch: Batch) -> None:
+        """With a trainable encoder, every `WATCH_EVERY` steps: have the latents collapsed?"""
+        if self.model.encoder is None or not (self.step == 1 or self.step % WATCH_EVERY == 0):
+            return
+        with torch.no_grad():
+            health = latent_health(self.model.to_latents(batch).latents)
+        self._health = self._health or health
+        check_collapse(health, self._health, step=self.step)
+
+    def _reduce(self, metrics: dict[str, Tensor | float]) -> dict[str, float]:
+        """Metrics as floats, averaged over processes."""
+        values = torch.tensor([float(value) for value in metrics.values()], device=self.accelerator.device)
+        mean = self.accelerator.reduce(values, reduction="mean")
+        return dict(zip(metrics, mean.tolist(), strict=True))
+
+    def _log(self) -> AbstractContextManager[MetricsLog | NoLog]:
+        if not self.accelerator.is_main_process:
+            return NoLog()
+        return MetricsLog(self.directory, start_step=self.step)
+
+
+def endless(source: Source) -> Iterator[Batch]:
+    """Epoch after epoch of `source`."""
+    while True:
+        yield from source

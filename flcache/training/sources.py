@@ -1,0 +1,84 @@
+"""Live videos as a training source: the clips of a plan, decoded in the epoch order that a cache would use."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from flcache.batch import VideoBatch, step_times, step_valid
+from flcache.cache import EpochSampler
+from flcache.errors import DataError
+from flcache.videos import ClipRequest, DecodedClip, DecodePool
+
+
+@dataclass(frozen=True)
+class LiveClip:
+    """One clip of the plan whose video is on disk."""
+
+    clip_id: str
+    path: Path
+    request: ClipRequest
+
+
+class VideoSource:
+    """Batches of decoded frames; iterating yields the rest of the current epoch, as `LatentLoader` does.
+
+    A clip that cannot be decoded is left out of its batch and kept in `failures` with its reason, never replaced.
+    Raises DataError once more than `max_failed_fraction` of the clips asked for have failed.
+    """
+
+    def __init__(
+        self,
+        clips: Sequence[LiveClip],
+        pool: DecodePool,
+        sampler: EpochSampler,
+        *,
+        context_steps: int,
+        tubelet_size: int,
+        max_failed_fraction: float,
+    ) -> None:
+        self.failures: dict[str, str] = {}
+        self._clips, self._pool, self._sampler = clips, pool, sampler
+        self._context_steps, self._tubelet_size = context_steps, tubelet_size
+        self._max_failed_fraction = max_failed_fraction
+
+    def __iter__(self) -> Iterator[VideoBatch]:
+        shares = list(self._sampler.remaining())
+        clips = [self._clips[index] for share in shares for index in share.tolist()]
+        decoding = self._pool.decode((clip, clip.path, clip.request) for clip in clips)
+        for share in shares:
+            decoded = [next(decoding) for _ in share]
+            self._sampler.advance()
+            good = [(clip, item) for clip, item in decoded if isinstance(item, DecodedClip)]
+            self._note_failures([(clip, item) for clip, item in decoded if not isinstance(item, DecodedClip)])
+            if good:
+                yield self._batch(good)
+
+    def state_dict(self) -> dict[str, int]:
+        return self._sampler.state_dict()
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self._sampler.load_state_dict(state)
+
+    def _batch(self, clips: Sequence[tuple[LiveClip, DecodedClip]]) -> VideoBatch:
+        times = [step_times(decoded.timestamps, self._tubelet_size) for _, decoded in clips]
+        valid = [step_valid(decoded.mask, self._tubelet_size) for _, decoded in clips]
+        return VideoBatch(
+            frames=tuple(torch.from_numpy(decoded.frames) for _, decoded in clips),
+            times=torch.stack([torch.from_numpy(seconds) for seconds in times]),
+            valid=torch.stack([torch.from_numpy(steps) for steps in valid]),
+            ids=tuple(clip.clip_id for clip, _ in clips),
+            context_steps=self._context_steps,
+        )
+
+    def _note_failures(self, failed: Sequence[tuple[LiveClip, Exception]]) -> None:
+        self.failures |= {clip.clip_id: str(error) for clip, error in failed}
+        if len(self.failures) > self._max_failed_fraction * len(self._clips):
+            clip_id, reason = next(iter(self.failures.items()))
+            raise DataError(
+                f"{len(self.failures)} of {len(self._clips)} clips cannot be decoded, {clip_id} first ({reason}); mend "
+                f"the videos, or allow more with encode.max_failed_fraction"
+            )

@@ -1,0 +1,90 @@
+"""What is trained: a predictor, and with it the encoder where the configuration unfreezes it.
+
+One objective serves both sources. Latents from a cache go straight to the predictor; frames are encoded first. When
+the encoder trains, the targets come from an exponential moving average of it, without gradient, so that the pair
+cannot agree on a constant.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from flcache.batch import ChannelStatistics, LatentBatch, VideoBatch
+from flcache.encoder import LatentVideoModel
+from flcache.training.objective import NextStepLoss, next_step_loss
+
+Batch = LatentBatch | VideoBatch
+
+
+class WorldModel(nn.Module):
+    """Predictor, channel statistics and, when it trains, the encoder with its moving average.
+
+    `splits` are the steps whose prediction counts (`counted_splits`), `loss` the kind of distance. `forward` takes a
+    `LatentBatch` of standardised latents or a `VideoBatch` of frames and returns the loss. A frozen encoder is held
+    outside the module tree: it is neither saved with checkpoints nor seen by data-parallel wrappers.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self,
+        predictor: nn.Module,
+        statistics: ChannelStatistics,
+        *,
+        splits: Sequence[int],
+        loss: str,
+        encoder: LatentVideoModel | None = None,
+    ) -> None:
+        super().__init__()
+        self.predictor = predictor
+        self.splits = list(splits)
+        self.loss = loss
+        self.register_buffer("mean", statistics.mean.clone())
+        self.register_buffer("std", statistics.std.clone())
+        self.encoder: LatentVideoModel | None = None
+        self.target_encoder: LatentVideoModel | None = None
+        self._frozen: tuple[LatentVideoModel, ...] = ()
+        if encoder is not None and encoder.trainable:
+            self.encoder, self.target_encoder = encoder, copy.deepcopy(encoder)
+            self.target_encoder.requires_grad_(False)
+        elif encoder is not None:
+            self._frozen = (encoder,)
+
+    @property
+    def statistics(self) -> ChannelStatistics:
+        return ChannelStatistics(self.mean, self.std)
+
+    def forward(self, batch: Batch) -> NextStepLoss:
+        latents = self.to_latents(batch)
+        predictions = self.predictor(latents.latents[:, :-1], latents.times[:, :-1], latents.times[:, 1:])
+        return next_step_loss(predictions, latents, self.splits, self.loss)
+
+    def to_latents(self, batch: Batch) -> LatentBatch:
+        """Standardised latents of a batch: as they come from a cache, encoded when it holds frames."""
+        if isinstance(batch, LatentBatch):
+            return batch
+        latents = self.statistics.standardise((self.encoder or self._frozen[0])(batch.frames))
+        targets = latents
+        if self.target_encoder is not None:
+            with torch.no_grad():
+                targets = self.statistics.standardise(self.target_encoder(batch.frames))
+        return LatentBatch(latents, targets, batch.times, batch.valid, batch.ids, batch.context_steps)
+
+    @torch.no_grad()
+    def update_target(self, decay: float) -> None:
+        """Move the target encoder towards the trained one: target = decay * target + (1 - decay) * encoder."""
+        if self.encoder is None or self.target_encoder is None:
+            return
+        for target, online in zip(self.target_encoder.parameters(), self.encoder.parameters(), strict=True):
+            target.lerp_(online, 1 - decay)
+
+    def train(self, mode: bool = True) -> WorldModel:
+        super().train(mode)
+        if self.target_encoder is not None:
+            self.target_encoder.eval()
+        return self

@@ -1,0 +1,114 @@
+"""From annotation files to the clips of a split: read, probe where the rule needs it, plan, and find on disk."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from flcache.config import Config
+from flcache.engines import ClipTask
+from flcache.errors import ConfigError, DataError, DecodeError
+from flcache.videos import (
+    ClipRequest,
+    ClipRule,
+    Video,
+    VideoFolder,
+    needs_duration,
+    plan_clips,
+    probe,
+    read_annotations,
+)
+
+SPLITS = ("train", "val")
+PROBE_THREADS = 8
+
+
+@dataclass(frozen=True)
+class SplitClips:
+    """The clips of one split, before shards are assigned."""
+
+    split: str
+    clips: pd.DataFrame
+    folder: VideoFolder
+    missing: tuple[Video, ...]
+    """Annotated videos that are not on disk."""
+
+
+def clip_rule(config: Config) -> ClipRule:
+    clip = config.clip
+    return ClipRule(clip.frames, clip.fps, clip.stride, clip.clips_per_video, clip.short)
+
+
+def configured_splits(config: Config) -> list[str]:
+    """The splits that have an annotation file. Raises ConfigError where none has."""
+    splits = [split for split in SPLITS if getattr(config.dataset, split)]
+    if not splits:
+        raise ConfigError(
+            "dataset.train is not set: give the path of an annotation file, dataset.train=/path/train.csv"
+        )
+    return splits
+
+
+def configured_cache_dir(config: Config) -> Path:
+    if not config.cache.dir:
+        raise ConfigError("cache.dir is not set: give the folder to keep the latents in, cache.dir=PATH")
+    return Path(config.cache.dir)
+
+
+def read_split(config: Config, split: str) -> SplitClips:
+    """The clips of `split` and which of its videos are missing. Raises DataError where too many are."""
+    dataset = config.dataset
+    annotations = getattr(dataset, split)
+    if not annotations:
+        raise ConfigError(f"dataset.{split} is not set: give the path of an annotation file, dataset.{split}=PATH")
+    if not dataset.root:
+        raise ConfigError("dataset.root is not set: give the folder that the annotated paths are relative to")
+    videos = read_annotations(Path(annotations), labels=Path(dataset.labels) if dataset.labels else None)
+    folder = VideoFolder(Path(dataset.root))
+    missing = tuple(video for video in videos if folder.find(video) is None)
+    _check_missing(config, split, videos, missing, folder)
+    rule = clip_rule(config)
+    clips = plan_clips(videos, rule, _probe(needs_duration(rule, videos), folder))
+    return SplitClips(split, clips, folder, missing)
+
+
+def clip_tasks(plan: pd.DataFrame, folder: VideoFolder, rule: ClipRule) -> list[ClipTask]:
+    """The rows of a plan as tasks, each with the path of its video where there is one."""
+    tasks = []
+    for row in plan.itertuples(index=False):
+        video = Video(row.video_id, row.video, row.label, None)
+        timestamps = None if row.timestamps is None else tuple(row.timestamps)
+        request = ClipRequest(rule.frames, row.start_s, timestamps, rule.stride, rule.short)
+        path, expected = folder.find(video), folder.expected(video)
+        tasks.append(ClipTask(row.slot, row.clip_id, row.video, row.label, path, expected, request))
+    return tasks
+
+
+def _probe(videos: list[Video], folder: VideoFolder) -> dict[str, float]:
+    """Seconds by video id, from the headers; videos that cannot be read are left out and fail when they are decoded."""
+
+    def duration_s(video: Video) -> float | None:
+        path = folder.find(video)
+        try:
+            return probe(path).duration_s if path else None
+        except DecodeError:
+            return None
+
+    with ThreadPoolExecutor(PROBE_THREADS) as threads:
+        durations = threads.map(duration_s, videos)
+    return {video.video_id: seconds for video, seconds in zip(videos, durations, strict=True) if seconds is not None}
+
+
+def _check_missing(
+    config: Config, split: str, videos: list[Video], missing: tuple[Video, ...], folder: VideoFolder
+) -> None:
+    if len(missing) <= config.dataset.max_missing_fraction * len(videos):
+        return
+    raise DataError(
+        f"{getattr(config.dataset, split)}: {len(missing)} of {len(videos)} videos are missing below "
+        f"{config.dataset.root}, the first expected at {folder.expected(missing[0])}; check dataset.root, or allow it "
+        f"with dataset.max_missing_fraction={min(1.0, len(missing) / len(videos) + 0.005):.2f}"
+    )

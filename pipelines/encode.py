@@ -1,0 +1,146 @@
+"""flcache encode --config CONFIG [KEY=VALUE ...]: videos in, a cache of latents out.
+
+Safe to kill and to run again: what is committed is never touched, what is not is encoded anew.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from flcache.cache import (
+    CacheSpec,
+    Failure,
+    LatentCache,
+    assign_shards,
+    create_or_check,
+    finalize_statistics,
+    get_codec,
+    is_committed,
+    write_plan,
+)
+from flcache.config import Config
+from flcache.encoder import LatentVideoModel
+from flcache.engines import ShardEncoder, ShardTask
+from flcache.errors import DataError
+from flcache.videos import DecodePool
+
+from .clips import SplitClips, clip_rule, clip_tasks, configured_cache_dir, configured_splits, read_split
+from .encoder import hard_spec, load_configured_encoder
+from .progress import Progress
+
+LISTED_MISSING = 5
+SOFT_PACKAGES = ("flcache", "torch", "torchvision", "transformers", "decord", "av")
+
+
+def run(config: Config, shards: tuple[int, int] | None = None) -> None:
+    """Encode what is not yet committed; with `shards=(i, n)` the i-th of n equal parts of it, counted from 0."""
+    cache_dir = configured_cache_dir(config)
+    splits = [read_split(config, split) for split in configured_splits(config)]
+    for split in splits:
+        _report_missing(split)
+    model = load_configured_encoder(config, device=config.encode.device)
+    spec = _open_cache(cache_dir, config, model)
+    plan = write_plan(cache_dir, _plan(config, spec, splits))
+    tasks = _pending(cache_dir, config, plan, splits, shards)
+    _encode(cache_dir, config, spec, model, tasks)
+    finalize_statistics(cache_dir)
+    _report(cache_dir, config)
+
+
+def _open_cache(cache_dir: Path, config: Config, model: LatentVideoModel) -> CacheSpec:
+    versions = {name: _version(name) for name in SOFT_PACKAGES}
+    soft = {
+        "encoder": config.encoder.name,
+        "device": model.device.type,
+        "batch_size": config.encode.batch_size,
+        "versions": versions,
+    }
+    spec, changed = create_or_check(cache_dir, hard_spec(config, model), soft)
+    for difference in changed:
+        print(f"Notice: {cache_dir}: {difference}; latents may differ in their last bits", file=sys.stderr)
+    return spec
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _plan(config: Config, spec: CacheSpec, splits: Sequence[SplitClips]) -> pd.DataFrame:
+    clip_bytes = get_codec(config.cache.codec).clip_bytes(spec.latent_shape)
+    sizes = {"clip_bytes": clip_bytes, "shard_bytes": config.cache.shard_bytes, "seed": config.cache.seed}
+    return pd.concat([assign_shards(split.clips, split.split, **sizes) for split in splits], ignore_index=True)
+
+
+def _pending(
+    cache_dir: Path,
+    config: Config,
+    plan: pd.DataFrame,
+    splits: Sequence[SplitClips],
+    part: tuple[int, int] | None,
+) -> list[ShardTask]:
+    """The shards without a commit, in plan order; with `part=(i, n)` every n-th shard of the plan, from the i-th."""
+    rule, tasks = clip_rule(config), []
+    folders = {split.split: split.folder for split in splits}
+    groups = [(key, rows) for key, rows in plan.groupby(["split", "shard"], sort=True) if key[0] in folders]
+    index, count = part or (0, 1)
+    for (split, shard), rows in groups[index::count]:
+        if not is_committed(cache_dir, split, shard):
+            tasks.append(ShardTask(split, int(shard), tuple(clip_tasks(rows, folders[split], rule))))
+    return tasks
+
+
+def _encode(
+    cache_dir: Path, config: Config, spec: CacheSpec, model: LatentVideoModel, tasks: Sequence[ShardTask]
+) -> None:
+    clips = sum(len(task.clips) for task in tasks)
+    if not clips:
+        return
+    options = config.encode
+    with (
+        DecodePool(options.decode_workers, options.decode_timeout_s) as pool,
+        Progress("Encoding", clips, "clips") as progress,
+    ):
+        encoder = ShardEncoder(cache_dir, spec, model, pool, batch_size=options.batch_size)
+        for task in tasks:
+            encoder.run(task, lambda failure: progress.advance(failed=failure is not None))
+
+
+def _report_missing(split: SplitClips) -> None:
+    for video in split.missing[:LISTED_MISSING]:
+        print(f"Missing video ({split.split}): {split.folder.expected(video)}", file=sys.stderr)
+    if len(split.missing) > LISTED_MISSING:
+        print(f"... and {len(split.missing) - LISTED_MISSING} more of {split.split}", file=sys.stderr)
+
+
+def _report(cache_dir: Path, config: Config) -> None:
+    """Say what the cache holds. Raises DataError where more clips failed than the configuration allows."""
+    cache = LatentCache(cache_dir)
+    failures = cache.failures()
+    failed = [failure for failure in failures if failure.stage != "find"]
+    for split, progress in cache.progress().items():
+        print(
+            f"{cache_dir}: {split}: {progress.clips} clips of {progress.planned_clips} cached, {progress.failed} "
+            f"failed or missing, {progress.committed_shards} of {progress.planned_shards} shards"
+        )
+    for (stage, error), count in Counter((failure.stage, failure.error) for failure in failures).items():
+        print(f"  {count} x {stage}: {error}, such as {_example(failures, stage, error)}")
+    attempted = len(cache) + len(failed)
+    if len(failed) > config.encode.max_failed_fraction * attempted:
+        raise DataError(
+            f"{cache_dir}: {len(failed)} of {attempted} clips failed, encode.max_failed_fraction="
+            f'{config.encode.max_failed_fraction} allows fewer; "flcache inspect-cache {cache_dir}" lists them all'
+        )
+
+
+def _example(failures: Sequence[Failure], stage: str, error: str) -> str:
+    first = next(failure for failure in failures if (failure.stage, failure.error) == (stage, error))
+    return f"{first.clip_id} ({first.message})"

@@ -1,0 +1,45 @@
+"""The configured encoder."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+import torch
+
+from flcache.config import Config
+from flcache.encoder import EncoderSource, LatentVideoModel, hard_keys, load_encoder
+
+from .clips import clip_rule
+
+
+def encoder_source(config: Config) -> EncoderSource:
+    return EncoderSource(**asdict(config.encoder))
+
+
+def load_configured_encoder(config: Config, *, trainable: bool | list[str] = False, device: str) -> LatentVideoModel:
+    """The encoder of the configuration on `device`, in its context mode. Raises EncoderError."""
+    context = config.encode.context
+    return load_encoder(encoder_source(config), context=context, trainable=trainable, device=pick_device(device))
+
+
+def hard_spec(config: Config, model: LatentVideoModel) -> dict[str, Any]:
+    """Everything that decides the latents: the part of a spec that is hashed."""
+    frames = config.clip.frames
+    steps = model.num_steps(frames)
+    return {
+        **hard_keys(model),
+        "clip": clip_rule(config).as_dict(),
+        "context": {"mode": model.context, "seen_until": model.seen_until(frames)},
+        "layout": {"shape": list(model.latent_shape(frames)), "tubelet_size": frames // steps},
+        "codec": config.cache.codec,
+    }
+
+
+def pick_device(device: str) -> str:
+    """`auto` is CUDA where there is one, then Apple's MPS, then the CPU."""
+    if device != "auto":
+        return device
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"

@@ -1,0 +1,79 @@
+"""flcache evaluate --config CONFIG [--checkpoint P] [--json] [KEY=VALUE ...]: how good is the prediction, honestly?"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+from rich.console import Console
+from safetensors.torch import load_model
+
+from flcache.batch import LatentBatch
+from flcache.config import Config
+from flcache.errors import TrainingError
+from flcache.evaluation import EvaluationResult, evaluate, evaluation_table, plot_skill
+from flcache.training import RunRecord, WorldModel, latest_checkpoint, read_record
+
+from .encoder import pick_device
+from .source import LatentSource, Reading, open_source
+from .train import build_world_model, configured_training_dir
+
+
+def run(config: Config, checkpoint: Path | None = None, as_json: bool = False) -> None:
+    """Roll the newest checkpoint, or the named one, out over `evaluation.split` and compare it with copying."""
+    directory = configured_training_dir(config)
+    checkpoint = checkpoint or latest_checkpoint(directory / "checkpoints")
+    record = read_record(checkpoint)
+    device = pick_device(config.training.device)
+    reading = Reading(config.evaluation.split, config.evaluation.batch_size, shuffle=False)
+    with open_source(config, reading, device=device) as source:
+        _check_latents(record, source, checkpoint)
+        model = _load(config, source, checkpoint).to(device)
+        result = evaluate(
+            model.predictor.predict,
+            _latents(model, source, device),
+            seen_until=source.seen_until,
+            fingerprint=source.fingerprint,
+            allow_leak=config.allow_leak,
+            horizons=config.evaluation.horizons,
+            device=device,
+        )
+    _keep(directory, result)
+    if as_json:
+        print(json.dumps(result.to_json()))
+        return
+    Console().print(evaluation_table(result))
+    print(f"{checkpoint}: evaluated on the {reading.split} split; kept in {directory}/evaluation.json and skill.png")
+
+
+def _check_latents(record: RunRecord, source: LatentSource, checkpoint: Path) -> None:
+    if record.fingerprint != source.fingerprint:
+        raise TrainingError(
+            f"{checkpoint}: trained on latents {record.fingerprint[:12]}, these are {source.fingerprint[:12]}; name "
+            f'the cache it was trained on with "cache.dir", or a checkpoint of this one with --checkpoint'
+        )
+
+
+def _load(config: Config, source: LatentSource, checkpoint: Path) -> WorldModel:
+    model = build_world_model(config, source)
+    try:
+        load_model(model, checkpoint / "model.safetensors")
+    except (OSError, RuntimeError) as error:
+        raise TrainingError(
+            f"{checkpoint}: its weights are not of the configured predictor; use the config.yaml beside them: "
+            f"{str(error).splitlines()[0]}"
+        ) from error
+    return model.eval()
+
+
+def _latents(model: WorldModel, source: LatentSource, device: str) -> Iterator[LatentBatch]:
+    """One epoch of the source as standardised latents."""
+    for batch in source.batches:
+        yield model.to_latents(batch.to(device))
+
+
+def _keep(directory: Path, result: EvaluationResult) -> None:
+    text = json.dumps(result.to_json(), indent=1) + "\n"
+    (directory / "evaluation.json").write_text(text, encoding="utf-8")
+    plot_skill(result, directory / "skill.png")

@@ -1,0 +1,63 @@
+"""flcache inspect-cache DIR [--json]: what is in a cache, how much of it is done, what failed and why."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.filesize import decimal
+from rich.table import Table
+
+from flcache.cache import summary
+
+
+def run(directory: Path, as_json: bool = False) -> None:
+    """Print the summary of the cache at `directory`. Raises CacheError where there is none."""
+    found = summary(directory)
+    if as_json:
+        print(json.dumps(found))
+        return
+    console = Console(soft_wrap=True)
+    console.print(_headline(found), highlight=False)
+    console.print(_splits(found["splits"]))
+    if found["failures"]:
+        console.print(_failures(found["failures"]))
+    for leftover in found["leftovers"]:
+        console.print(f"left by a running or killed encode: {leftover}", highlight=False)
+
+
+def _headline(found: dict[str, Any]) -> str:
+    latents, context = found["latents"], found["context"]
+    shape = " x ".join(map(str, latents["shape"]))
+    decoders = ", ".join(f"{name} {count}" for name, count in found["decoders"].items())
+    return "\n".join(
+        [
+            f"{found['path']}: {found['format']}, {decimal(found['bytes_on_disk'])}",
+            f"fingerprint {found['fingerprint']}",
+            f"latents     {shape} (steps, rows, columns, channels) as {latents['codec']}, "
+            f"{decimal(latents['clip_bytes'])} a clip",
+            f"context     {context['mode']}",
+            f"decoded by  {decoders or 'nothing yet'}",
+            f"statistics  {'complete' if found['statistics'] else 'not complete: some training shards are missing'}",
+        ]
+    )
+
+
+def _splits(splits: dict[str, dict[str, int]]) -> Table:
+    table = Table("split", title="Clips")
+    for heading in ("videos", "planned", "cached", "failed", "shards", "bytes"):
+        table.add_column(heading, justify="right")
+    for name, split in splits.items():
+        shards = f"{split['committed_shards']}/{split['planned_shards']}"
+        counts = [split["videos"], split["planned_clips"], split["clips"], split["failed"]]
+        table.add_row(name, *map(str, counts), shards, decimal(split["tar_bytes"]))
+    return table
+
+
+def _failures(failures: list[dict[str, Any]]) -> Table:
+    table = Table("clip", "stage", "error", "reason", title="Failures")
+    for failure in failures:
+        table.add_row(failure["clip_id"], failure["stage"], failure["error"], failure["message"])
+    return table

@@ -1,0 +1,72 @@
+"""Progress of long work: a bar with rate, time left and failures on a terminal, a plain line now and then without."""
+
+from __future__ import annotations
+
+import sys
+import time
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
+
+PLAIN_EVERY_S = 15.0
+
+
+class Progress:
+    """Counts `total` things called `unit`; used as a context manager. Writes to stderr: stdout is for results."""
+
+    def __init__(self, title: str, total: int, unit: str, *, done: int = 0) -> None:
+        self.title, self.total, self.unit = title, total, unit
+        self.done, self.failed, self.note = done, 0, ""
+        self._started, self._printed, self._first = time.monotonic(), time.monotonic(), done
+        self._bar = Bar(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[rate]}"),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}"),
+            console=Console(stderr=True),
+            disable=not sys.stderr.isatty(),
+        )
+        self._task = self._bar.add_task(title, total=total, completed=done, rate="", note="")
+
+    def advance(self, *, failed: bool = False, note: str = "") -> None:
+        """One more is done, or has failed; `note` stays beside the bar until the next."""
+        self.done += 1
+        self.failed += failed
+        self.note = note or self.note
+        words = [f"{self.failed} failed"] if self.failed else []
+        self._bar.update(
+            self._task,
+            completed=self.done,
+            rate=f"{self.rate:.2f} {self.unit}/s",
+            note=", ".join([*words, self.note] if self.note else words),
+        )
+        if self._bar.disable and time.monotonic() - self._printed >= PLAIN_EVERY_S:
+            self._print_line()
+
+    @property
+    def rate(self) -> float:
+        """Units a second since the start."""
+        return (self.done - self._first) / max(1e-9, time.monotonic() - self._started)
+
+    def _print_line(self) -> None:
+        self._printed = time.monotonic()
+        left_s = (self.total - self.done) / self.rate if self.rate else 0.0
+        parts = [f"{self.title}: {self.done}/{self.total}", f"{self.rate:.2f} {self.unit}/s"]
+        parts += [f"{left_s:.0f} s left"] if self.done < self.total else []
+        parts += [f"{self.failed} failed"] if self.failed else []
+        print(", ".join(parts + ([self.note] if self.note else [])), file=sys.stderr, flush=True)
+
+    def __enter__(self) -> Progress:
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bar.stop()
+        if self._bar.disable and self.done > self._first:
+            self._print_line()

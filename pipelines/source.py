@@ -1,0 +1,166 @@
+"""The configured source of latents: a cache, or videos encoded on the way."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import islice
+
+import torch
+
+from flcache.batch import ChannelStatistics
+from flcache.cache import EpochSampler, LatentCache, LatentLoader, assign_shards, get_codec, make_spec
+from flcache.config import Config
+from flcache.encoder import LatentVideoModel
+from flcache.errors import CacheError, DataError
+from flcache.leak import check_split
+from flcache.training import LiveClip, Source, VideoSource
+from flcache.videos import DecodePool
+
+from .clips import clip_rule, clip_tasks, configured_cache_dir, read_split
+from .encoder import hard_spec, load_configured_encoder
+
+CALIBRATION_CLIPS = 64
+"""Clips that channel statistics are taken from where no cache has them."""
+
+
+@dataclass(frozen=True)
+class LatentSource:
+    """Batches of one split, and what the latents in them are."""
+
+    batches: Source
+    fingerprint: str
+    latent_shape: tuple[int, int, int, int]
+    """(T, H, W, D)"""
+    seen_until: tuple[int, ...]
+    context_steps: int
+    leak: bool
+    statistics: ChannelStatistics
+    encoder: LatentVideoModel | None
+    """What turns the batches' frames into latents; None where they hold latents."""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How a split is read."""
+
+    split: str
+    batch_size: int
+    shuffle: bool
+    rank: int = 0
+    world_size: int = 1
+
+
+@contextmanager
+def open_source(config: Config, reading: Reading, *, device: str) -> Iterator[LatentSource]:
+    """The source that `training.source` names, for as long as the context lasts."""
+    if config.training.source == "cache":
+        yield _cached(config, reading)
+        return
+    with DecodePool(config.encode.decode_workers, config.encode.decode_timeout_s) as pool:
+        yield _live(config, reading, pool, device)
+
+
+def _cached(config: Config, reading: Reading) -> LatentSource:
+    cache = LatentCache(configured_cache_dir(config), reading.split)
+    context_steps = _context_steps(config, cache.latent_shape[0])
+    loader = LatentLoader(
+        cache,
+        batch_size=reading.batch_size,
+        context_steps=context_steps,
+        seed=config.seed,
+        shuffle=reading.shuffle,
+        rank=reading.rank,
+        world_size=reading.world_size,
+        drop_last=reading.shuffle,
+        allow_leak=config.allow_leak,
+    )
+    return LatentSource(
+        batches=loader,
+        fingerprint=cache.fingerprint,
+        latent_shape=cache.latent_shape,
+        seen_until=cache.seen_until,
+        context_steps=context_steps,
+        leak=loader.leaks,
+        statistics=cache.statistics(),
+        encoder=None,
+    )
+
+
+def _live(config: Config, reading: Reading, pool: DecodePool, device: str) -> LatentSource:
+    model = load_configured_encoder(config, trainable=config.encoder_trainable, device=device)
+    frames = config.clip.frames
+    latent_shape, seen_until = model.latent_shape(frames), model.seen_until(frames)
+    context_steps = _context_steps(config, latent_shape[0])
+    leak = check_split(seen_until, context_steps, allow_leak=config.allow_leak)
+    clips = _live_clips(config, reading.split, latent_shape)
+    sampler = EpochSampler(
+        len(clips),
+        batch_size=reading.batch_size,
+        seed=config.seed,
+        shuffle=reading.shuffle,
+        rank=reading.rank,
+        world_size=reading.world_size,
+        drop_last=reading.shuffle,
+    )
+    source = VideoSource(
+        clips,
+        pool,
+        sampler,
+        context_steps=context_steps,
+        tubelet_size=model.tubelet_size,
+        max_failed_fraction=config.encode.max_failed_fraction,
+    )
+    fingerprint = make_spec(hard_spec(config, model)).fingerprint
+    statistics = _known_statistics(config, fingerprint) or _calibrate(config, model, pool, latent_shape)
+    return LatentSource(
+        batches=source,
+        fingerprint=fingerprint,
+        latent_shape=latent_shape,
+        seen_until=tuple(seen_until),
+        context_steps=context_steps,
+        leak=leak,
+        statistics=statistics,
+        encoder=model,
+    )
+
+
+def _live_clips(config: Config, split: str, latent_shape: tuple[int, int, int, int]) -> list[LiveClip]:
+    """The clips of `split` whose videos are on disk, in the order a cache would hold them."""
+    found = read_split(config, split)
+    clip_bytes = get_codec(config.cache.codec).clip_bytes(latent_shape)
+    sizes = {"clip_bytes": clip_bytes, "shard_bytes": config.cache.shard_bytes, "seed": config.cache.seed}
+    tasks = clip_tasks(assign_shards(found.clips, split, **sizes), found.folder, clip_rule(config))
+    return [LiveClip(task.clip_id, task.path, task.request) for task in tasks if task.path is not None]
+
+
+def _context_steps(config: Config, num_steps: int) -> int:
+    return config.training.context_steps or num_steps // 2
+
+
+def _known_statistics(config: Config, fingerprint: str) -> ChannelStatistics | None:
+    """Those of a cache of the same latents, if there is one."""
+    try:
+        cache = LatentCache(configured_cache_dir(config)) if config.cache.dir else None
+        return cache.statistics() if cache and cache.fingerprint == fingerprint else None
+    except CacheError:
+        return None
+
+
+def _calibrate(
+    config: Config, model: LatentVideoModel, pool: DecodePool, latent_shape: tuple[int, int, int, int]
+) -> ChannelStatistics:
+    """Mean and deviation per channel over the first training clips, by the encoder as it is now."""
+    clips = _live_clips(config, "train", latent_shape)[:CALIBRATION_CLIPS]
+    sampler = EpochSampler(len(clips), batch_size=1, shuffle=False, drop_last=False)
+    source = VideoSource(
+        clips, pool, sampler, context_steps=1, tubelet_size=model.tubelet_size, max_failed_fraction=1.0
+    )
+    with torch.no_grad():
+        encoded = [model(batch.frames)[batch.valid].flatten(0, -2) for batch in islice(source, len(clips))]
+    if not encoded:
+        raise DataError("no training clip could be decoded, so there is nothing to train on; see the annotation files")
+    tokens = torch.cat(encoded).double()  # (tokens, D)
+    deviation = tokens.std(0, correction=0).clamp_min(1e-6)
+    return ChannelStatistics(tokens.mean(0).float().cpu(), deviation.float().cpu())

@@ -1,0 +1,131 @@
+"""flcache train --config CONFIG [--resume] [KEY=VALUE ...]: a source of latents in, a predictor out.
+
+`torchrun --nproc-per-node N -m flcache.pipelines.cli train ...` trains on N processes.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from rich.console import Console
+
+from flcache.config import Config, to_yaml
+from flcache.errors import ConfigError, TrainingError
+from flcache.predictor import build_predictor
+from flcache.training import (
+    LoopOptions,
+    Run,
+    RunRecord,
+    WorldModel,
+    build_optimiser,
+    count_parameters,
+    counted_splits,
+    has_checkpoint,
+    latest_checkpoint,
+    parameter_table,
+    read_record,
+    warmup_cosine,
+)
+
+from .progress import Progress
+from .source import LatentSource, Reading, open_source
+
+
+def run(config: Config, resume: bool = False) -> None:
+    """Train to `training.steps`; with `resume` from the newest checkpoint, if there is one."""
+    directory = configured_training_dir(config)
+    checkpoints = directory / "checkpoints"
+    continues = has_checkpoint(checkpoints)
+    if continues and not resume:
+        step = read_record(latest_checkpoint(checkpoints)).step
+        raise TrainingError(
+            f'{directory}: holds a run of {step} steps; continue it with --resume, or choose another "training.dir"'
+        )
+    if continues and read_record(latest_checkpoint(checkpoints)).step >= config.training.steps:
+        print(f"{latest_checkpoint(checkpoints)}: all {config.training.steps} steps are done")
+        return
+    accelerator = _accelerator(config)
+    set_seed(config.seed)
+    reading = Reading("train", config.training.batch_size, True, accelerator.process_index, accelerator.num_processes)
+    with open_source(config, reading, device=accelerator.device.type) as source:
+        training_run = _build(config, accelerator, source, directory)
+        if continues:
+            training_run.resume()
+        _fit(config, training_run)
+    accelerator.end_training()
+
+
+def build_world_model(config: Config, source: LatentSource) -> WorldModel:
+    """A fresh predictor for the latents of `source`, with its encoder where `source` holds frames."""
+    predictor = build_predictor(config.predictor.preset, config.predictor.overrides, latent_shape=source.latent_shape)
+    splits = counted_splits(source.seen_until, allow_leak=config.allow_leak)
+    return WorldModel(predictor, source.statistics, splits=splits, loss=config.training.loss, encoder=source.encoder)
+
+
+def configured_training_dir(config: Config) -> Path:
+    if not config.training.dir:
+        raise ConfigError("training.dir is not set: give the folder for checkpoints and metrics, training.dir=PATH")
+    return Path(config.training.dir)
+
+
+def _accelerator(config: Config) -> Accelerator:
+    training = config.training
+    return Accelerator(
+        cpu=training.device == "cpu",
+        mixed_precision=training.precision,
+        gradient_accumulation_steps=training.accumulate,
+    )
+
+
+def _build(config: Config, accelerator: Accelerator, source: LatentSource, directory: Path) -> Run:
+    training = config.training
+    model = build_world_model(config, source)
+    parts = {"predictor": model.predictor}
+    if source.encoder is not None:
+        parts["encoder"] = source.encoder
+    if accelerator.is_main_process:
+        Console(stderr=True).print(parameter_table(count_parameters(parts)))
+    optimiser = build_optimiser(
+        parts,
+        learning_rate=training.learning_rate,
+        weight_decay=training.weight_decay,
+        betas=training.betas,
+    )
+    schedule = warmup_cosine(optimiser, training.steps, training.warmup_steps, training.min_learning_rate_fraction)
+    return Run(
+        accelerator,
+        model,
+        source.batches,
+        optimiser,
+        schedule,
+        directory=directory,
+        record=RunRecord(0, source.fingerprint, source.latent_shape, source.leak),
+        config=to_yaml(config),
+    )
+
+
+def _fit(config: Config, training_run: Run) -> None:
+    training = config.training
+    options = LoopOptions(
+        steps=training.steps,
+        accumulate=training.accumulate,
+        clip_norm=training.clip_norm,
+        checkpoint_every=training.checkpoint_every,
+        keep_checkpoints=training.keep_checkpoints,
+        log_every=training.log_every,
+        ema_decay=training.ema_decay,
+    )
+    with Progress("Training", training.steps, "steps", done=training_run.step) as progress:
+
+        def on_step(step: int, metrics: dict[str, float]) -> None:
+            progress.advance(note=_describe(metrics))
+
+        training_run.fit(options, on_step)
+
+
+def _describe(metrics: dict[str, float]) -> str:
+    if not metrics:
+        return ""
+    return f"loss {metrics['loss']:.4f}, copying the last step {metrics['loss/copy_last']:.4f}"
