@@ -58,6 +58,8 @@ class LatentLoader:
         self._statistics = cache.statistics() if standardise else None
         self._epoch, self._samples = 0, 0
         self._check_batches()
+        layouts = cache.spec.codec.payloads(cache.latent_shape)
+        self._buffers = [payload_buffer(layout, self._stop - self._start, batch_size) for layout in layouts]
 
     def __len__(self) -> int:
         """Batches of a whole epoch on this rank."""
@@ -118,8 +120,7 @@ class LatentLoader:
             self._epoch, self._samples = self._epoch + 1, 0
 
     def _read(self, indices: NDArray[np.int64]) -> LatentBatch:
-        layouts = self._cache.spec.codec.payloads(self._cache.latent_shape)
-        buffers = [payload_buffer(layout, self._stop - self._start, len(indices)) for layout in layouts]
+        buffers = [buffer[: len(indices)] for buffer in self._buffers]
         times, valid = [], []
         for clip, index in enumerate(indices.tolist()):
             shard, row = self._cache.locate(index)
@@ -140,8 +141,11 @@ class LatentLoader:
 
     def _decode(self, buffers: list[NDArray[Any]]) -> Tensor:
         """(B, T, H, W, D) float32, standardised."""
-        latents = torch.from_numpy(self._cache.spec.codec.restore(buffers)).float()
-        return self._statistics.standardise(latents) if self._statistics else latents
+        stored = torch.from_numpy(self._cache.spec.codec.restore(buffers))
+        latents = stored.to(torch.float32, copy=True)  # the buffers are read into again
+        if self._statistics:  # as its `standardise`, without two more tensors of this size
+            latents.sub_(self._statistics.mean).div_(self._statistics.std)
+        return latents
 
     def _check_batches(self) -> None:
         if not 0 <= self._rank < self._world_size or self._batch_size < 1:

@@ -89,6 +89,4 @@ class EpochSampler:
         return epoch_order(self.num_clips, seed=self.seed, epoch=self.epoch)
 
     def _share(self, order: NDArray[np.int64], start: int) -> NDArray[np.int64]:
-        return rank_share(
-            order, start=start, batch_size=self.batch_size, rank=self.rank, world_size=self.world_size
-        )
+        return rank_share(order, start=start, batch_size=self.batch_size, rank=self.rank, world_size=self.world_size)

@@ -15,6 +15,7 @@ import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from io import BufferedWriter
 from pathlib import Path
 
 from flcache.errors import CacheError
@@ -92,9 +93,7 @@ class TemporaryFile:
         with storage_errors(final):
             make_folder(final.parent)
             remove_leftovers(final)
-            self.stream = self.path.open("xb")
-        with suppress(OSError):  # a file system without locks: two jobs on one shard may then disturb each other
-            fcntl.flock(self.stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self.stream = self._open_locked()
 
     def publish(self) -> None:
         """Give the file its final name; it is on the disk when this returns."""
@@ -123,7 +122,17 @@ class TemporaryFile:
         """Drop what was written and not published; harmless after `publish`."""
         with suppress(OSError):  # closing flushes, and fails again on a full disk
             self.stream.close()
-        self.path.unlink(missing_ok=True)
+        with suppress(OSError):  # the next run removes what cannot be removed now
+            self.path.unlink()
+
+    def _open_locked(self) -> BufferedWriter:
+        while True:
+            stream = self.path.open("xb")
+            with suppress(OSError):  # a file system without locks: leftovers stay there
+                fcntl.flock(stream, fcntl.LOCK_EX)
+            if self.path.exists():  # else another job took it for a leftover before it was locked
+                return stream
+            stream.close()
 
     def _sync(self) -> None:
         self.stream.flush()
