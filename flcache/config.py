@@ -2,37 +2,58 @@
 
 `load_config` reads a YAML file with its `inherits`, applies `KEY=VALUE` overrides and returns a `Config`;
 `print_config` prints it. YAML files only override; an unknown key is an error that suggests the near one.
+Paths are relative to the current folder, whichever file names them.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Annotated, Any, Literal
+
+import yaml
+
+from flcache.errors import ConfigError
+from flcache.inherit import Conflict, find_config, merge, read_config, read_overrides, resolve
+from flcache.schema import Bound, as_tree, build, check_keys, convert, schema_keys
+from flcache.yaml_lines import Entry, Key, Origin, dotted, read_yaml
+
+Positive = Annotated[int, Bound("of at least 1", lambda value: value >= 1)]
+Count = Annotated[int, Bound("of at least 0", lambda value: value >= 0)]
+NonNegative = Annotated[float, Bound("of at least 0", lambda value: 0 <= value < float("inf"))]
+PositiveFloat = Annotated[float, Bound("above 0", lambda value: 0 < value < float("inf"))]
+Fraction = Annotated[float, Bound("from 0 to 1", lambda value: 0 <= value <= 1)]
+Decay = Annotated[float, Bound("of at least 0 and below 1", lambda value: 0 <= value < 1)]
+_DEVICES = ("auto", "cpu", "mps", "cuda")
+OptionalPath = Annotated[str, Bound("(a path)", lambda path: path != "")] | None
+"""May name an environment variable that does not exist: the path is null then, and `Config.require` says why."""
+Device = Annotated[str, Bound("such as auto, cpu, mps, cuda or cuda:1", lambda name: name.split(":")[0] in _DEVICES)]
 
 
 @dataclass(frozen=True)
 class DatasetConfig:
-    root: str | None = None
+    root: OptionalPath = None
     """Folder that the annotated paths are relative to."""
-    train: str | None = None
+    train: OptionalPath = None
     """Annotation file of the training split: Kinetics CSV, or headerless `path index` lines."""
-    val: str | None = None
-    labels: str | None = None
+    val: OptionalPath = None
+    labels: OptionalPath = None
     """`index label` lines; needed only by headerless annotation files."""
-    max_missing_fraction: float = 0.1
+    max_missing_fraction: Fraction = 0.1
     """Videos of a split that may be absent from `root` before encoding refuses to start."""
 
 
 @dataclass(frozen=True)
 class ClipConfig:
-    frames: int = 16
-    fps: float | None = 4.0
+    frames: Positive = 16
+    fps: PositiveFloat | None = 4.0
     """Frames per second to sample at; null to use `stride`."""
-    stride: int | None = None
+    stride: Positive | None = None
     """Every how many-th frame of the video to take; null to use `fps`."""
-    clips_per_video: int | None = 1
+    clips_per_video: Positive | None = 1
     """Evenly spread over the video, each in the middle of its share; null for the whole video, clip after clip."""
-    short: str = "pad"
+    short: Literal["pad", "drop"] = "pad"
     """Videos shorter than a clip: `pad` repeats the last frame under a mask, `drop` leaves them out."""
 
 
@@ -46,28 +67,28 @@ class EncoderConfig:
     processor: dict[str, Any] = field(default_factory=dict)
     """Fields of the processor to set, such as `crop_size`; for random weights, over the family's defaults."""
     seed: int = 0
-    dtype: str = "float32"
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     trust_remote_code: bool = False
 
 
 @dataclass(frozen=True)
 class EncodeConfig:
-    context: str = "step"
+    context: Literal["step", "full"] = "step"
     """`step` encodes every step alone, `full` the whole clip jointly; see docs on the leak rule."""
-    batch_size: int = 8
+    batch_size: Positive = 8
     """Clips per forward pass."""
-    decode_workers: int = 2
-    decode_timeout_s: float = 60.0
-    max_failed_fraction: float = 0.1
+    decode_workers: Positive = 2
+    decode_timeout_s: PositiveFloat = 60.0
+    max_failed_fraction: Fraction = 0.1
     """Clips that may fail before the stage exits 1."""
-    device: str = "auto"
+    device: Device = "auto"
 
 
 @dataclass(frozen=True)
 class CacheConfig:
-    dir: str | None = None
-    codec: str = "float16"
-    shard_bytes: int = 256 * 2**20
+    dir: OptionalPath = None
+    codec: Literal["float32", "float16"] = "float16"
+    shard_bytes: Positive = 256 * 2**20
     seed: int = 0
     """Shuffles the clips over the shards, once, at planning."""
 
@@ -81,43 +102,43 @@ class PredictorConfig:
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    dir: str | None = None
-    source: str = "cache"
+    dir: OptionalPath = None
+    source: Literal["cache", "videos"] = "cache"
     """`cache` reads latents; `videos` decodes and encodes on the fly, end to end if the encoder trains."""
-    steps: int = 10_000
-    batch_size: int = 8
+    steps: Positive = 10_000
+    batch_size: Positive = 8
     """Clips per process and optimiser step, before accumulation."""
-    accumulate: int = 1
-    context_steps: int | None = None
+    accumulate: Positive = 1
+    context_steps: Positive | None = None
     """Steps the evaluation's predictor sees; null is half of the clip."""
-    loss: str = "l1"
-    learning_rate: float = 5e-4
-    min_learning_rate_fraction: float = 0.01
-    warmup_steps: int = 200
-    weight_decay: float = 0.04
-    betas: tuple[float, float] = (0.9, 0.95)
-    clip_norm: float = 1.0
-    precision: str = "no"
+    loss: Literal["l1", "l2", "smooth_l1"] = "l1"
+    learning_rate: PositiveFloat = 5e-4
+    min_learning_rate_fraction: Fraction = 0.01
+    warmup_steps: Count = 200
+    weight_decay: NonNegative = 0.04
+    betas: tuple[Decay, Decay] = (0.9, 0.95)
+    clip_norm: PositiveFloat = 1.0
+    precision: Literal["no", "bf16", "fp16"] = "no"
     """Accelerate's mixed precision: `no`, `bf16`, `fp16`."""
-    checkpoint_every: int = 1_000
-    log_every: int = 20
-    ema_decay: float = 0.998
+    checkpoint_every: Positive = 1_000
+    log_every: Positive = 20
+    ema_decay: Fraction = 0.998
     """Of the copy of a trainable encoder that the targets come from."""
-    device: str = "auto"
+    device: Device = "auto"
 
 
 @dataclass(frozen=True)
 class EvaluationConfig:
-    split: str = "val"
-    batch_size: int = 8
-    horizons: int | None = None
+    split: Literal["train", "val"] = "val"
+    batch_size: Positive = 8
+    horizons: Positive | None = None
     """How many steps ahead to roll out; null is all that the clip leaves after the context."""
 
 
 @dataclass(frozen=True)
 class Config:
     seed: int = 0
-    encoder_trainable: Any = False
+    encoder_trainable: bool | tuple[str, ...] = False
     """false, true, or a list of module name patterns such as `encoder.layer.11.*`."""
     allow_leak: bool = False
     dataset: DatasetConfig = field(default_factory=DatasetConfig)
@@ -128,3 +149,85 @@ class Config:
     predictor: PredictorConfig = field(default_factory=PredictorConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    unset: dict[str, str] = field(default_factory=dict, repr=False, compare=False, metadata={"schema": False})
+    """Not a key: why a path that a file does name is null, such as an environment variable that is not set."""
+
+    def require(self, key: str) -> Any:
+        """The value at a dotted `key`, such as `dataset.train`. Raises ConfigError if it is null."""
+        value: Any = self
+        for part in key.split("."):
+            value = getattr(value, part)
+        if value is None:
+            reason = f": {self.unset[key]}" if key in self.unset else ""
+            raise ConfigError(f"{key} is not set{reason}; set {key}=..., or write it in the configuration file")
+        return value
+
+
+@dataclass(frozen=True)
+class ResolvedConfig:
+    """A configuration with its history."""
+
+    config: Config
+    origins: dict[str, Origin]
+    """Where the value of a dotted key was written; a key that is missing here has its default."""
+    conflicts: tuple[Conflict, ...]
+    """Keys to which files gave different values."""
+
+
+_KEYS = schema_keys(Config)
+_MAY_BE_UNSET = {key for key, hint in _KEYS.items() if hint == OptionalPath}
+
+
+def load_config(path_or_name: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Config:
+    """The configuration at a path, or the shipped one of that name, under `KEY=VALUE` overrides.
+
+    Raises ConfigError with one line for every key or value that is wrong, naming file and line.
+    """
+    return load_resolved(path_or_name, overrides).config
+
+
+def load_resolved(path_or_name: str | os.PathLike[str], overrides: Sequence[str] = ()) -> ResolvedConfig:
+    """As `load_config`, with where each value came from and which files disagreed."""
+    layers = merge(read_config(find_config(path_or_name)), read_overrides(overrides), silently=True)
+    entries = layers.entries
+    _refuse(check_keys(entries, _KEYS))
+    resolved, unresolved = resolve(entries, _tree(Config()))
+    unset = {key: f"{reason} ({entries[key].origin})" for key, reason in unresolved.items() if key in _MAY_BE_UNSET}
+    problems = [f"{entries[key].origin}: {dotted(key)}: {unresolved[key]}" for key in unresolved if key not in unset]
+    config = _from_entries(resolved, problems, {dotted(key): reason for key, reason in unset.items()})
+    return ResolvedConfig(config, {dotted(key): entry.origin for key, entry in entries.items()}, layers.conflicts)
+
+
+def config_from_yaml(text: str, name: str = "configuration") -> Config:
+    """The configuration that `to_yaml` wrote; `name` stands for the text in errors. Nothing in it is resolved."""
+    entries = read_yaml(text, name)
+    _refuse(check_keys(entries, _KEYS))
+    return _from_entries(entries, [], {})
+
+
+def to_yaml(config: Config) -> str:
+    """Every key and its value; `config_from_yaml` reads it back."""
+    return yaml.safe_dump(_tree(config), sort_keys=False, allow_unicode=True)
+
+
+def print_config(config: Config) -> None:
+    """Print every key and its value, as YAML."""
+    print(to_yaml(config), end="")
+
+
+def _from_entries(entries: Mapping[Key, Entry], problems: list[str], unset: dict[str, str]) -> Config:
+    """The config, unless there are `problems` already or a value is wrong; then all of them in one ConfigError."""
+    values, wrong = convert(entries, _KEYS)
+    _refuse([*problems, *wrong])
+    return replace(build(Config, as_tree(values)), unset=unset)
+
+
+def _refuse(problems: Sequence[str]) -> None:
+    if problems:
+        raise ConfigError("\n".join(problems))
+
+
+def _tree(config: Config) -> dict[str, Any]:
+    tree = asdict(config)
+    del tree["unset"]
+    return tree

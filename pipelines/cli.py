@@ -1,0 +1,171 @@
+"""The command line: every command loads its configuration, then its stage, and nothing else.
+
+Exit 0 done, 1 the data or the configuration is wrong (one line), 2 usage, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from flcache.errors import FlcacheError
+
+if TYPE_CHECKING:
+    from flcache.config import ResolvedConfig
+
+_Command = Callable[..., None]
+
+_CONFIG = click.option("--config", "-c", required=True, metavar="C", help="A YAML file, or the name of a shipped one.")
+_OVERRIDES = click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...", callback=lambda *given: _pairs(given[2]))
+_JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead of text.")
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(package_name="flcache", message="flcache %(version)s")
+def cli() -> None:
+    """Encode your videos once, train world models on the latents."""
+
+
+@cli.command()
+@click.option("--out", default="flcache-demo", show_default=True, metavar="DIR", help="Folder for everything it makes.")
+def demo(out: str) -> None:
+    """Synthetic videos, encoded, trained on and evaluated: minutes on 2 cores, no download.
+
+    Prints the commands that it runs; each of them works when pasted. A second run redoes nothing that is done.
+    """
+    from . import demo as stage
+
+    stage.run(out)
+
+
+@cli.command()
+@_CONFIG
+@click.option("--shards", metavar="I/N", callback=lambda *given: _share(given[2]), help="Encode part I of N, from 1.")
+@click.option("--engine", type=click.Choice(["local"]), default="local", show_default=True, help="Where shards run.")
+@_OVERRIDES
+def encode(config: str, shards: tuple[int, int] | None, engine: str, overrides: tuple[str, ...]) -> None:
+    """Encode the videos of a dataset into a cache of latents.
+
+    Safe to kill and to run again: shards that are committed are skipped.
+    """
+    resolved = _load(config, overrides)
+    from . import encode as stage
+
+    stage.run(resolved.config, shards=shards, engine=engine)
+
+
+@cli.command()
+@_CONFIG
+@click.option("--resume", is_flag=True, help="Go on from the last checkpoint in training.dir.")
+@_OVERRIDES
+def train(config: str, resume: bool, overrides: tuple[str, ...]) -> None:
+    """Train a predictor of future latents, from a cache or from videos."""
+    resolved = _load(config, overrides)
+    from . import train as stage
+
+    stage.run(resolved.config, resume=resume)
+
+
+@cli.command()
+@_CONFIG
+@click.option("--checkpoint", metavar="P", help="A checkpoint folder; the last one in training.dir by default.")
+@_JSON
+@_OVERRIDES
+def evaluate(config: str, checkpoint: str | None, as_json: bool, overrides: tuple[str, ...]) -> None:
+    """Roll the predictor out and compare it with baselines, horizon by horizon."""
+    resolved = _load(config, overrides)
+    from . import evaluate as stage
+
+    stage.run(resolved.config, checkpoint=checkpoint, as_json=as_json)
+
+
+@cli.command()
+@_CONFIG
+@_OVERRIDES
+def inspect_config(config: str, overrides: tuple[str, ...]) -> None:
+    """Show a configuration: each value with its file and line, sizes, bytes, and what is wrong.
+
+    Needs no network and no weights.
+    """
+    resolved = _load(config, overrides)
+    from . import inspect_config as stage
+
+    stage.run(resolved)
+
+
+@cli.command()
+@click.argument("directory", metavar="DIR")
+@_JSON
+def inspect_cache(directory: str, as_json: bool) -> None:
+    """Show what is in a cache, how much of it is done, and what failed and why."""
+    from . import inspect_cache as stage
+
+    stage.run(directory, as_json=as_json)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The entry point: runs a command, and turns what went wrong into one line and an exit code."""
+    if not sys.warnoptions:
+        warnings.simplefilter("ignore")  # of libraries, meant for us; `python -W default -m ...` shows them
+    sys.exit(_exit_code(arguments))
+
+
+def _exit_code(arguments: Sequence[str] | None) -> int:
+    try:
+        code: Any = cli.main(arguments, prog_name="flcache", standalone_mode=False)
+        sys.stdout.flush()
+        return code if isinstance(code, int) else 0
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        return _say("interrupted", 130)
+    except FlcacheError as error:
+        return _say(str(error), 1)
+    except BrokenPipeError:
+        # The reader, such as `head`, has gone: nothing is wrong, and nothing more can be written.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except OSError as error:
+        if error.filename is None and error.errno is None:
+            raise
+        where = f"{error.filename}: " if error.filename is not None else ""
+        return _say(f"{where}{error.strerror}", 1)
+
+
+def _say(text: str, code: int) -> int:
+    for line in text.splitlines():
+        click.echo(f"Error: {line}", err=True)
+    return code
+
+
+def _load(config: str, overrides: Sequence[str]) -> ResolvedConfig:
+    """The configuration; every key that files disagree about gives one notice on stderr."""
+    from flcache.config import load_resolved
+
+    resolved = load_resolved(config, overrides)
+    for conflict in resolved.conflicts:
+        click.echo(f"Notice: {conflict}", err=True)
+    return resolved
+
+
+def _pairs(overrides: tuple[str, ...]) -> tuple[str, ...]:
+    for override in overrides:
+        if "=" not in override:
+            raise click.BadParameter(f'"{override}" is not KEY=VALUE, such as training.steps=300')
+    return overrides
+
+
+def _share(text: str | None) -> tuple[int, int] | None:
+    """`2/5` as (2, 5)."""
+    if text is None:
+        return None
+    part, slash, parts = text.partition("/")
+    if not (slash and part.isdecimal() and parts.isdecimal() and 1 <= int(part) <= int(parts)):
+        raise click.BadParameter(f'"{text}" is not I/N with I from 1 to N, such as 2/5')
+    return int(part), int(parts)
