@@ -1,0 +1,28 @@
+"""Block-causal attention in groups of queries equals one plain masked softmax."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from flcache.predictor.transformer import QUERY_TOKENS, block_causal_attention, block_causal_mask
+
+STEP_TOKENS = [1, 48, QUERY_TOKENS // 2, QUERY_TOKENS, QUERY_TOKENS + 16]
+
+
+@pytest.mark.parametrize("step_tokens", STEP_TOKENS)
+@pytest.mark.parametrize("new_steps", [5, 2, 1])
+def test_attention_equals_a_plain_masked_softmax(step_tokens: int, new_steps: int) -> None:
+    length = 5 * step_tokens
+    queries, keys, values = torch.randn(3, 1, 2, length, 8)
+    queries = queries[:, :, -new_steps * step_tokens :]
+    step = torch.arange(length) // step_tokens
+    future = step[-new_steps * step_tokens :, None] < step
+    weights = (queries @ keys.mT / 8**0.5).masked_fill(future, -torch.inf).softmax(-1)
+    attended = block_causal_attention(queries, keys, values, step_tokens)
+    torch.testing.assert_close(attended, weights @ values, atol=1e-5, rtol=1e-4)
+
+
+def test_mask_lets_a_step_see_itself_and_its_past() -> None:
+    mask = block_causal_mask(4, 6, 2, torch.float32, torch.device("cpu"))
+    assert torch.isfinite(mask).tolist() == [[True] * 4 + [False] * 2] * 2 + [[True] * 6] * 2
