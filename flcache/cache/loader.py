@@ -15,9 +15,8 @@ from torch import Tensor
 
 from flcache.batch import LatentBatch
 from flcache.cache.cache import LatentCache
-from flcache.cache.order import epoch_order, rank_share
 from flcache.cache.reader import payload_buffer
-from flcache.errors import CacheError
+from flcache.cache.sampler import EpochSampler
 from flcache.leak import check_split
 
 
@@ -53,71 +52,36 @@ class LatentLoader:
         self.leaks = check_split(seen_until, context_steps, allow_leak=allow_leak)
         """Whether the contexts have seen the targets."""
         self._cache, self._context_steps = cache, context_steps
-        self._batch_size, self._rank, self._world_size = batch_size, rank, world_size
-        self._seed, self._shuffle, self._drop_last = seed, shuffle, drop_last
+        self._sampler = EpochSampler(
+            len(cache),
+            batch_size=batch_size,
+            seed=seed,
+            shuffle=shuffle,
+            rank=rank,
+            world_size=world_size,
+            drop_last=drop_last,
+        )
         self._statistics = cache.statistics() if standardise else None
-        self._epoch, self._samples = 0, 0
-        self._check_batches()
         layouts = cache.spec.codec.payloads(cache.latent_shape)
         self._buffers = [payload_buffer(layout, self._stop - self._start, batch_size) for layout in layouts]
 
     def __len__(self) -> int:
         """Batches of a whole epoch on this rank."""
-        full, rest = divmod(len(self._cache), self._global_batch)
-        last = rank_share(np.arange(rest), start=0, **self._ranks)
-        return full + (not self._drop_last and len(last) > 0)
+        return len(self._sampler)
 
     def __iter__(self) -> Iterator[LatentBatch]:
-        order = self._order()
-        epoch = self._epoch
-        while self._epoch == epoch:
-            share = rank_share(order, start=self._samples, **self._ranks)
-            self._go_to(self._samples + self._global_batch)
+        for share in self._sampler.remaining():
+            self._sampler.advance()
             if len(share):
                 yield self._read(share)
 
     def state_dict(self) -> dict[str, int]:
         """Where the next batch starts; small, and JSON."""
-        return {
-            "seed": self._seed,
-            "epoch": self._epoch,
-            "samples": self._samples,
-            "clips": len(self._cache),
-        }
+        return self._sampler.state_dict()
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Go on where `state_dict` was taken, with its seed. Raises CacheError if the cache has other clips now."""
-        if state["clips"] != len(self._cache):
-            raise CacheError(
-                f"{self._cache.path}: {len(self._cache)} clips, {state['clips']} when the run was saved: its order "
-                "cannot be continued; start anew, or bring back the cache as it was"
-            )
-        self._seed, self._epoch = state["seed"], state["epoch"]
-        self._go_to(state["samples"])
-
-    @property
-    def _global_batch(self) -> int:
-        return self._batch_size * self._world_size
-
-    @property
-    def _fewest(self) -> int:
-        """Clips that make a global batch."""
-        return self._global_batch if self._drop_last else 1
-
-    @property
-    def _ranks(self) -> dict[str, int]:
-        return {"batch_size": self._batch_size, "rank": self._rank, "world_size": self._world_size}
-
-    def _order(self) -> NDArray[np.int64]:
-        if not self._shuffle:
-            return np.arange(len(self._cache))
-        return epoch_order(len(self._cache), seed=self._seed, epoch=self._epoch)
-
-    def _go_to(self, samples: int) -> None:
-        """Be at `samples` of this epoch, or at the start of the next where no batch is left."""
-        self._samples = samples
-        if len(self._cache) - samples < self._fewest:
-            self._epoch, self._samples = self._epoch + 1, 0
+        self._sampler.load_state_dict(state)
 
     def _read(self, indices: NDArray[np.int64]) -> LatentBatch:
         buffers = [buffer[: len(indices)] for buffer in self._buffers]
@@ -146,12 +110,3 @@ class LatentLoader:
         if self._statistics:  # as its `standardise`, without two more tensors of this size
             latents.sub_(self._statistics.mean).div_(self._statistics.std)
         return latents
-
-    def _check_batches(self) -> None:
-        if not 0 <= self._rank < self._world_size or self._batch_size < 1:
-            raise CacheError(f"batch size {self._batch_size}, rank {self._rank} of {self._world_size}: out of range")
-        if len(self._cache) < self._fewest:
-            raise CacheError(
-                f"{self._cache.path}: {len(self._cache)} clips are too few for one batch of {self._fewest}; "
-                'lower training.batch_size, or run "flcache encode" to the end'
-            )

@@ -57,9 +57,7 @@ class EpochSampler:
 
     def advance(self) -> None:
         """Move over one global batch, into the next epoch where this one has none left."""
-        self.samples += self._global_batch
-        if self.num_clips - self.samples < self._least:
-            self.epoch, self.samples = self.epoch + 1, 0
+        self._go_to(self.samples + self._global_batch)
 
     def state_dict(self) -> dict[str, int]:
         """Where the next batch starts; small, and JSON."""
@@ -72,7 +70,8 @@ class EpochSampler:
                 f"{self.num_clips} clips, {state['clips']} when the run was saved: its order cannot be continued; "
                 "start anew, or bring back the clips as they were"
             )
-        self.seed, self.epoch, self.samples = state["seed"], state["epoch"], state["samples"]
+        self.seed, self.epoch = state["seed"], state["epoch"]
+        self._go_to(state["samples"])
 
     @property
     def _global_batch(self) -> int:
@@ -82,6 +81,12 @@ class EpochSampler:
     def _least(self) -> int:
         """Clips that a global batch needs."""
         return self._global_batch if self.drop_last else 1
+
+    def _go_to(self, samples: int) -> None:
+        """Be at `samples` of this epoch, or at the start of the next where these ranks have no batch left."""
+        self.samples = samples
+        if self.num_clips - samples < self._least:
+            self.epoch, self.samples = self.epoch + 1, 0
 
     def _order(self) -> NDArray[np.int64]:
         if not self.shuffle:

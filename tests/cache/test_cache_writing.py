@@ -92,7 +92,7 @@ def test_killed_at_any_moment_then_rerun_equals_unkilled(tmp_path: Path, nursery
     whole = file_bytes(tmp_path / "whole")
     moments = random.Random(0)
     kills = 0
-    while kills < 24:
+    while kills < 14:
         cache_dir = tmp_path / f"killed-{kills}"
         for _ in range(2):
             exit_code = nursery.make_cache(cache_dir, kill_after_s=moments.uniform(0, run_s))
