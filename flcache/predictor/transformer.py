@@ -113,9 +113,10 @@ def block_causal_mask(queries: int, keys: int, step_tokens: int, dtype: torch.dt
 
     Additive, because the CPU kernel would convert a boolean mask anew in every call.
     """
-    step_of_key = torch.arange(keys, device=device) // step_tokens
-    future = step_of_key[keys - queries :, None] < step_of_key[None]
-    return torch.zeros(queries, keys, dtype=dtype, device=device).masked_fill_(future, -math.inf)
+    with torch.inference_mode(False):  # or a mask first made there could never be used in training
+        step_of_key = torch.arange(keys, device=device) // step_tokens
+        future = step_of_key[keys - queries :, None] < step_of_key[None]
+        return torch.zeros(queries, keys, dtype=dtype, device=device).masked_fill_(future, -math.inf)
 
 
 def initialise(linear: nn.Linear) -> None:

@@ -26,3 +26,11 @@ def test_attention_equals_a_plain_masked_softmax(step_tokens: int, new_steps: in
 def test_mask_lets_a_step_see_itself_and_its_past() -> None:
     mask = block_causal_mask(4, 6, 2, torch.float32, torch.device("cpu"))
     assert torch.isfinite(mask).tolist() == [[True] * 4 + [False] * 2] * 2 + [[True] * 6] * 2
+
+
+def test_mask_made_in_inference_mode_serves_training() -> None:
+    queries = torch.randn(1, 1, 21, 8, requires_grad=True)  # a size of its own: the mask is not in the cache yet
+    with torch.inference_mode():
+        block_causal_attention(queries, queries, queries, 7)
+    block_causal_attention(queries, queries, queries, 7).sum().backward()
+    assert queries.grad is not None

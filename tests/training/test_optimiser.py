@@ -1,0 +1,106 @@
+"""The optimiser: which parameters train and decay, and the course of the learning rate."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+import torch
+from rich.console import Console
+from torch import nn
+
+from flcache.errors import TrainingError
+from flcache.predictor import build_predictor
+from flcache.training.optimiser import build_optimiser, count_parameters, parameter_table, warmup_cosine
+
+
+class Encoder(nn.Module):
+    """One parameter of every sort."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches = nn.Conv2d(3, 4, 2)
+        self.positions = nn.Embedding(5, 4)
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, 4))
+        self.norm = nn.LayerNorm(4)
+        self.out = nn.Linear(4, 4)
+
+
+def optimiser_of(**parts: nn.Module) -> torch.optim.AdamW:
+    return build_optimiser(parts, learning_rate=1.0, weight_decay=0.1, betas=(0.9, 0.95))
+
+
+def groups(optimiser: torch.optim.AdamW) -> dict[float, set[nn.Parameter]]:
+    return {group["weight_decay"]: set(group["params"]) for group in optimiser.param_groups}
+
+
+def test_only_matrices_decay() -> None:
+    encoder = Encoder()
+    found = groups(optimiser_of(encoder=encoder))
+    assert found[0.1] == {encoder.patches.weight, encoder.out.weight}
+    assert found[0.0] == set(encoder.parameters()) - found[0.1]
+
+
+def test_frozen_and_shared_parameters() -> None:
+    frozen, shared = Encoder().requires_grad_(False), nn.Linear(2, 2)
+    found = groups(optimiser_of(encoder=frozen, first=shared, second=shared))
+    assert found == {0.1: {shared.weight}, 0.0: {shared.bias}}
+    with pytest.raises(TrainingError, match="nothing to train: every parameter of encoder is frozen"):
+        optimiser_of(encoder=frozen)
+
+
+def test_every_predictor_parameter_is_in_one_group() -> None:
+    model = build_predictor("tiny", {}, latent_shape=(4, 2, 2, 8))
+    found = groups(optimiser_of(predictor=model))
+    assert found[0.1] | found[0.0] == set(model.parameters())
+    assert not found[0.1] & found[0.0]
+    assert found[0.1] == {parameter for parameter in model.parameters() if parameter.ndim == 2}
+
+
+def test_learning_rate_rises_then_falls_along_a_cosine() -> None:
+    optimiser = optimiser_of(layer=nn.Linear(1, 1))
+    schedule = warmup_cosine(optimiser, steps=11, warmup_steps=4, min_fraction=0.1)
+    rates = []
+    for _ in range(13):
+        rates.append(schedule.get_last_lr()[0])
+        optimiser.step()
+        schedule.step()
+    assert rates[:5] == pytest.approx([0.25, 0.5, 0.75, 1.0, 1.0])
+    assert rates[7] == pytest.approx(0.55)
+    assert rates[10:] == pytest.approx([0.1, 0.1, 0.1])
+    assert rates[4:11] == sorted(rates[4:11], reverse=True)
+
+
+@pytest.mark.parametrize("warmup_steps", [0, 1, 5, 9])
+def test_any_warm_up_fits_any_length(warmup_steps: int) -> None:
+    optimiser = optimiser_of(layer=nn.Linear(1, 1))
+    schedule = warmup_cosine(optimiser, steps=5, warmup_steps=warmup_steps, min_fraction=0.0)
+    for _ in range(5):
+        assert 0 <= schedule.get_last_lr()[0] <= 1
+        optimiser.step()
+        schedule.step()
+
+
+def test_schedule_continues_from_its_state() -> None:
+    first = warmup_cosine(optimiser_of(layer=nn.Linear(1, 1)), 20, 4, 0.1)
+    first.optimizer.step()
+    first.step()
+    second = warmup_cosine(optimiser_of(layer=nn.Linear(1, 1)), 20, 4, 0.1)
+    second.load_state_dict(first.state_dict())
+    second.optimizer.step()
+    second.step()
+    assert second.get_last_lr() == pytest.approx([0.75, 0.75])
+
+
+def test_parameters_are_counted_by_part() -> None:
+    with torch.device("meta"):
+        parts = {"encoder": Encoder().requires_grad_(False), "predictor": nn.Linear(1000, 9)}
+    counts = count_parameters(parts)
+    assert (counts["encoder"].total, counts["encoder"].trainable) == (52 + 20 + 4 + 8 + 20, 0)
+    assert (counts["predictor"].total, counts["predictor"].trainable) == (9009, 9009)
+    console = Console(file=io.StringIO(), width=80)
+    console.print(parameter_table(counts))
+    assert isinstance(console.file, io.StringIO)
+    rows = [line.split() for line in console.file.getvalue().splitlines()]
+    assert ["│", "encoder", "│", "104", "│", "0", "│"] in rows
+    assert ["│", "all", "│", "9,113", "│", "9,009", "│"] in rows
