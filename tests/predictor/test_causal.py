@@ -42,6 +42,15 @@ def test_untrained_predictor_copies_the_last_step_exactly(merge: int) -> None:
     assert torch.equal(predicted, latents[:, 2:3].expand(-1, 3, -1, -1, -1))
 
 
+def test_mixed_precision_keeps_the_copy_exact_and_the_prediction_close() -> None:
+    latents, times = clips()
+    model = predictor()
+    with torch.autocast("cpu", torch.bfloat16):
+        copied, predicted = predictor(untrained=True)(latents, times, later(times)), model(latents, times, later(times))
+    assert torch.equal(copied, latents)
+    torch.testing.assert_close(predicted, model(latents, times, later(times)), atol=0.1, rtol=0)
+
+
 @pytest.mark.parametrize("merge", [1, 2])
 @pytest.mark.parametrize("changed", range(1, T))
 def test_predictions_do_not_see_later_steps(changed: int, merge: int) -> None:
