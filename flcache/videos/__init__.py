@@ -1,13 +1,18 @@
-"""From annotation files to decoded frames: annotations, clip sampling, decoders, decode pool, synthetic videos."""
+"""From annotation files to decoded frames: annotations, clip sampling, decoders, decode pool, synthetic videos.
 
-from flcache.videos.annotations import Video, VideoFolder, read_annotations
+`flcache.videos.kinetics` holds the torch dataset; nothing here imports torch.
+"""
+
+from flcache.videos.annotations import Video, VideoFolder, read_annotations, read_labels
 from flcache.videos.clips import ClipRule, needs_duration, plan_clips
 from flcache.videos.decoders import ClipRequest, DecodedClip, VideoInfo, decode_clip, probe
+from flcache.videos.pool import DecodePool
 from flcache.videos.synthetic import write_dataset
 
 __all__ = [
     "ClipRequest",
     "ClipRule",
+    "DecodePool",
     "DecodedClip",
     "Video",
     "VideoFolder",
@@ -17,5 +22,6 @@ __all__ = [
     "plan_clips",
     "probe",
     "read_annotations",
+    "read_labels",
     "write_dataset",
 ]

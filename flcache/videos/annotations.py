@@ -51,7 +51,7 @@ def read_annotations(csv: Path, *, labels: Path | None = None) -> list[Video]:
     if _is_header(lines[0][1]):
         rows = _official_rows(csv, lines)
     else:
-        rows = _headerless_rows(csv, lines, _read_labels(labels) if labels else None)
+        rows = _headerless_rows(csv, lines, read_labels(labels) if labels else None)
     if not rows:
         raise DataError(f"{csv}: there is a header but no row below it; is the download complete?")
     _refuse_duplicates(csv, rows)
@@ -129,7 +129,8 @@ def _split_index(path: Path, number: int, line: str) -> tuple[str, int]:
     return name.strip(), int(index)
 
 
-def _read_labels(path: Path) -> dict[int, str]:
+def read_labels(path: Path) -> dict[int, str]:
+    """The label file's classes by index, in its order. Raises DataError naming the line."""
     labels: dict[int, str] = {}
     for number, line in enumerate(_read_lines(path), 1):
         if not line.strip():

@@ -10,12 +10,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
-
-import pandas as pd
+from typing import TYPE_CHECKING, Any
 
 from flcache.errors import ConfigError
 from flcache.videos.annotations import Video
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 PLAN_COLUMNS = ("clip_id", "video", "video_id", "label", "start_s", "timestamps")
 
@@ -74,6 +75,8 @@ def plan_clips(videos: Iterable[Video], rule: ClipRule, durations: Mapping[str, 
     duration gets one clip, at 0. `timestamps` are seconds from the first displayed frame; None for a stride, where
     frames are counted from the one on display at `start_s`.
     """
+    import pandas as pd  # half a second, which decode workers need not spend
+
     rows = []
     for video in videos:
         duration_s = video.duration_s

@@ -34,7 +34,7 @@ def probe(path: Path) -> VideoInfo:
             fps=float(rate) if rate else None,
             width=stream.codec_context.width,
             height=stream.codec_context.height,
-            codec=stream.codec_context.name,
+            codec=stream.codec_context.codec.canonical_name,
         )
 
 
@@ -75,8 +75,9 @@ def _why_not_opened(path: Path, error: Exception) -> str:
         return "no such file"
     if path.stat().st_size == 0:
         return "the file is empty"
-    level = av.logging.get_level()
+    level, skips_repeated = av.logging.get_level(), av.logging.get_skip_repeated()
     av.logging.set_level(av.logging.ERROR)
+    av.logging.set_skip_repeated(False)
     try:
         with av.logging.Capture() as logs, av.open(str(path)):
             pass
@@ -85,4 +86,5 @@ def _why_not_opened(path: Path, error: Exception) -> str:
         return "; ".join([*dict.fromkeys(words), getattr(error, "strerror", None) or str(error)])
     finally:
         av.logging.set_level(level)
+        av.logging.set_skip_repeated(skips_repeated)
     return str(error)

@@ -1,7 +1,7 @@
 """Frames by decord, where its answer can be trusted.
 
 decord 0.6 seeks by counting pictures and paints over damage without a word. It is asked only for files whose pictures
-count plainly, and everything its FFmpeg reports while decoding is listened to: one error, and the answer is refused.
+count plainly, and everything its FFmpeg logs while decoding is listened to: one error, and the answer is refused.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from flcache.videos.frame_table import FrameTable
 
 _CODECS = ("h264", "mpeg4", "vp9")  # hevc: wrong frames after a seek; av1: no decoder in its FFmpeg
 _AV_LOG_ERROR = 16
+_CONCEALING = b"concealing"  # "concealing 40 DC, 40 AC, 40 MV errors in P frame", logged at level info
 _listening = threading.Lock()  # FFmpeg has one log callback a process
 
 
@@ -73,13 +74,13 @@ def read_frames(path: Path, table: FrameTable, wanted: NDArray[np.int64]) -> NDA
 
 @contextmanager
 def _errors_heard() -> Iterator[list[str]]:
-    """What decord's FFmpeg logs at level error or worse, instead of its writing to the terminal."""
+    """What decord's FFmpeg logs of errors and of painting over them, instead of its writing to the terminal."""
     log = _ffmpeg_log()
     assert log is not None
     errors: list[str] = []
 
     def hear(_context: int | None, level: int, message: bytes, _arguments: int | None) -> None:
-        if level <= _AV_LOG_ERROR:
+        if level <= _AV_LOG_ERROR or message.startswith(_CONCEALING):
             errors.append(message.decode(errors="replace").strip())
 
     callback = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)(hear)

@@ -86,7 +86,7 @@ def read_frame_table(path: Path) -> FrameTable:
             keyframes=np.array(sorted(packet.pts for packet in packets if packet.is_keyframe), dtype=np.int64),
             has_display_times=timed and len(np.unique(pts)) == len(pts),
             has_leading_pictures=_has_leading_pictures(packets),
-            codec=context.name,
+            codec=context.codec.canonical_name,
             pixel_format=context.pix_fmt or "",
             width=context.width,
             height=context.height,

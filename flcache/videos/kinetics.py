@@ -1,0 +1,117 @@
+"""Kinetics-400, or anything annotated alike, as a torch dataset of clips. F frames of H x W pixels."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TypedDict
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from flcache.errors import DataError, DecodeError
+from flcache.videos.annotations import Video, VideoFolder, read_annotations, read_labels
+from flcache.videos.clips import ClipRule, needs_duration, plan_clips
+from flcache.videos.decoders import ClipRequest, decode_clip, probe
+
+
+class KineticsClip(TypedDict):
+    """One clip. Videos differ in H and W: resize before collating."""
+
+    frames: Tensor
+    """(F, 3, H, W) uint8; past the end of the video its last frame is repeated."""
+    mask: Tensor
+    """(F,) bool, True where the frame is real and not padding."""
+    timestamps: Tensor
+    """(F,) float64 seconds from the first displayed frame of the video."""
+    label: str
+    """Empty where the annotation has no labels."""
+    label_index: int
+    """Index into `Kinetics400.classes`; -1 without a label."""
+    path: str
+
+
+class Kinetics400(Dataset[KineticsClip]):
+    """The clips that `rule` cuts from the annotated videos below `root`.
+
+    `labels` (`index label` lines) fixes the order of `classes`; without it they are the labels of this annotation file,
+    sorted. Videos that are not there are listed in `missing` by the path they were expected at. Raises DataError where
+    more than `max_missing_fraction` of them are, and DecodeError from an item whose file is damaged.
+    """
+
+    def __init__(
+        self,
+        root: Path | str,
+        annotations: Path | str,
+        rule: ClipRule,
+        *,
+        labels: Path | str | None = None,
+        decoder: str = "auto",
+        max_missing_fraction: float = 0.1,
+    ) -> None:
+        label_file = Path(labels) if labels is not None else None
+        videos = read_annotations(Path(annotations), labels=label_file)
+        self.classes = _classes(videos, label_file)
+        self.missing: list[Path] = []
+        self._files = self._find(VideoFolder(Path(root)), videos)
+        if len(self.missing) > max_missing_fraction * len(videos):
+            raise DataError(
+                f"{annotations}: {len(self.missing)} of {len(videos)} videos are missing below {root}, the first one "
+                f"{self.missing[0]}; fetch them, mend the root, or raise dataset.max_missing_fraction"
+            )
+        found = [video for video in videos if video.path in self._files]
+        self._plan = plan_clips(found, rule, self._probe_durations(needs_duration(rule, found)))
+        self._rule, self._decoder = rule, decoder
+
+    def __len__(self) -> int:
+        return len(self._plan)
+
+    def __getitem__(self, index: int) -> KineticsClip:
+        row = self._plan.iloc[index]
+        timestamps = None if row["timestamps"] is None else tuple(row["timestamps"])
+        request = ClipRequest(self._rule.frames, row["start_s"], timestamps, self._rule.stride, self._rule.short)
+        path = self._files[row["video"]]
+        clip = decode_clip(path, request, decoder=self._decoder)
+        label = row["label"] if isinstance(row["label"], str) else ""
+        return KineticsClip(
+            frames=torch.from_numpy(clip.frames).permute(0, 3, 1, 2).contiguous(),  # (F, H, W, 3) to (F, 3, H, W)
+            mask=torch.from_numpy(clip.mask),
+            timestamps=torch.from_numpy(clip.timestamps),
+            label=label,
+            label_index=self.classes.index(label) if label else -1,
+            path=str(path),
+        )
+
+    def _find(self, folder: VideoFolder, videos: Iterable[Video]) -> dict[str, Path]:
+        """Files by annotated path; what is not there goes to `missing`."""
+        files = {}
+        for video in videos:
+            path = folder.find(video)
+            if path is None:
+                self.missing.append(folder.expected(video))
+            else:
+                files[video.path] = path
+        return files
+
+    def _probe_durations(self, videos: Iterable[Video]) -> dict[str, float]:
+        """Seconds by video id; a file that cannot be opened has none, and says why when its clip is asked for."""
+        durations = {}
+        for video in videos:
+            try:
+                duration_s = probe(self._files[video.path]).duration_s
+            except DecodeError:
+                continue
+            if duration_s is not None:
+                durations[video.video_id] = duration_s
+        return durations
+
+
+def _classes(videos: Iterable[Video], label_file: Path | None) -> list[str]:
+    present = {video.label for video in videos if video.label is not None}
+    if label_file is None:
+        return sorted(present)
+    classes = [label for _, label in sorted(read_labels(label_file).items())]
+    if unknown := sorted(present - set(classes)):
+        raise DataError(f"{label_file}: it lacks the label {unknown[0]!r} and {len(unknown) - 1} more; add them")
+    return classes
