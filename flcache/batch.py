@@ -100,10 +100,12 @@ class ChannelStatistics:
 
 def step_times(timestamps: NDArray[np.float64], tubelet_size: int) -> NDArray[np.float32]:
     """Seconds of each step: the mean of its frames' `timestamps` (F,), measured from the clip's first frame; (T,)."""
-    relative = timestamps - timestamps[0]
-    return relative.reshape(-1, tubelet_size).mean(axis=1).astype(np.float32)
+    relative = (timestamps - timestamps[0]).reshape(-1, tubelet_size)
+    seconds: NDArray[np.float32] = relative.mean(axis=1).astype(np.float32)
+    return seconds
 
 
 def step_valid(mask: NDArray[np.bool_], tubelet_size: int) -> NDArray[np.bool_]:
     """Which steps hold at least one real frame, from the frames' padding `mask` (F,), True where real; (T,)."""
-    return mask.reshape(-1, tubelet_size).any(axis=1)
+    valid: NDArray[np.bool_] = np.asarray(mask.reshape(-1, tubelet_size).any(axis=1))
+    return valid

@@ -40,7 +40,7 @@ class DatasetConfig:
     val: OptionalPath = None
     labels: OptionalPath = None
     """`index label` lines; needed only by headerless annotation files."""
-    max_missing_fraction: Fraction = 0.1
+    max_missing_fraction: Fraction = 0.25
     """Videos of a split that may be absent from `root` before encoding refuses to start."""
 
 
@@ -79,7 +79,7 @@ class EncodeConfig:
     """Clips per forward pass."""
     decode_workers: Positive = 2
     decode_timeout_s: PositiveFloat = 60.0
-    max_failed_fraction: Fraction = 0.1
+    max_failed_fraction: Fraction = 0.05
     """Clips that may fail before the stage exits 1."""
     device: Device = "auto"
 
@@ -97,7 +97,7 @@ class CacheConfig:
 class PredictorConfig:
     preset: str = "small"
     overrides: dict[str, Any] = field(default_factory=dict)
-    """Fields of the preset to replace: `depth`, `width`, `heads`."""
+    """Fields of the preset to replace: `depth`, `width`, `heads`, `mlp_width`, `merge`."""
 
 
 @dataclass(frozen=True)
@@ -121,6 +121,8 @@ class TrainingConfig:
     precision: Literal["no", "bf16", "fp16"] = "no"
     """Accelerate's mixed precision: `no`, `bf16`, `fp16`."""
     checkpoint_every: Positive = 1_000
+    keep_checkpoints: Positive = 2
+    """The newest ones; older checkpoints are removed."""
     log_every: Positive = 20
     ema_decay: Fraction = 0.998
     """Of the copy of a trainable encoder that the targets come from."""

@@ -9,6 +9,7 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -40,15 +41,14 @@ def demo(out: str) -> None:
     """
     from . import demo as stage
 
-    stage.run(out)
+    stage.run(Path(out))
 
 
 @cli.command()
 @_CONFIG
 @click.option("--shards", metavar="I/N", callback=lambda *given: _share(given[2]), help="Encode part I of N, from 1.")
-@click.option("--engine", type=click.Choice(["local"]), default="local", show_default=True, help="Where shards run.")
 @_OVERRIDES
-def encode(config: str, shards: tuple[int, int] | None, engine: str, overrides: tuple[str, ...]) -> None:
+def encode(config: str, shards: tuple[int, int] | None, overrides: tuple[str, ...]) -> None:
     """Encode the videos of a dataset into a cache of latents.
 
     Safe to kill and to run again: shards that are committed are skipped.
@@ -56,7 +56,7 @@ def encode(config: str, shards: tuple[int, int] | None, engine: str, overrides: 
     resolved = _load(config, overrides)
     from . import encode as stage
 
-    stage.run(resolved.config, shards=shards, engine=engine)
+    stage.run(resolved.config, shards=shards)
 
 
 @cli.command()
@@ -81,7 +81,7 @@ def evaluate(config: str, checkpoint: str | None, as_json: bool, overrides: tupl
     resolved = _load(config, overrides)
     from . import evaluate as stage
 
-    stage.run(resolved.config, checkpoint=checkpoint, as_json=as_json)
+    stage.run(resolved.config, checkpoint=Path(checkpoint) if checkpoint else None, as_json=as_json)
 
 
 @cli.command()
@@ -105,7 +105,7 @@ def inspect_cache(directory: str, as_json: bool) -> None:
     """Show what is in a cache, how much of it is done, and what failed and why."""
     from . import inspect_cache as stage
 
-    stage.run(directory, as_json=as_json)
+    stage.run(Path(directory), as_json=as_json)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

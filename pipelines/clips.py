@@ -10,7 +10,7 @@ import pandas as pd
 
 from flcache.config import Config
 from flcache.engines import ClipTask
-from flcache.errors import ConfigError, DataError, DecodeError
+from flcache.errors import DataError, DecodeError
 from flcache.videos import (
     ClipRequest,
     ClipRule,
@@ -43,31 +43,17 @@ def clip_rule(config: Config) -> ClipRule:
 
 
 def configured_splits(config: Config) -> list[str]:
-    """The splits that have an annotation file. Raises ConfigError where none has."""
-    splits = [split for split in SPLITS if getattr(config.dataset, split)]
-    if not splits:
-        raise ConfigError(
-            "dataset.train is not set: give the path of an annotation file, dataset.train=/path/train.csv"
-        )
-    return splits
-
-
-def configured_cache_dir(config: Config) -> Path:
-    if not config.cache.dir:
-        raise ConfigError("cache.dir is not set: give the folder to keep the latents in, cache.dir=PATH")
-    return Path(config.cache.dir)
+    """The splits that have an annotation file; training must."""
+    config.require("dataset.train")
+    return [split for split in SPLITS if getattr(config.dataset, split)]
 
 
 def read_split(config: Config, split: str) -> SplitClips:
     """The clips of `split` and which of its videos are missing. Raises DataError where too many are."""
     dataset = config.dataset
-    annotations = getattr(dataset, split)
-    if not annotations:
-        raise ConfigError(f"dataset.{split} is not set: give the path of an annotation file, dataset.{split}=PATH")
-    if not dataset.root:
-        raise ConfigError("dataset.root is not set: give the folder that the annotated paths are relative to")
-    videos = read_annotations(Path(annotations), labels=Path(dataset.labels) if dataset.labels else None)
-    folder = VideoFolder(Path(dataset.root))
+    annotations, root = Path(config.require(f"dataset.{split}")), Path(config.require("dataset.root"))
+    videos = read_annotations(annotations, labels=Path(dataset.labels) if dataset.labels else None)
+    folder = VideoFolder(root)
     missing = tuple(video for video in videos if folder.find(video) is None)
     _check_missing(config, split, videos, missing, folder)
     rule = clip_rule(config)
@@ -78,12 +64,20 @@ def read_split(config: Config, split: str) -> SplitClips:
 def clip_tasks(plan: pd.DataFrame, folder: VideoFolder, rule: ClipRule) -> list[ClipTask]:
     """The rows of a plan as tasks, each with the path of its video where there is one."""
     tasks = []
-    for row in plan.itertuples(index=False):
-        video = Video(row.video_id, row.video, row.label, None)
-        timestamps = None if row.timestamps is None else tuple(row.timestamps)
-        request = ClipRequest(rule.frames, row.start_s, timestamps, rule.stride, rule.short)
-        path, expected = folder.find(video), folder.expected(video)
-        tasks.append(ClipTask(row.slot, row.clip_id, row.video, row.label, path, expected, request))
+    for row in plan.to_dict("records"):
+        video = Video(row["video_id"], row["video"], row["label"], None)
+        timestamps = None if row["timestamps"] is None else tuple(row["timestamps"])
+        tasks.append(
+            ClipTask(
+                slot=row["slot"],
+                clip_id=row["clip_id"],
+                video=row["video"],
+                label=row["label"],
+                path=folder.find(video),
+                expected=folder.expected(video),
+                request=ClipRequest(rule.frames, row["start_s"], timestamps, rule.stride, rule.short),
+            )
+        )
     return tasks
 
 

@@ -30,7 +30,7 @@ from flcache.engines import ShardEncoder, ShardTask
 from flcache.errors import DataError
 from flcache.videos import DecodePool
 
-from .clips import SplitClips, clip_rule, clip_tasks, configured_cache_dir, configured_splits, read_split
+from .clips import SplitClips, clip_rule, clip_tasks, configured_splits, read_split
 from .encoder import hard_spec, load_configured_encoder
 from .progress import Progress
 
@@ -39,8 +39,8 @@ SOFT_PACKAGES = ("flcache", "torch", "torchvision", "transformers", "decord", "a
 
 
 def run(config: Config, shards: tuple[int, int] | None = None) -> None:
-    """Encode what is not yet committed; with `shards=(i, n)` the i-th of n equal parts of it, counted from 0."""
-    cache_dir = configured_cache_dir(config)
+    """Encode what is not yet committed; with `shards=(i, n)` the i-th of n equal parts of it, counted from 1."""
+    cache_dir = Path(config.require("cache.dir"))
     splits = [read_split(config, split) for split in configured_splits(config)]
     for split in splits:
         _report_missing(split)
@@ -87,14 +87,15 @@ def _pending(
     splits: Sequence[SplitClips],
     part: tuple[int, int] | None,
 ) -> list[ShardTask]:
-    """The shards without a commit, in plan order; with `part=(i, n)` every n-th shard of the plan, from the i-th."""
+    """The shards without a commit, in plan order; with `part=(i, n)` only every n-th shard, from number i, of all."""
     rule, tasks = clip_rule(config), []
     folders = {split.split: split.folder for split in splits}
-    groups = [(key, rows) for key, rows in plan.groupby(["split", "shard"], sort=True) if key[0] in folders]
-    index, count = part or (0, 1)
-    for (split, shard), rows in groups[index::count]:
+    index, count = part or (1, 1)
+    wanted = plan[plan["split"].isin(folders)]
+    for _, rows in list(wanted.groupby(["split", "shard"]))[index - 1 :: count]:
+        split, shard = str(rows["split"].iloc[0]), int(rows["shard"].iloc[0])
         if not is_committed(cache_dir, split, shard):
-            tasks.append(ShardTask(split, int(shard), tuple(clip_tasks(rows, folders[split], rule))))
+            tasks.append(ShardTask(split, shard, tuple(clip_tasks(rows, folders[split], rule))))
     return tasks
 
 

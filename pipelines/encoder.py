@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -17,7 +18,9 @@ def encoder_source(config: Config) -> EncoderSource:
     return EncoderSource(**asdict(config.encoder))
 
 
-def load_configured_encoder(config: Config, *, trainable: bool | list[str] = False, device: str) -> LatentVideoModel:
+def load_configured_encoder(
+    config: Config, *, trainable: bool | Sequence[str] = False, device: str
+) -> LatentVideoModel:
     """The encoder of the configuration on `device`, in its context mode. Raises EncoderError."""
     context = config.encode.context
     return load_encoder(encoder_source(config), context=context, trainable=trainable, device=pick_device(device))

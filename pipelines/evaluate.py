@@ -17,12 +17,12 @@ from flcache.training import RunRecord, WorldModel, latest_checkpoint, read_reco
 
 from .encoder import pick_device
 from .source import LatentSource, Reading, open_source
-from .train import build_world_model, configured_training_dir
+from .train import build_world_model
 
 
 def run(config: Config, checkpoint: Path | None = None, as_json: bool = False) -> None:
     """Roll the newest checkpoint, or the named one, out over `evaluation.split` and compare it with copying."""
-    directory = configured_training_dir(config)
+    directory = Path(config.require("training.dir"))
     checkpoint = checkpoint or latest_checkpoint(directory / "checkpoints")
     record = read_record(checkpoint)
     device = pick_device(config.training.device)

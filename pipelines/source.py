@@ -5,12 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import islice
-
-import torch
 
 from flcache.batch import ChannelStatistics
-from flcache.cache import EpochSampler, LatentCache, LatentLoader, assign_shards, get_codec, make_spec
+from flcache.cache import (
+    ChannelSums,
+    EpochSampler,
+    LatentCache,
+    LatentLoader,
+    assign_shards,
+    channel_statistics,
+    get_codec,
+    make_spec,
+)
 from flcache.config import Config
 from flcache.encoder import LatentVideoModel
 from flcache.errors import CacheError, DataError
@@ -18,7 +24,7 @@ from flcache.leak import check_split
 from flcache.training import LiveClip, Source, VideoSource
 from flcache.videos import DecodePool
 
-from .clips import clip_rule, clip_tasks, configured_cache_dir, read_split
+from .clips import clip_rule, clip_tasks, read_split
 from .encoder import hard_spec, load_configured_encoder
 
 CALIBRATION_CLIPS = 64
@@ -63,7 +69,7 @@ def open_source(config: Config, reading: Reading, *, device: str) -> Iterator[La
 
 
 def _cached(config: Config, reading: Reading) -> LatentSource:
-    cache = LatentCache(configured_cache_dir(config), reading.split)
+    cache = LatentCache(config.require("cache.dir"), reading.split)
     context_steps = _context_steps(config, cache.latent_shape[0])
     loader = LatentLoader(
         cache,
@@ -142,7 +148,7 @@ def _context_steps(config: Config, num_steps: int) -> int:
 def _known_statistics(config: Config, fingerprint: str) -> ChannelStatistics | None:
     """Those of a cache of the same latents, if there is one."""
     try:
-        cache = LatentCache(configured_cache_dir(config)) if config.cache.dir else None
+        cache = LatentCache(config.cache.dir) if config.cache.dir else None
         return cache.statistics() if cache and cache.fingerprint == fingerprint else None
     except CacheError:
         return None
@@ -157,10 +163,10 @@ def _calibrate(
     source = VideoSource(
         clips, pool, sampler, context_steps=1, tubelet_size=model.tubelet_size, max_failed_fraction=1.0
     )
-    with torch.no_grad():
-        encoded = [model(batch.frames)[batch.valid].flatten(0, -2) for batch in islice(source, len(clips))]
-    if not encoded:
+    sums = ChannelSums(latent_shape[-1])
+    for batch in source:
+        latents = model(batch.frames).detach().cpu().numpy()  # (1, T, H, W, D)
+        sums.add(latents[0][batch.valid[0].numpy()])
+    if not sums.positions:
         raise DataError("no training clip could be decoded, so there is nothing to train on; see the annotation files")
-    tokens = torch.cat(encoded).double()  # (tokens, D)
-    deviation = tokens.std(0, correction=0).clamp_min(1e-6)
-    return ChannelStatistics(tokens.mean(0).float().cpu(), deviation.float().cpu())
+    return channel_statistics(sums.channels())

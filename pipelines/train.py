@@ -10,9 +10,10 @@ from pathlib import Path
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 from rich.console import Console
+from torch import nn
 
 from flcache.config import Config, to_yaml
-from flcache.errors import ConfigError, TrainingError
+from flcache.errors import TrainingError
 from flcache.predictor import build_predictor
 from flcache.training import (
     LoopOptions,
@@ -35,7 +36,7 @@ from .source import LatentSource, Reading, open_source
 
 def run(config: Config, resume: bool = False) -> None:
     """Train to `training.steps`; with `resume` from the newest checkpoint, if there is one."""
-    directory = configured_training_dir(config)
+    directory = Path(config.require("training.dir"))
     checkpoints = directory / "checkpoints"
     continues = has_checkpoint(checkpoints)
     if continues and not resume:
@@ -64,12 +65,6 @@ def build_world_model(config: Config, source: LatentSource) -> WorldModel:
     return WorldModel(predictor, source.statistics, splits=splits, loss=config.training.loss, encoder=source.encoder)
 
 
-def configured_training_dir(config: Config) -> Path:
-    if not config.training.dir:
-        raise ConfigError("training.dir is not set: give the folder for checkpoints and metrics, training.dir=PATH")
-    return Path(config.training.dir)
-
-
 def _accelerator(config: Config) -> Accelerator:
     training = config.training
     return Accelerator(
@@ -82,7 +77,7 @@ def _accelerator(config: Config) -> Accelerator:
 def _build(config: Config, accelerator: Accelerator, source: LatentSource, directory: Path) -> Run:
     training = config.training
     model = build_world_model(config, source)
-    parts = {"predictor": model.predictor}
+    parts: dict[str, nn.Module] = {"predictor": model.predictor}
     if source.encoder is not None:
         parts["encoder"] = source.encoder
     if accelerator.is_main_process:

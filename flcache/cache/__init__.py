@@ -15,7 +15,7 @@ from flcache.cache.plan import assign_shards, check_clip_ids, read_plan, write_p
 from flcache.cache.sampler import EpochSampler
 from flcache.cache.shard import EncodedClip, ShardWriter
 from flcache.cache.spec import FORMAT, CacheSpec, create_or_check, differences, make_spec, read_spec
-from flcache.cache.statistics import finalize_statistics
+from flcache.cache.statistics import ChannelSums, channel_statistics, finalize_statistics
 from flcache.cache.summary import summary
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ __all__ = [
     "FORMAT",
     "CacheSpec",
     "CachedClip",
+    "ChannelSums",
     "Codec",
     "Commit",
     "EncodedClip",
@@ -37,6 +38,7 @@ __all__ = [
     "SplitProgress",
     "ValueRangeError",
     "assign_shards",
+    "channel_statistics",
     "check_clip_ids",
     "create_or_check",
     "differences",

@@ -53,6 +53,11 @@ class ChannelSums:
         self.positions += positions
         self.sums += sums
 
+    def channels(self) -> dict[str, Any]:
+        """The `channels` of `spec.json`: mean, rms, count."""
+        mean, square = self.sums / self.positions
+        return {"mean": mean.tolist(), "rms": np.sqrt(square).tolist(), "count": self.positions}
+
 
 def finalize_statistics(cache_dir: Path, split: str = TRAINING_SPLIT) -> bool:
     """Keep the channel statistics of `split` in `spec.json` once all of its shards are committed.
@@ -77,8 +82,7 @@ def merge_channels(cache_dir: Path, spec: CacheSpec, commits: list[Commit]) -> d
         total.merge(commit.positions, _read_sums(cache_dir, commit, total.width))
     if not total.positions:
         raise CacheError(f'{cache_dir}: no {TRAINING_SPLIT} clip to take channel statistics from; run "flcache encode"')
-    mean, square = total.sums / total.positions
-    return {"mean": mean.tolist(), "rms": np.sqrt(square).tolist(), "count": total.positions}
+    return total.channels()
 
 
 def channel_statistics(channels: dict[str, Any]) -> ChannelStatistics:

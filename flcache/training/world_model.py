@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from flcache.batch import ChannelStatistics, LatentBatch, VideoBatch
 from flcache.encoder import LatentVideoModel
+from flcache.predictor import CausalPredictor
 from flcache.training.objective import NextStepLoss, next_step_loss
 
 Batch = LatentBatch | VideoBatch
@@ -33,7 +34,7 @@ class WorldModel(nn.Module):
 
     def __init__(
         self,
-        predictor: nn.Module,
+        predictor: CausalPredictor,
         statistics: ChannelStatistics,
         *,
         splits: Sequence[int],

@@ -114,9 +114,7 @@ def _headerless_rows(
     for number, line in lines:
         name, index = _split_index(path, number, line)
         if labels is not None and index not in labels:
-            raise DataError(
-                f"{path}:{number}: label index {index} is not in the label file; it has {len(labels)} labels"
-            )
+            raise DataError(f"{path}:{number}: the label file has no index {index}; mend the row or the label file")
         label = labels[index] if labels is not None else str(index)
         rows.append((number, Video(str(PurePosixPath(name).with_suffix("")), name, label, None)))
     return rows
