@@ -1,0 +1,188 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+
+from flcache.errors import ConfigError, DecodeError
+from flcache.videos import ClipRequest, DecodedClip, decode_clip, decord_reader, probe
+from flcache.videos.frame_table import read_frame_table
+
+needs_decord = pytest.mark.skipif(decord_reader.missing() is not None, reason="decord is not on this machine")
+
+
+def at(*seconds: float, short: str = "pad") -> ClipRequest:
+    return ClipRequest(len(seconds), seconds[0], tuple(seconds), None, short)
+
+
+def every(stride: int, frames: int, start_s: float = 0.0, short: str = "pad") -> ClipRequest:
+    return ClipRequest(frames, start_s, None, stride, short)
+
+
+def all_frames(path: Path) -> np.ndarray:
+    """The plainest decoding there is: (N, h, w, 3)."""
+    with av.open(str(path)) as container:
+        return np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
+
+
+def assert_same(one: DecodedClip, other: DecodedClip) -> None:
+    assert np.array_equal(one.frames, other.frames)
+    assert np.array_equal(one.timestamps, other.timestamps) and np.array_equal(one.mask, other.mask)
+
+
+VARIANTS = {
+    "b_frames": {"options": {"g": "12", "bf": "3"}},
+    "one_keyframe": {"options": {"g": "250"}},
+    "all_keyframes": {"options": {"g": "1"}},
+    "open_groups": {"options": {"g": "8", "bf": "2", "x264-params": "open-gop=1"}},
+    "variable_rate": {"times": (0, 10, 60, 61, 90, 200, 210, 400, 401, 560, 600, 610)},
+    "late_start": {"times": tuple(range(5000, 5720, 24))},
+    "matroska": {"name": "video.mkv"},
+    "odd_size": {"size": (97, 131), "codec": "mpeg4", "options": {}},
+    "hevc": {"codec": "libx265", "options": {"x265-params": "log-level=none:keyint=6:bframes=2"}},
+    "avi": {"name": "video.avi", "codec": "mpeg4", "options": {"g": "6", "bf": "2"}},
+}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_every_frame_is_found_at_its_time_by_each_decoder(variant: str, write_video: Callable[..., Path]) -> None:
+    path = write_video(**VARIANTS[variant])
+    truth, table = all_frames(path), read_frame_table(path)
+    assert len(table) == len(truth) and table.seconds[0] == 0 and (np.diff(table.seconds) > 0).all()
+    usable = [name for name in ("auto", "pyav", "decord") if name != "decord" or not decord_reader.obstacle(table)]
+    for decoder in usable:
+        for index in (0, 1, len(truth) // 2, len(truth) - 2, len(truth) - 1):
+            clip = decode_clip(path, at(table.seconds[index]), decoder=decoder)
+            assert np.array_equal(clip.frames[0], truth[index]), (decoder, index)
+            assert clip.timestamps[0] == table.seconds[index] and clip.mask.all()
+        whole = decode_clip(path, every(1, len(truth)), decoder=decoder)
+        assert np.array_equal(whole.frames, truth) and whole.mask.all()
+
+
+@needs_decord
+def test_decord_serves_plain_files(write_video: Callable[..., Path]) -> None:
+    assert decode_clip(write_video(), at(0.1, 0.5)).decoder == "decord"
+    with pytest.raises(DecodeError, match="not to be trusted"):
+        decode_clip(write_video("video.avi", codec="mpeg4", options={}), at(0.1), decoder="decord")
+
+
+def test_a_frame_stays_until_the_next_one(write_video: Callable[..., Path]) -> None:
+    path = write_video(times=(0, 60, 300, 330))
+    clip = decode_clip(path, at(0.0, 0.09, 0.1, 0.3, 0.49, 0.5, 0.56))
+    assert clip.timestamps.tolist() == pytest.approx([0, 0, 0.1, 0.1, 0.1, 0.5, 0.55])
+    assert clip.mask.all()
+
+
+@pytest.mark.parametrize("decoder", ["auto", "pyav"])
+def test_past_the_end_the_last_frame_is_repeated_under_the_mask(decoder: str, write_video: Callable[..., Path]) -> None:
+    path = write_video()  # 30 frames, 1.2 s; the last comes at 1.16 s
+    clip = decode_clip(path, at(1.0, 1.16, 1.199, 1.3, 2.0), decoder=decoder)
+    assert clip.mask.tolist() == [True, True, True, False, False]
+    assert (clip.frames[2:] == clip.frames[1]).all() and not (clip.frames[0] == clip.frames[1]).all()
+    strided = decode_clip(path, every(10, 5), decoder=decoder)
+    assert strided.mask.tolist() == [True, True, True, False, False]
+    assert strided.timestamps.tolist() == pytest.approx([0, 0.4, 0.8, 1.16, 1.16])
+
+
+def test_what_may_not_be_padded_is_an_error(write_video: Callable[..., Path]) -> None:
+    path = write_video()
+    with pytest.raises(DecodeError, match="shorter than the clip"):
+        decode_clip(path, at(1.0, 1.3, short="drop"))
+    with pytest.raises(DecodeError, match="shorter than the clip"):
+        decode_clip(path, every(10, 5, short="drop"))
+    for beyond in (at(7.0, 8.0), every(1, 2, start_s=7.0)):
+        with pytest.raises(DecodeError, match=r"starts at 7\.000 s, the video ends at 1\.200 s"):
+            decode_clip(path, beyond)
+
+
+def test_a_request_is_checked(write_video: Callable[..., Path]) -> None:
+    with pytest.raises(ConfigError, match="timestamps or a stride"):
+        ClipRequest(1, 0.0, None, None, "pad")
+    with pytest.raises(ConfigError, match="2 frames has 1"):
+        ClipRequest(2, 0.0, (0.0,), None, "pad")
+    with pytest.raises(ConfigError, match="choose one of auto, decord, pyav"):
+        decode_clip(write_video(), at(0.0), decoder="opencv")
+
+
+@pytest.mark.parametrize("decoder", ["auto", "pyav"])
+def test_damage_ends_the_clips_it_reaches_and_no_other(decoder: str, write_video: Callable[..., Path]) -> None:
+    path = write_video(times=tuple(range(0, 24 * 60, 24)), options={"g": "20", "bf": "0", "crf": "10"})
+    truth = all_frames(path)
+    with av.open(str(path)) as container:
+        packet = next(packet for i, packet in enumerate(container.demux(video=0)) if i == 30)
+    content = bytearray(path.read_bytes())
+    middle = packet.pos + packet.size // 2
+    content[middle : middle + 64] = b"\xff" * 64
+    path.write_bytes(content)
+    for good in (range(29), range(40, 60)):
+        clip = decode_clip(path, at(*(i * 0.04 for i in good)), decoder=decoder)
+        assert np.array_equal(clip.frames, truth[good[0] : good[-1] + 1])
+    with pytest.raises(DecodeError, match=r"video.mp4: frame 30 at 1.200 s cannot be decoded: \w+"):
+        decode_clip(path, at(1.0, 1.3), decoder=decoder)
+
+
+@pytest.mark.parametrize("name", ["video.mp4", "video.mkv"])
+def test_a_file_cut_off_is_damaged_and_not_short(name: str, write_video: Callable[..., Path]) -> None:
+    options = {"options": {"movflags": "faststart"}} if name.endswith("mp4") else {}
+    path = write_video(name, times=tuple(range(0, 24 * 100, 24)))
+    if options:
+        path = _with_header_first(path)
+    truth = all_frames(path)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    good = decode_clip(path, at(0.2, 0.6))
+    assert np.array_equal(good.frames, truth[[5, 15]])
+    for beyond in (at(0.2, 3.9), at(3.8, 3.9), every(30, 4)):
+        with pytest.raises(DecodeError, match=r"cut off|cannot be decoded"):
+            decode_clip(path, beyond)
+
+
+def _with_header_first(path: Path) -> Path:
+    """The same packets with the index in front, as downloads have it."""
+    target = path.with_name("faststart.mp4")
+    with av.open(str(path)) as source, av.open(str(target), "w", options={"movflags": "faststart"}) as sink:
+        stream = sink.add_stream_from_template(source.streams.video[0])
+        for packet in source.demux(video=0):
+            if packet.size:
+                packet.stream = stream
+                sink.mux(packet)
+    return target
+
+
+def test_what_is_no_video_is_refused_with_its_reason(tmp_path: Path, write_video: Callable[..., Path]) -> None:
+    for name, content, reason in (
+        ("empty.mp4", b"", "the file is empty"),
+        ("text.mp4", b"<html>404</html>" * 99, "cannot be opened"),
+        ("head.mp4", write_video().read_bytes()[:2000], "moov atom not found"),
+    ):
+        (tmp_path / name).write_bytes(content)
+        for _ in range(2):
+            with pytest.raises(DecodeError, match=f"{name}.*{reason}") as error:
+                decode_clip(tmp_path / name, at(0.0))
+            assert "\n" not in str(error.value)
+        with pytest.raises(DecodeError, match=reason):
+            probe(tmp_path / name)
+    with pytest.raises(DecodeError, match="no such file"):
+        probe(tmp_path / "nowhere.mp4")
+
+
+def test_the_terminal_stays_clean(
+    tmp_path: Path, write_video: Callable[..., Path], capfd: pytest.CaptureFixture[str]
+) -> None:
+    path = write_video(options={"g": "250", "crf": "10"})
+    content = bytearray(path.read_bytes())
+    content[3000:3200] = b"\xff" * 200
+    path.write_bytes(content)
+    (tmp_path / "empty.mp4").touch()
+    for broken in (path, tmp_path / "empty.mp4"):
+        with pytest.raises(DecodeError):
+            decode_clip(broken, at(0.0, 1.0))
+    assert capfd.readouterr() == ("", "")
+
+
+def test_probe_reads_the_header(write_video: Callable[..., Path]) -> None:
+    info = probe(write_video())
+    assert (info.duration_s, info.num_frames, info.fps) == (pytest.approx(1.2), 30, pytest.approx(25.0))
+    assert (info.width, info.height, info.codec) == (128, 96, "h264")
