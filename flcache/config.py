@@ -160,8 +160,9 @@ class Config:
         for part in key.split("."):
             value = getattr(value, part)
         if value is None:
-            reason = f": {self.unset[key]}" if key in self.unset else ""
-            raise ConfigError(f"{key} is not set{reason}; set {key}=..., or write it in the configuration file")
+            if key in self.unset:
+                raise ConfigError(f"{key}: {self.unset[key]}; set it, or give {key}=PATH")
+            raise ConfigError(f"{key} is not set; give {key}=PATH, or write it in the configuration file")
         return value
 
 
@@ -193,7 +194,7 @@ def load_resolved(path_or_name: str | os.PathLike[str], overrides: Sequence[str]
     layers = merge(read_config(find_config(path_or_name)), read_overrides(overrides), silently=True)
     entries = layers.entries
     _refuse(check_keys(entries, _KEYS))
-    resolved, unresolved = resolve(entries, _tree(Config()))
+    resolved, unresolved = resolve(entries, as_dict(Config()))
     unset = {key: f"{reason} ({entries[key].origin})" for key, reason in unresolved.items() if key in _MAY_BE_UNSET}
     problems = [f"{entries[key].origin}: {dotted(key)}: {unresolved[key]}" for key in unresolved if key not in unset]
     config = _from_entries(resolved, problems, {dotted(key): reason for key, reason in unset.items()})
@@ -207,9 +208,16 @@ def config_from_yaml(text: str, name: str = "configuration") -> Config:
     return _from_entries(entries, [], {})
 
 
+def as_dict(config: Config) -> dict[str, Any]:
+    """Every section, key and value."""
+    tree = asdict(config)
+    del tree["unset"]
+    return tree
+
+
 def to_yaml(config: Config) -> str:
     """Every key and its value; `config_from_yaml` reads it back."""
-    return yaml.safe_dump(_tree(config), sort_keys=False, allow_unicode=True)
+    return yaml.safe_dump(as_dict(config), sort_keys=False, allow_unicode=True)
 
 
 def print_config(config: Config) -> None:
@@ -227,9 +235,3 @@ def _from_entries(entries: Mapping[Key, Entry], problems: list[str], unset: dict
 def _refuse(problems: Sequence[str]) -> None:
     if problems:
         raise ConfigError("\n".join(problems))
-
-
-def _tree(config: Config) -> dict[str, Any]:
-    tree = asdict(config)
-    del tree["unset"]
-    return tree

@@ -46,7 +46,9 @@ def demo(out: str) -> None:
 
 @cli.command()
 @_CONFIG
-@click.option("--shards", metavar="I/N", callback=lambda *given: _share(given[2]), help="Encode part I of N, from 1.")
+@click.option(
+    "--shards", metavar="I/N", callback=lambda *given: _share(given[2]), help="Encode part I of N, counted from 0."
+)
 @_OVERRIDES
 def encode(config: str, shards: tuple[int, int] | None, overrides: tuple[str, ...]) -> None:
     """Encode the videos of a dataset into a cache of latents.
@@ -162,10 +164,14 @@ def _pairs(overrides: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def _share(text: str | None) -> tuple[int, int] | None:
-    """`2/5` as (2, 5)."""
+    """`0/4` as (0, 4)."""
     if text is None:
         return None
     part, slash, parts = text.partition("/")
-    if not (slash and part.isdecimal() and parts.isdecimal() and 1 <= int(part) <= int(parts)):
-        raise click.BadParameter(f'"{text}" is not I/N with I from 1 to N, such as 2/5')
+    if not (slash and part.isdecimal() and parts.isdecimal() and int(part) < int(parts)):
+        raise click.BadParameter(f'"{text}" is not I/N with I from 0 to N - 1, such as 0/4')
     return int(part), int(parts)
+
+
+if __name__ == "__main__":
+    main()

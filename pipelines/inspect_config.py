@@ -1,0 +1,190 @@
+"""flcache inspect-config --config CONFIG [KEY=VALUE ...]: what a configuration amounts to, before anything is run.
+
+Needs no network and no weights: the encoder is built from its stated architecture, without memory for parameters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from rich.filesize import decimal
+
+from flcache.cache import get_codec
+from flcache.config import Config, ResolvedConfig, as_dict
+from flcache.encoder import EncoderDescription, describe_encoder, seen_until
+from flcache.errors import ConfigError, FlcacheError
+from flcache.leak import check_split
+from flcache.predictor import build_predictor
+from flcache.videos import ClipRule, needs_duration, plan_clips, read_annotations
+from flcache.yaml_lines import Origin, shown
+
+from .clips import SPLITS, clip_rule
+from .encoder import encoder_source
+
+WIDEST_VALUE = 64
+"""Characters of `key: value` after which origins are no longer aligned."""
+
+Shape = tuple[int, int, int, int]
+"""(T, H, W, D)"""
+Result = TypeVar("Result")
+
+
+@dataclass
+class Findings:
+    """What is wrong, gathered while everything else is still shown."""
+
+    problems: list[str] = field(default_factory=list)
+    """Make a stage fail."""
+    notes: list[str] = field(default_factory=list)
+    """Are not settled yet."""
+
+    def attempt(self, step: Callable[[], Result]) -> Result | None:
+        """What `step` returns; None, and its error is kept, if it cannot."""
+        try:
+            return step()
+        except FlcacheError as error:
+            self.problems.append(str(error))
+            return None
+
+
+def run(resolved: ResolvedConfig) -> None:
+    """Print values with their origins, conflicts, parameters and sizes. Raises ConfigError naming all problems."""
+    config, findings = resolved.config, Findings()
+    _print_section("Configuration", _tree(as_dict(config), resolved.origins))
+    _print_section("Conflicts", [str(conflict) for conflict in resolved.conflicts] or ["none"])
+    encoder = findings.attempt(lambda: describe_encoder(encoder_source(config), trainable=config.encoder_trainable))
+    shape = findings.attempt(lambda: _latent_shape(config, encoder)) if encoder else None
+    _print_section("Parameters", _parameters(config, encoder, shape, findings))
+    _print_section("Latents", _latents(config, encoder, shape, findings))
+    _print_section("Dataset", _dataset(config, shape, findings))
+    _check_training(config, shape, findings)
+    if findings.notes:
+        _print_section("Not set yet", findings.notes)
+    if findings.problems:
+        raise ConfigError("\n".join(findings.problems))
+
+
+def _print_section(title: str, lines: list[str]) -> None:
+    print(title, *(f"  {line}" for line in lines), "", sep="\n")
+
+
+def _tree(tree: Mapping[str, Any], origins: Mapping[str, Origin]) -> list[str]:
+    rows = list(_rows(tree, origins))
+    width = min(WIDEST_VALUE, max(len(text) for text, _ in rows))
+    return [f"{text:{width}}  {origin}".rstrip() for text, origin in rows]
+
+
+def _rows(
+    tree: Mapping[str, Any], origins: Mapping[str, Origin], above: tuple[str, ...] = ()
+) -> Iterator[tuple[str, str]]:
+    """`key: value` lines, indented as in YAML, and where each value was written."""
+    indent = "  " * len(above)
+    for name, value in tree.items():
+        key = (*above, name)
+        if isinstance(value, dict) and value:
+            yield f"{indent}{name}:", ""
+            yield from _rows(value, origins, key)
+        else:
+            yield f"{indent}{name}: {shown(value)}", str(origins.get(".".join(key), "default"))
+
+
+def _latent_shape(config: Config, encoder: EncoderDescription) -> Shape:
+    if config.clip.frames % encoder.tubelet_size:
+        raise ConfigError(
+            f"clip.frames is {config.clip.frames}, and a step of this encoder is {encoder.tubelet_size} frames; set a "
+            f"multiple of {encoder.tubelet_size}"
+        )
+    return encoder.latent_shape(config.clip.frames)
+
+
+def _parameters(
+    config: Config, encoder: EncoderDescription | None, shape: Shape | None, findings: Findings
+) -> list[str]:
+    """Total and trainable parameters, part by part; parts that cannot be built are left out."""
+    counts: dict[str, tuple[int, int]] = {}
+    if encoder:
+        counts["encoder"] = (encoder.total_parameters, encoder.trainable_parameters)
+    predictor = findings.attempt(lambda: _predictor_parameters(config, shape)) if shape else None
+    if predictor is not None:
+        counts["predictor"] = (predictor, predictor)
+    counts["together"] = (sum(total for total, _ in counts.values()), sum(trained for _, trained in counts.values()))
+    rows = [f"{part:10} {total:>15,} {trained:>15,}" for part, (total, trained) in counts.items()]
+    return [f"{'':10} {'total':>15} {'trainable':>15}", *rows]
+
+
+def _predictor_parameters(config: Config, shape: Shape) -> int:
+    with torch.device("meta"):
+        predictor = build_predictor(config.predictor.preset, config.predictor.overrides, latent_shape=shape)
+    return sum(parameter.numel() for parameter in predictor.parameters())
+
+
+def _latents(config: Config, encoder: EncoderDescription | None, shape: Shape | None, findings: Findings) -> list[str]:
+    if not encoder or not shape:
+        return ["unknown: see the errors"]
+    steps, height, width, channels = shape
+    context_steps = config.training.context_steps or steps // 2
+    mode, allow_leak = config.encode.context, config.allow_leak
+    leak = findings.attempt(lambda: check_split(seen_until(mode, steps), context_steps, allow_leak=allow_leak))
+    clip_bytes = get_codec(config.cache.codec).clip_bytes(shape)
+    return [
+        f"shape    {steps} x {height} x {width} x {channels} (steps, rows, columns, channels)",
+        f"step     {encoder.tubelet_size} frames of {config.clip.frames}",
+        f"context  {context_steps} steps, encoded as `{mode}`" + (": LEAKS, and is allowed to" if leak else ""),
+        f"bytes    {clip_bytes:,} a clip as {config.cache.codec} ({decimal(clip_bytes)})",
+    ]
+
+
+def _dataset(config: Config, shape: Shape | None, findings: Findings) -> list[str]:
+    """One line a split that can be read, and one for all of them."""
+    clip_bytes = get_codec(config.cache.codec).clip_bytes(shape) if shape else 0
+    lines, all_clips = [], 0
+    rule = findings.attempt(partial(clip_rule, config))
+    for split in SPLITS:
+        if _is_unset(config, f"dataset.{split}", findings) or not rule:
+            continue
+        counts = findings.attempt(partial(_count, config, split, rule))
+        if counts:
+            videos, clips, rough = counts
+            all_clips += clips
+            about = "at least " if rough else ""
+            lines.append(f"{split:8} {videos:,} videos, {about}{clips:,} clips, {decimal(clips * clip_bytes)}")
+    if not _is_unset(config, "dataset.root", findings) and not Path(config.require("dataset.root")).is_dir():
+        findings.problems.append(f"dataset.root: {config.dataset.root} is no folder; set dataset.root=PATH")
+    total = f"together {all_clips:,} clips, {decimal(all_clips * clip_bytes)}"
+    return [*lines, total] if lines else ["unknown until an annotation file can be read"]
+
+
+def _is_unset(config: Config, key: str, findings: Findings) -> bool:
+    """Whether the path at `key` is null; then that is noted."""
+    try:
+        config.require(key)
+    except ConfigError as error:
+        findings.notes.append(str(error))
+        return True
+    return False
+
+
+def _count(config: Config, split: str, rule: ClipRule) -> tuple[int, int, bool]:
+    """Videos and clips of `split`, by its annotations alone; True where only the files could tell how many clips."""
+    labels = Path(config.dataset.labels) if config.dataset.labels else None
+    videos = read_annotations(Path(config.require(f"dataset.{split}")), labels=labels)
+    unknown = needs_duration(rule, videos)
+    if rule.clips_per_video is not None and rule.short == "pad":
+        return len(videos), len(videos) * rule.clips_per_video, False
+    return len(videos), len(plan_clips(videos, rule, None)), bool(unknown)
+
+
+def _check_training(config: Config, shape: Shape | None, findings: Findings) -> None:
+    """Values that are right alone and wrong together."""
+    if config.encoder_trainable and config.training.source == "cache":
+        findings.problems.append(
+            "encoder_trainable: latents in a cache train no encoder; set training.source=videos, or "
+            "encoder_trainable=false"
+        )
+    for key in ("cache.dir", "training.dir"):
+        _is_unset(config, key, findings)
