@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable
 from pathlib import Path
 
@@ -180,6 +181,21 @@ def test_the_terminal_stays_clean(
         with pytest.raises(DecodeError):
             decode_clip(broken, at(0.0, 1.0))
     assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(("quarter_turns", "matrix"), [(3, (0, 1, -1, 0)), (2, (-1, 0, 0, -1)), (1, (0, -1, 1, 0))])
+def test_rotation_is_applied_by_both(
+    quarter_turns: int, matrix: tuple[int, int, int, int], write_video: Callable[..., Path]
+) -> None:
+    path = write_video()
+    upright = np.rot90(all_frames(path), quarter_turns, axes=(1, 2))
+    a, b, c, d = (value * 2**16 for value in matrix)
+    content = bytearray(path.read_bytes())
+    start = content.index(b"tkhd") + 44  # the display matrix of the track header (ISO/IEC 14496-12, 8.3.2)
+    content[start : start + 36] = struct.pack(">9i", a, b, 0, c, d, 0, 0, 0, 2**30)
+    path.write_bytes(content)
+    for decoder in ("auto", "pyav"):
+        assert np.array_equal(decode_clip(path, every(1, 30), decoder=decoder).frames, upright)
 
 
 def test_probe_reads_the_header(write_video: Callable[..., Path]) -> None:
