@@ -39,7 +39,7 @@ SOFT_PACKAGES = ("flcache", "torch", "torchvision", "transformers", "decord", "a
 
 
 def run(config: Config, shards: tuple[int, int] | None = None) -> None:
-    """Encode what is not yet committed; with `shards=(i, n)` the i-th of n equal parts of it, counted from 1."""
+    """Encode what is not yet committed; with `shards=(i, n)` the i-th of n equal parts of it, counted from 0."""
     cache_dir = Path(config.require("cache.dir"))
     splits = [read_split(config, split) for split in configured_splits(config)]
     for split in splits:
@@ -87,12 +87,12 @@ def _pending(
     splits: Sequence[SplitClips],
     part: tuple[int, int] | None,
 ) -> list[ShardTask]:
-    """The shards without a commit, in plan order; with `part=(i, n)` only every n-th shard, from number i, of all."""
+    """The shards without a commit, in plan order; with `part=(i, n)` only every n-th shard of the plan, from number i."""
     rule, tasks = clip_rule(config), []
     folders = {split.split: split.folder for split in splits}
-    index, count = part or (1, 1)
+    index, count = part or (0, 1)
     wanted = plan[plan["split"].isin(folders)]
-    for _, rows in list(wanted.groupby(["split", "shard"]))[index - 1 :: count]:
+    for _, rows in list(wanted.groupby(["split", "shard"]))[index::count]:
         split, shard = str(rows["split"].iloc[0]), int(rows["shard"].iloc[0])
         if not is_committed(cache_dir, split, shard):
             tasks.append(ShardTask(split, shard, tuple(clip_tasks(rows, folders[split], rule))))

@@ -22,8 +22,8 @@ def run(directory: Path, as_json: bool = False) -> None:
     console = Console(soft_wrap=True)
     console.print(_headline(found), highlight=False)
     console.print(_splits(found["splits"]))
-    if found["failures"]:
-        console.print(_failures(found["failures"]))
+    for failure in found["failures"]:
+        console.print(_failure(failure), highlight=False, markup=False)
     for leftover in found["leftovers"]:
         console.print(f"left by a running or killed encode: {leftover}", highlight=False)
 
@@ -56,8 +56,5 @@ def _splits(splits: dict[str, dict[str, int]]) -> Table:
     return table
 
 
-def _failures(failures: list[dict[str, Any]]) -> Table:
-    table = Table("clip", "stage", "error", "reason", title="Failures")
-    for failure in failures:
-        table.add_row(failure["clip_id"], failure["stage"], failure["error"], failure["message"])
-    return table
+def _failure(failure: dict[str, Any]) -> str:
+    return f"failed      {failure['clip_id']}: {failure['stage']}: {failure['error']}: {failure['message']}"

@@ -1,0 +1,40 @@
+"""A small dataset of real videos, a configuration over it, and one finished cache."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+from small_run import small_config
+
+from flcache.videos import write_dataset
+
+
+@pytest.fixture(scope="session")
+def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """24 training and 6 validation videos, annotated."""
+    root = tmp_path_factory.mktemp("videos")
+    write_dataset(root, train_videos=24, val_videos=6, frames=16, size=32)
+    return root
+
+
+@pytest.fixture
+def config_file(tmp_path: Path, videos: Path) -> Path:
+    """A configuration over `videos` that keeps everything in `tmp_path`."""
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(small_config(videos, tmp_path)), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="session")
+def encoded(tmp_path_factory: pytest.TempPathFactory, videos: Path) -> Path:
+    """A configuration file whose cache is complete; nobody may change the cache."""
+    from flcache.config import load_config
+    from flcache.pipelines import encode
+
+    folder = tmp_path_factory.mktemp("encoded")
+    path = folder / "config.yaml"
+    path.write_text(yaml.safe_dump(small_config(videos, folder)), encoding="utf-8")
+    encode.run(load_config(path))
+    return path

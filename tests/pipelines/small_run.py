@@ -1,0 +1,58 @@
+"""A small configuration of real stages, and the command line in a process of its own."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+ENCODER = {
+    "model_type": "vjepa2",
+    "hidden_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "crop_size": 32,
+    "patch_size": 8,
+    "frames_per_clip": 8,
+    "pred_hidden_size": 12,
+    "pred_num_attention_heads": 1,
+    "pred_num_hidden_layers": 1,
+}
+
+
+def small_config(videos: Path, folder: Path) -> dict[str, Any]:
+    """Encode `videos` and train on them, everything kept in `folder`."""
+    return {
+        "dataset": {"root": str(videos), "train": str(videos / "train.csv"), "val": str(videos / "val.csv")},
+        "clip": {"frames": 8, "fps": 8.0},
+        "encoder": {"architecture": ENCODER},
+        "encode": {"batch_size": 4, "device": "cpu"},
+        "cache": {"dir": str(folder / "cache"), "codec": "float32", "shard_bytes": 40_000},
+        "predictor": {
+            "preset": "tiny",
+            "overrides": {"depth": 2, "width": 32, "heads": 2, "mlp_width": 64, "merge": 1},
+        },
+        "training": {
+            "dir": str(folder / "training"),
+            "steps": 6,
+            "batch_size": 4,
+            "warmup_steps": 2,
+            "checkpoint_every": 3,
+            "log_every": 1,
+            "device": "cpu",
+        },
+    }
+
+
+def flcache(*arguments: str | Path, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    """Run the command line on one thread."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "flcache.pipelines.cli", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, env=environment, check=False, cwd=cwd)
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    """Every file below `folder` by its name there."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}

@@ -1,0 +1,172 @@
+"""Training and evaluation as a user runs them: resumed == uninterrupted, cached == live, end to end, several processes."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from flcache.cache import LatentCache
+from flcache.config import load_config
+from flcache.errors import LeakError, TrainingError
+from flcache.pipelines import encode, evaluate, train
+from flcache.training import read_metrics
+
+
+def losses(directory: Path) -> list[tuple[float, float]]:
+    """Step and loss of every logged step."""
+    return [(line["step"], line["loss"]) for line in read_metrics(directory / "metrics.jsonl")]
+
+
+def weights(directory: Path, step: int) -> dict[str, torch.Tensor]:
+    return load_file(directory / "checkpoints" / f"step-{step:08d}" / "model.safetensors")
+
+
+def assert_equal_weights(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> None:
+    assert first.keys() == second.keys()
+    for name, tensor in first.items():
+        assert torch.equal(tensor, second[name]), name
+
+
+@pytest.mark.parametrize("source", ["cache", "videos"])
+def test_resumed_equals_uninterrupted(encoded: Path, tmp_path: Path, source: str) -> None:
+    common = [f"training.source={source}", "training.accumulate=2"]
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    train.run(load_config(encoded, [*common, f"training.dir={whole}"]))
+    options = [*common, f"training.dir={parts}"]
+    config = load_config(encoded, options)
+    schedule_of_six = [*options, "training.checkpoint_every=2"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("flcache.training.loop.Run.save", _die_after_step(4))
+        with pytest.raises(KeyboardInterrupt):
+            train.run(load_config(encoded, schedule_of_six))
+    assert [path.name for path in (parts / "checkpoints").iterdir()] == ["step-00000002"]
+    train.run(config, resume=True)
+    assert losses(parts) == losses(whole)
+    assert_equal_weights(weights(parts, 6), weights(whole, 6))
+    with pytest.raises(TrainingError, match="continue it with --resume"):
+        train.run(config)
+
+
+def _die_after_step(step: int):  # type: ignore[no-untyped-def]
+    """What Ctrl-C does at optimiser step `step`, before its checkpoint is written."""
+    from flcache.training.loop import Run
+
+    save = Run.save
+
+    def save_or_die(self: Run, keep: int) -> Path:
+        if self.step >= step:
+            raise KeyboardInterrupt
+        return save(self, keep)
+
+    return save_or_die
+
+
+def test_cached_equals_live(encoded: Path, tmp_path: Path) -> None:
+    for source in ("cache", "videos"):
+        train.run(load_config(encoded, [f"training.source={source}", f"training.dir={tmp_path / source}"]))
+    cached, live = losses(tmp_path / "cache"), losses(tmp_path / "videos")
+    assert len(cached) == 6
+    for (step, expected), (other, found) in zip(cached, live, strict=True):
+        assert step == other and math.isclose(expected, found, rel_tol=1e-5), (cached, live)
+
+
+def test_step_zero_is_copying_and_the_loss_is_logged_beside_it(encoded: Path, tmp_path: Path) -> None:
+    train.run(load_config(encoded, [f"training.dir={tmp_path}", "training.steps=1"]))
+    (first,) = read_metrics(tmp_path / "metrics.jsonl")
+    assert first["loss"] == first["loss/copy_last"] > 0
+    assert 0 <= first["data_wait_fraction"] <= 1
+    assert list((tmp_path / "tensorboard").iterdir())
+
+
+@pytest.mark.parametrize("trainable", ["true", "[layer.1, layernorm]"])
+def test_end_to_end_trains_the_encoder_against_a_moving_average(
+    encoded: Path, tmp_path: Path, trainable: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    overrides = [
+        f"encoder_trainable={trainable}",
+        "training.source=videos",
+        "training.ema_decay=0.9",
+        f"training.dir={tmp_path}",
+    ]
+    config = load_config(encoded, overrides)
+    train.run(config)
+    found, start = weights(tmp_path, 6), weights(tmp_path, 3)
+    first = found["encoder.encoder.layer.0.mlp.fc1.weight"]
+    last = found["encoder.encoder.layer.1.mlp.fc1.weight"]
+    target = found["target_encoder.encoder.layer.1.mlp.fc1.weight"]
+    assert not torch.equal(last, start["encoder.encoder.layer.1.mlp.fc1.weight"])
+    assert not torch.equal(last, target)
+    moved = not torch.equal(first, start["encoder.encoder.layer.0.mlp.fc1.weight"])
+    assert moved == (trainable == "true")
+    capsys.readouterr()
+    evaluate.run(config, as_json=True)
+    result = json.loads(capsys.readouterr().out)
+    assert [row["clips"] for row in result["horizons"]] == [6, 6]
+
+
+def test_evaluation_is_kept_and_its_json_is_what_scripts_rely_on(
+    encoded: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = load_config(encoded, [f"training.dir={tmp_path}"])
+    train.run(config)
+    capsys.readouterr()
+    evaluate.run(config, as_json=True)
+    printed = json.loads(capsys.readouterr().out)
+    kept = json.loads((tmp_path / "evaluation.json").read_text(encoding="utf-8"))
+    assert printed == kept
+    assert kept["leak"] is False and kept["fingerprint"] == LatentCache(str(config.cache.dir)).fingerprint
+    assert [(row["horizon"], row["clips"]) for row in kept["horizons"]] == [(1, 6), (2, 6)]
+    assert all(set(row) >= {"seconds", "skill"} and "copy_last" in row["skill"] for row in kept["horizons"])
+    assert (tmp_path / "skill.png").read_bytes().startswith(b"\x89PNG")
+    evaluate.run(config)
+    assert "skill over copy_last" in capsys.readouterr().out
+
+
+def test_latents_that_saw_the_future_are_refused_and_marked(
+    config_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    full = "encode.context=full"
+    encode.run(load_config(config_file, [full]))
+    with pytest.raises(LeakError, match="has already seen step 3"):
+        train.run(load_config(config_file, [full]))
+    config = load_config(config_file, [full, "allow_leak=true"])
+    train.run(config)
+    capsys.readouterr()
+    evaluate.run(config, as_json=True)
+    assert json.loads(capsys.readouterr().out)["leak"] is True
+
+
+def test_a_checkpoint_of_other_latents_is_refused(encoded: Path, config_file: Path, tmp_path: Path) -> None:
+    train.run(load_config(encoded, [f"training.dir={tmp_path}/run"]))
+    encode.run(load_config(config_file, ["encoder.seed=1"]))
+    other = load_config(config_file, ["encoder.seed=1", f"training.dir={tmp_path}/run", "training.steps=9"])
+    with pytest.raises(TrainingError, match="fingerprint was"):
+        train.run(other, resume=True)
+    with pytest.raises(TrainingError, match="trained on latents"):
+        evaluate.run(other)
+
+
+def test_a_loss_that_is_not_finite_stops_with_the_clip(encoded: Path, tmp_path: Path) -> None:
+    overrides = [f"training.dir={tmp_path}", "training.learning_rate=1e30", "training.clip_norm=1e30"]
+    with pytest.raises(TrainingError, match=r"not finite for clips t0"):
+        train.run(load_config(encoded, overrides))
+
+
+def test_two_processes_train_as_one_with_twice_the_batch(encoded: Path, tmp_path: Path) -> None:
+    one, two = tmp_path / "one", tmp_path / "two"
+    train.run(load_config(encoded, [f"training.dir={one}", "training.batch_size=8"]))
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    stage = ["-m", "flcache.pipelines.cli", "train", "--config", str(encoded), f"training.dir={two}"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    result = subprocess.run([*command, *stage], capture_output=True, text=True, env=environment, check=False)
+    assert result.returncode == 0, result.stderr
+    for (step, expected), (other, found) in zip(losses(one), losses(two), strict=True):
+        assert step == other and math.isclose(expected, found, rel_tol=1e-4), (losses(one), losses(two))

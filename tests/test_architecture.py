@@ -1,0 +1,135 @@
+"""The floors of docs/architecture.md: imports point downward, siblings do not know each other, nothing goes in circles.
+
+Every import counts, also those inside functions and under TYPE_CHECKING.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+FLOORS = {
+    "errors": 0,
+    "leak": 0,
+    "batch": 0,
+    "yaml_lines": 1,
+    "schema": 1,
+    "inherit": 1,
+    "config": 1,
+    "videos": 2,
+    "encoder": 2,
+    "cache": 2,
+    "predictor": 2,
+    "engines": 3,
+    "training": 3,
+    "evaluation": 3,
+    "pipelines": 4,
+}
+CONFIGURATION = 1
+OURS = ("flcache", "pipelines")
+
+
+def source_files() -> dict[str, Path]:
+    """Every module by its dotted name; a package by the name of its folder."""
+    files = {}
+    for folder, package in (("flcache", "flcache"), ("pipelines", "flcache.pipelines")):
+        for path in sorted((REPOSITORY / folder).rglob("*.py")):
+            parts = path.relative_to(REPOSITORY / folder).with_suffix("").parts
+            files[".".join([package, *(part for part in parts if part != "__init__")])] = path
+    return files
+
+
+FILES = source_files()
+
+
+def imports(module: str) -> Iterator[tuple[str, int]]:
+    """Dotted names that `module` imports from flcache, and how many dots each was written with."""
+    package = module if FILES[module].name == "__init__.py" else module.rpartition(".")[0]
+    for node in ast.walk(ast.parse(FILES[module].read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, 0) for alias in node.names if alias.name.split(".")[0] in OURS)
+        elif isinstance(node, ast.ImportFrom):
+            above = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
+            base = ".".join([*above, *([node.module] if node.module else [])])
+            for alias in node.names if base.split(".")[0] in OURS else ():
+                name = f"{base}.{alias.name}"
+                yield (name if name in FILES else base), node.level
+
+
+EDGES = [(module, target, dots) for module in FILES for target, dots in imports(module)]
+
+
+def room(module: str) -> str:
+    return module.split(".")[1] if "." in module else ""
+
+
+def test_there_is_something_to_check() -> None:
+    assert len(FILES) > 30 and len(EDGES) > 100
+
+
+def test_every_room_has_a_floor() -> None:
+    assert {room(module) for module in FILES} - {""} == set(FLOORS)
+
+
+def test_the_floors_are_documented() -> None:
+    page = (REPOSITORY / "docs" / "architecture.md").read_text(encoding="utf-8")
+    assert [name for name in FLOORS if f"`{name}`" not in page and f"`{name}.py`" not in page] == []
+
+
+def test_imports_point_downward() -> None:
+    wrong = [
+        f"{module} imports {target}"
+        for module, target, _ in EDGES
+        if room(target) and room(module) != room(target) and not allowed(room(module), room(target))
+    ]
+    assert wrong == []
+
+
+def allowed(above: str, below: str) -> bool:
+    """Floors 0 and 1 are files that know each other; rooms are siblings that do not, and leave the configuration be."""
+    if FLOORS[above] == FLOORS[below]:
+        return FLOORS[above] <= CONFIGURATION
+    if FLOORS[below] == CONFIGURATION:
+        return FLOORS[above] == FLOORS["pipelines"]
+    return FLOORS[above] > FLOORS[below]
+
+
+def test_nobody_relies_on_a_top_level_pipelines() -> None:
+    """In the wheel it is `flcache.pipelines`; a user's own `pipelines` folder may shadow the other name."""
+    assert [module for module, target, _ in EDGES if target.split(".")[0] == "pipelines"] == []
+
+
+def test_pipelines_import_each_other_relatively_and_nothing_else_so() -> None:
+    for module, target, dots in EDGES:
+        assert (dots == 1) == (room(module) == room(target) == "pipelines"), f"{module} imports {target}"
+
+
+def test_imports_do_not_go_in_circles() -> None:
+    graph: dict[str, set[str]] = {module: set() for module in FILES}
+    for module, target, _ in EDGES:
+        graph[module].add(target)
+    done: set[str] = set()
+
+    def visit(module: str, path: tuple[str, ...]) -> None:
+        assert module not in path, " -> ".join((*path, module))
+        if module in done:
+            return
+        for target in graph.get(module, ()):
+            visit(target, (*path, module))
+        done.add(module)
+
+    for module in graph:
+        visit(module, ())
+
+
+def test_pyproject_lists_every_package() -> None:
+    tomllib = pytest.importorskip("tomllib")
+    settings = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]
+    packages = {module for module, path in FILES.items() if path.name == "__init__.py"} | {"flcache.configs"}
+    assert set(settings["packages"]) == packages
+    for package, folder in settings["package-dir"].items():
+        assert package in packages and (REPOSITORY / folder / "__init__.py").is_file()
