@@ -35,9 +35,10 @@ def cli() -> None:
 @cli.command()
 @click.option("--out", default="flcache-demo", show_default=True, metavar="DIR", help="Folder for everything it makes.")
 def demo(out: str) -> None:
-    """Synthetic videos, encoded, trained on and evaluated: minutes on 2 cores, no download.
+    """Synthetic videos, encoded, trained on and evaluated, in minutes on 2 cores.
 
-    Prints the commands that it runs; each of them works when pasted. A second run redoes nothing that is done.
+    Downloads nothing. Prints the commands that it runs; each of them works when pasted. A second run
+    redoes nothing that is done.
     """
     from . import demo as stage
 
@@ -90,7 +91,7 @@ def evaluate(config: str, checkpoint: str | None, as_json: bool, overrides: tupl
 @_CONFIG
 @_OVERRIDES
 def inspect_config(config: str, overrides: tuple[str, ...]) -> None:
-    """Show a configuration: each value with its file and line, sizes, bytes, and what is wrong.
+    """Show a configuration: where each value came from, sizes, and what is wrong.
 
     Needs no network and no weights.
     """

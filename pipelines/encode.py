@@ -87,7 +87,7 @@ def _pending(
     splits: Sequence[SplitClips],
     part: tuple[int, int] | None,
 ) -> list[ShardTask]:
-    """The shards without a commit, in plan order; with `part=(i, n)` only every n-th shard of the plan, from number i."""
+    """The shards without a commit, in plan order; with `part=(i, n)` of every n-th shard, from number i, only."""
     rule, tasks = clip_rule(config), []
     folders = {split.split: split.folder for split in splits}
     index, count = part or (0, 1)

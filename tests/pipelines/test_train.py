@@ -1,4 +1,4 @@
-"""Training and evaluation as a user runs them: resumed == uninterrupted, cached == live, end to end, several processes."""
+"""Training and evaluation as a user runs them: resumed == uninterrupted, cached == live, end to end, two processes."""
 
 from __future__ import annotations
 
