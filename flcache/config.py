@@ -38,6 +38,7 @@ class DatasetConfig:
     train: OptionalPath = None
     """Annotation file of the training split: Kinetics CSV, or headerless `path index` lines."""
     val: OptionalPath = None
+    """The same for the validation split."""
     labels: OptionalPath = None
     """`index label` lines; needed only by headerless annotation files."""
     max_missing_fraction: Fraction = 0.25
@@ -62,13 +63,16 @@ class EncoderConfig:
     name: str | None = None
     """Hub name or local folder; null builds `architecture` with random weights from `seed`."""
     revision: str | None = None
+    """Branch, tag or commit on the hub."""
     architecture: dict[str, Any] = field(default_factory=dict)
     """`model_type` and fields of the Hugging Face config; a loaded model must agree with every field stated here."""
     processor: dict[str, Any] = field(default_factory=dict)
     """Fields of the processor to set, such as `crop_size`; for random weights, over the family's defaults."""
     seed: int = 0
+    """Of random weights."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     trust_remote_code: bool = False
+    """Run Python code that comes with a model of the hub."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +82,9 @@ class EncodeConfig:
     batch_size: Positive = 8
     """Clips per forward pass."""
     decode_workers: Positive = 2
+    """Processes that decode."""
     decode_timeout_s: PositiveFloat = 60.0
+    """Seconds after which a clip has failed and its process is killed."""
     max_failed_fraction: Fraction = 0.05
     """Clips that may fail before the stage exits 1."""
     device: Device = "auto"
@@ -87,8 +93,11 @@ class EncodeConfig:
 @dataclass(frozen=True)
 class CacheConfig:
     dir: OptionalPath = None
+    """Folder of the cache."""
     codec: Literal["float32", "float16"] = "float16"
+    """How latents are stored."""
     shard_bytes: Positive = 256 * 2**20
+    """About how large a shard gets."""
     seed: int = 0
     """Shuffles the clips over the shards, once, at planning."""
 
@@ -96,6 +105,7 @@ class CacheConfig:
 @dataclass(frozen=True)
 class PredictorConfig:
     preset: str = "small"
+    """`tiny`, `small`, `base` or `large`."""
     overrides: dict[str, Any] = field(default_factory=dict)
     """Fields of the preset to replace: `depth`, `width`, `heads`, `mlp_width`, `merge`."""
 
@@ -103,21 +113,25 @@ class PredictorConfig:
 @dataclass(frozen=True)
 class TrainingConfig:
     dir: OptionalPath = None
+    """Folder of checkpoints, metrics and evaluation."""
     source: Literal["cache", "videos"] = "cache"
     """`cache` reads latents; `videos` decodes and encodes on the fly, end to end if the encoder trains."""
     steps: Positive = 10_000
     batch_size: Positive = 8
-    """Clips per process and optimiser step, before accumulation."""
+    """Clips per process and forward pass."""
     accumulate: Positive = 1
+    """Batches per optimiser step."""
     context_steps: Positive | None = None
     """Steps the evaluation's predictor sees; null is half of the clip."""
     loss: Literal["l1", "l2", "smooth_l1"] = "l1"
     learning_rate: PositiveFloat = 5e-4
     min_learning_rate_fraction: Fraction = 0.01
+    """Of `learning_rate`, where the cosine ends."""
     warmup_steps: Count = 200
     weight_decay: NonNegative = 0.04
     betas: tuple[Decay, Decay] = (0.9, 0.95)
     clip_norm: PositiveFloat = 1.0
+    """Of the gradient."""
     precision: Literal["no", "bf16", "fp16"] = "no"
     """Accelerate's mixed precision: `no`, `bf16`, `fp16`."""
     checkpoint_every: Positive = 1_000
@@ -140,9 +154,11 @@ class EvaluationConfig:
 @dataclass(frozen=True)
 class Config:
     seed: int = 0
+    """Of the predictor's weights and the order of the clips."""
     encoder_trainable: bool | tuple[str, ...] = False
-    """false, true, or a list of module name patterns such as `encoder.layer.11.*`."""
+    """false, true, or a list of module name patterns such as `layer.23` or `layer.2?.mlp.*`."""
     allow_leak: bool = False
+    """Accept contexts that have seen the future; every result says so."""
     dataset: DatasetConfig = field(default_factory=DatasetConfig)
     clip: ClipConfig = field(default_factory=ClipConfig)
     encoder: EncoderConfig = field(default_factory=EncoderConfig)

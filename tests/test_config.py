@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from pathlib import Path
 
 import pytest
+import yaml
 
-from flcache.config import Config, config_from_yaml, load_config, load_resolved, print_config, to_yaml
+from flcache.config import Config, as_dict, config_from_yaml, load_config, load_resolved, print_config, to_yaml
 from flcache.errors import ConfigError
 from flcache.inherit import shipped_names
 
@@ -159,3 +161,20 @@ def test_print_config_prints_what_can_be_read_back(capsys: pytest.CaptureFixture
     config = load_config("demo")
     print_config(config)
     assert config_from_yaml(capsys.readouterr().out) == config
+
+
+def test_the_page_lists_every_key_with_its_default() -> None:
+    page = (Path(__file__).resolve().parents[1] / "docs" / "configuration.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `([^`]+)` \| `([^`]+)` \| \S.*\|$", page, flags=re.MULTILINE)
+    tree = as_dict(Config())
+    sections = {name: value for name, value in tree.items() if isinstance(value, dict)}
+    flat = {name: value for name, value in tree.items() if name not in sections}
+    flat |= {f"{name}.{key}": value for name, section in sections.items() for key, value in section.items()}
+    assert {key: yaml.safe_load(default) for key, default in rows} == flat | {"training.betas": [0.9, 0.95]}
+
+
+def test_the_example_of_the_page_runs() -> None:
+    page = (Path(__file__).resolve().parents[1] / "docs" / "configuration.md").read_text(encoding="utf-8")
+    Path("example.yaml").write_text(page.split("```yaml\n")[1].split("```")[0], encoding="utf-8")
+    assert load_config("example.yaml").clip.fps == 4
+    exec(page.split("```python\n")[1].split("```")[0], {})
