@@ -5,7 +5,7 @@ Needs no network and no weights: the encoder is built from its stated architectu
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -20,7 +20,7 @@ from flcache.encoder import EncoderDescription, describe_encoder, seen_until
 from flcache.errors import ConfigError, FlcacheError
 from flcache.leak import check_split
 from flcache.predictor import build_predictor
-from flcache.videos import ClipRule, needs_duration, plan_clips, read_annotations
+from flcache.videos import ClipRule, Video, VideoFolder, needs_duration, plan_clips, read_annotations
 from flcache.yaml_lines import Origin, shown
 
 from .clips import SPLITS, clip_rule
@@ -149,10 +149,11 @@ def _dataset(config: Config, shape: Shape | None, findings: Findings) -> list[st
             continue
         counts = findings.attempt(partial(_count, config, split, rule))
         if counts:
-            videos, clips, rough = counts
+            videos, missing, clips, rough = counts
             all_clips += clips
             about = "at least " if rough else ""
-            lines.append(f"{split:8} {videos:,} videos, {about}{clips:,} clips, {decimal(clips * clip_bytes)}")
+            sizes = f"{about}{clips:,} clips, {decimal(clips * clip_bytes)}"
+            lines.append(f"{split:8} {videos:,} videos, {sizes}{missing}")
     if not _is_unset(config, "dataset.root", findings) and not Path(config.require("dataset.root")).is_dir():
         findings.problems.append(f"dataset.root: {config.dataset.root} is no folder; set dataset.root=PATH")
     total = f"together {all_clips:,} clips, {decimal(all_clips * clip_bytes)}"
@@ -169,14 +170,25 @@ def _is_unset(config: Config, key: str, findings: Findings) -> bool:
     return False
 
 
-def _count(config: Config, split: str, rule: ClipRule) -> tuple[int, int, bool]:
-    """Videos and clips of `split`, by its annotations alone; True where only the files could tell how many clips."""
+def _count(config: Config, split: str, rule: ClipRule) -> tuple[int, str, int, bool]:
+    """Videos, words on those that are missing, and clips of `split`, by its annotations and the names of files alone.
+
+    The last is True where only the videos' headers could tell how many clips there are.
+    """
     labels = Path(config.dataset.labels) if config.dataset.labels else None
     videos = read_annotations(Path(config.require(f"dataset.{split}")), labels=labels)
-    unknown = needs_duration(rule, videos)
+    missing = _missing(config, videos)
     if rule.clips_per_video is not None and rule.short == "pad":
-        return len(videos), len(videos) * rule.clips_per_video, False
-    return len(videos), len(plan_clips(videos, rule, None)), bool(unknown)
+        return len(videos), missing, len(videos) * rule.clips_per_video, False
+    return len(videos), missing, len(plan_clips(videos, rule, None)), bool(needs_duration(rule, videos))
+
+
+def _missing(config: Config, videos: Sequence[Video]) -> str:
+    if not config.dataset.root or not Path(config.dataset.root).is_dir():
+        return ""
+    folder = VideoFolder(Path(config.dataset.root))
+    missing = sum(folder.find(video) is None for video in videos)
+    return f"; {missing:,} videos missing below dataset.root" if missing else ""
 
 
 def _check_training(config: Config, shape: Shape | None, findings: Findings) -> None:

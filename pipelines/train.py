@@ -13,7 +13,7 @@ from rich.console import Console
 from torch import nn
 
 from flcache.config import Config, to_yaml
-from flcache.errors import TrainingError
+from flcache.errors import ConfigError, TrainingError
 from flcache.predictor import build_predictor
 from flcache.training import (
     LoopOptions,
@@ -37,6 +37,8 @@ from .source import LatentSource, Reading, open_source
 def run(config: Config, resume: bool = False) -> None:
     """Train to `training.steps`; with `resume` from the newest checkpoint, if there is one."""
     directory = Path(config.require("training.dir"))
+    if config.encoder_trainable and config.training.source == "cache":
+        raise ConfigError("encoder_trainable: latents in a cache train no encoder; set training.source=videos")
     checkpoints = directory / "checkpoints"
     continues = has_checkpoint(checkpoints)
     if continues and not resume:

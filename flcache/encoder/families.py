@@ -76,7 +76,7 @@ def stated_size(config: Any) -> int:
 def check_pixels(family: Family, config: Any, pixels: Tensor) -> None:
     """Refuse what the model would silently get wrong. `pixels`: (B, F, 3, h, w) for one joint forward pass."""
     frames, (height, width) = pixels.shape[1], pixels.shape[-2:]
-    tubelet, patch_height, patch_width = patch_shape(config)
+    tubelet = patch_shape(config)[0]
     if frames % tubelet:
         raise EncoderError(
             f"encoder: {frames} frames are not a multiple of its step of {tubelet} frames; the last would be lost: "
@@ -88,6 +88,12 @@ def check_pixels(family: Family, config: Any, pixels: Tensor) -> None:
             f"encoder: this model accepts exactly {wanted} frames, not {frames}: set clip.frames={wanted} and "
             f"encode.context=full, or take an encoder that can encode a step alone (V-JEPA 2, DINOv2, DINOv3)"
         )
+    check_size(family, config, height, width)
+
+
+def check_size(family: Family, config: Any, height: int, width: int) -> None:
+    """Refuse pixels of `height` x `width` that do not fit the positions or patches of `config`."""
+    _, patch_height, patch_width = patch_shape(config)
     size = stated_size(config)
     if family.fixed_size and (height, width) != (size, size):
         raise EncoderError(

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from flcache.encoder.families import Family, family_of, patch_shape
+from flcache.encoder.families import Family, check_size, family_of, patch_shape
 from flcache.encoder.model import LatentVideoModel
 from flcache.encoder.processing import load_processor, output_size
 from flcache.encoder.torchvision_ops import ensure_torchvision
@@ -88,6 +88,7 @@ def describe_encoder(source: EncoderSource, *, trainable: bool | Sequence[str] =
     processor = load_processor(transformers, family, config, name, source.revision, source.processor)
     tubelet, patch_height, patch_width = patch_shape(config)
     height, width = output_size(processor)
+    check_size(family, config, height, width)
     return EncoderDescription(
         model_type=config.model_type,
         total_parameters=sum(parameter.numel() for parameter in encoder.parameters()),

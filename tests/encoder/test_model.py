@@ -196,7 +196,10 @@ def test_wrong_sources_are_errors(source: EncoderSource, message: str) -> None:
 
 
 def test_a_crop_against_the_config_is_an_error() -> None:
-    model = load_encoder(EncoderSource(architecture=VJEPA2, processor={"crop_size": 48}))
+    source = EncoderSource(architecture=VJEPA2, processor={"crop_size": 48})
+    with pytest.raises(EncoderError, match="48 x 48 against a config of 32 x 32"):
+        describe_encoder(source)
+    model = load_encoder(source)
     with pytest.raises(EncoderError, match="48 x 48 against a config of 32 x 32"):
         model(random_frames(1, 8, 64, 64))
 

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from flcache.cache import LatentCache
 from flcache.config import load_config
-from flcache.errors import LeakError, TrainingError
+from flcache.errors import ConfigError, LeakError, TrainingError
 from flcache.pipelines import encode, evaluate, train
 from flcache.training import read_metrics
 
@@ -152,6 +152,11 @@ def test_a_checkpoint_of_other_latents_is_refused(encoded: Path, config_file: Pa
         train.run(other, resume=True)
     with pytest.raises(TrainingError, match="trained on latents"):
         evaluate.run(other)
+
+
+def test_a_cache_trains_no_encoder(encoded: Path) -> None:
+    with pytest.raises(ConfigError, match=r"training\.source=videos"):
+        train.run(load_config(encoded, ["encoder_trainable=true"]))
 
 
 def test_a_loss_that_is_not_finite_stops_with_the_clip(encoded: Path, tmp_path: Path) -> None:
