@@ -180,7 +180,7 @@ def _dtype(name: str) -> torch.dtype:
 
 
 def _one_line(error: Exception) -> str:
-    return str(error).strip().split("\n")[0]
+    return str(error).strip().split("\n")[0].rstrip(".")
 
 
 def import_transformers() -> Any:
