@@ -38,7 +38,8 @@ def source(paths: list[Path], pool: DecodePool, allowed: float = 0.5) -> VideoSo
 
 
 def test_resume_continues_at_the_next_batch(paths: list[Path], pool: DecodePool) -> None:
-    whole = [batch for _ in range(2) for batch in source(paths, pool)]
+    uninterrupted = source(paths, pool)
+    whole = [batch for _ in range(2) for batch in uninterrupted]
     stopped = source(paths, pool)
     first = list(islice(stopped, 3))
     resumed = source(paths, pool)
