@@ -8,9 +8,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from flcache.cache.cache import CachedClip, LatentCache, SplitProgress
+from flcache.cache.calibration import CALIBRATION_CLIPS, Calibrator, is_calibrated
 from flcache.cache.codec import CODECS, Codec, ValueRangeError, get_codec
 from flcache.cache.commit import Commit, Failure, is_committed, read_commits, read_failures
-from flcache.cache.order import epoch_order, rank_share
+from flcache.cache.mixture import Mixture
+from flcache.cache.order import epoch_order, mixture_order, rank_share
 from flcache.cache.plan import assign_shards, check_clip_ids, read_plan, write_plan
 from flcache.cache.sampler import EpochSampler
 from flcache.cache.shard import EncodedClip, ShardWriter
@@ -22,10 +24,12 @@ if TYPE_CHECKING:
     from flcache.cache.loader import LatentLoader
 
 __all__ = [
+    "CALIBRATION_CLIPS",
     "CODECS",
     "FORMAT",
     "CacheSpec",
     "CachedClip",
+    "Calibrator",
     "Codec",
     "Commit",
     "EncodedClip",
@@ -33,6 +37,7 @@ __all__ = [
     "Failure",
     "LatentCache",
     "LatentLoader",
+    "Mixture",
     "ShardWriter",
     "SplitProgress",
     "ValueRangeError",
@@ -43,8 +48,10 @@ __all__ = [
     "epoch_order",
     "finalize_statistics",
     "get_codec",
+    "is_calibrated",
     "is_committed",
     "make_spec",
+    "mixture_order",
     "rank_share",
     "read_commits",
     "read_failures",
