@@ -3,17 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import islice
+from pathlib import Path
 
 import torch
 
 from flcache.batch import ChannelStatistics
-from flcache.cache import EpochSampler, LatentCache, LatentLoader, assign_shards, get_codec, make_spec
+from flcache.cache import (
+    CacheSpec,
+    EpochSampler,
+    LatentCache,
+    LatentLoader,
+    assign_shards,
+    get_codec,
+    read_spec,
+    with_calibration,
+)
 from flcache.config import Config
 from flcache.encoder import LatentVideoModel
-from flcache.errors import CacheError, DataError
+from flcache.errors import CacheError, ConfigError, DataError
 from flcache.leak import check_split
 from flcache.training import LiveClip, Source, VideoSource
 from flcache.videos import DecodePool
@@ -112,7 +122,7 @@ def _live(config: Config, reading: Reading, pool: DecodePool, device: str) -> La
         tubelet_size=model.tubelet_size,
         max_failed_fraction=config.encode.max_failed_fraction,
     )
-    fingerprint = make_spec(hard_spec(config, model)).fingerprint
+    fingerprint = _fingerprint(config, model)
     statistics = _known_statistics(config, fingerprint) or _calibrate(config, model, pool, latent_shape)
     return LatentSource(
         batches=source,
@@ -137,6 +147,20 @@ def _live_clips(config: Config, split: str, latent_shape: tuple[int, int, int, i
 
 def _context_steps(config: Config, num_steps: int) -> int:
     return config.training.context_steps or num_steps // 2
+
+
+def _fingerprint(config: Config, model: LatentVideoModel) -> str:
+    """That of a cache of these latents; with the calibration of the configured one, if there is one."""
+    hard = hard_spec(config, model)
+    if "keep" in hard:
+        raise ConfigError(
+            "encode.keep stores a part of the latents, and training.source=videos has no store: "
+            "set encode.keep.pool and encode.keep.pca to null, or train with training.source=cache"
+        )
+    if config.cache.dir:
+        with suppress(CacheError):  # no cache there
+            hard = with_calibration(hard, read_spec(Path(config.cache.dir)))
+    return CacheSpec(hard, {}).fingerprint
 
 
 def _known_statistics(config: Config, fingerprint: str) -> ChannelStatistics | None:

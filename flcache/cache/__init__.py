@@ -11,13 +11,14 @@ from flcache.cache.cache import CachedClip, LatentCache, SplitProgress
 from flcache.cache.calibration import CALIBRATION_CLIPS, Calibrator, is_calibrated
 from flcache.cache.codec import CODECS, Codec, ValueRangeError, get_codec
 from flcache.cache.commit import Commit, Failure, is_committed, read_commits, read_failures
+from flcache.cache.keep import keep_fields, kept_shape
 from flcache.cache.mixture import Mixture
 from flcache.cache.order import epoch_order, mixture_order, rank_share
 from flcache.cache.plan import assign_shards, check_clip_ids, read_plan, write_plan
 from flcache.cache.sampler import EpochSampler
 from flcache.cache.shard import EncodedClip, ShardWriter
-from flcache.cache.spec import FORMAT, CacheSpec, create_or_check, differences, make_spec, read_spec
-from flcache.cache.statistics import finalize_statistics
+from flcache.cache.spec import FORMAT, CacheSpec, create_or_check, differences, make_spec, read_spec, with_calibration
+from flcache.cache.statistics import TRAINING_SPLIT, finalize_statistics
 from flcache.cache.summary import summary
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ __all__ = [
     "CALIBRATION_CLIPS",
     "CODECS",
     "FORMAT",
+    "TRAINING_SPLIT",
     "CacheSpec",
     "CachedClip",
     "Calibrator",
@@ -50,6 +52,8 @@ __all__ = [
     "get_codec",
     "is_calibrated",
     "is_committed",
+    "keep_fields",
+    "kept_shape",
     "make_spec",
     "mixture_order",
     "rank_share",
@@ -58,6 +62,7 @@ __all__ = [
     "read_plan",
     "read_spec",
     "summary",
+    "with_calibration",
     "write_plan",
 ]
 

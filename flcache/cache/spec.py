@@ -93,7 +93,7 @@ def create_or_check(
         if write_new_file(spec_path(cache_dir), _serialise(fresh)):
             return fresh, []
     found = read_spec(cache_dir)
-    wanted = make_spec(with_calibration(hard, found), soft)
+    wanted = CacheSpec(with_calibration(hard, found), dict(soft))
     if found.fingerprint != wanted.fingerprint:
         fields = "; ".join(differences(found.hard, wanted.hard))
         raise SpecMismatch(
