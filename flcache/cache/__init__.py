@@ -11,6 +11,7 @@ from flcache.cache.cache import CachedClip, LatentCache, SplitProgress
 from flcache.cache.calibration import CALIBRATION_CLIPS, Calibrator, is_calibrated
 from flcache.cache.codec import CODECS, Codec, ValueRangeError, get_codec
 from flcache.cache.commit import Commit, Failure, is_committed, read_commits, read_failures
+from flcache.cache.importing import LatentFiles, ManifestRow, read_latents, read_manifest
 from flcache.cache.keep import keep_fields, kept_shape
 from flcache.cache.mixture import Mixture
 from flcache.cache.order import epoch_order, mixture_order, rank_share
@@ -20,6 +21,7 @@ from flcache.cache.shard import EncodedClip, ShardWriter
 from flcache.cache.spec import FORMAT, CacheSpec, create_or_check, differences, make_spec, read_spec, with_calibration
 from flcache.cache.statistics import TRAINING_SPLIT, finalize_statistics
 from flcache.cache.summary import summary
+from flcache.cache.writer import CacheWriter, ClipInfo
 
 if TYPE_CHECKING:
     from flcache.cache.loader import LatentLoader
@@ -30,15 +32,19 @@ __all__ = [
     "FORMAT",
     "TRAINING_SPLIT",
     "CacheSpec",
+    "CacheWriter",
     "CachedClip",
     "Calibrator",
+    "ClipInfo",
     "Codec",
     "Commit",
     "EncodedClip",
     "EpochSampler",
     "Failure",
     "LatentCache",
+    "LatentFiles",
     "LatentLoader",
+    "ManifestRow",
     "Mixture",
     "ShardWriter",
     "SplitProgress",
@@ -59,6 +65,8 @@ __all__ = [
     "rank_share",
     "read_commits",
     "read_failures",
+    "read_latents",
+    "read_manifest",
     "read_plan",
     "read_spec",
     "summary",
