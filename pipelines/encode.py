@@ -58,6 +58,13 @@ def run(config: Config, shards: tuple[int, int] | None = None) -> None:
     _report(cache_dir, config)
 
 
+def renew_spec(config: Config) -> CacheSpec:
+    """The spec of the configured cache, made anew where it is absent."""
+    splits = [read_split(config, split) for split in configured_splits(config)]
+    model = load_configured_encoder(config, device=config.encode.device)
+    return _open_cache(configured_cache_dir(config), config, model, splits)
+
+
 def _open_cache(cache_dir: Path, config: Config, model: LatentVideoModel, splits: Sequence[SplitClips]) -> CacheSpec:
     versions = {name: _version(name) for name in SOFT_PACKAGES}
     soft = {

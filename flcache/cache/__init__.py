@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from flcache.cache.cache import CachedClip, LatentCache, SplitProgress
 from flcache.cache.calibration import CALIBRATION_CLIPS, Calibrator, is_calibrated
 from flcache.cache.codec import CODECS, Codec, ValueRangeError, get_codec
-from flcache.cache.commit import Commit, Failure, is_committed, read_commits, read_failures
+from flcache.cache.commit import Commit, Failure, committed_shards, is_committed, read_commits, read_failures
 from flcache.cache.importing import LatentFiles, ManifestRow, read_latents, read_manifest
 from flcache.cache.keep import keep_fields, kept_shape
 from flcache.cache.mixture import Mixture
@@ -21,6 +21,7 @@ from flcache.cache.shard import EncodedClip, ShardWriter
 from flcache.cache.spec import FORMAT, CacheSpec, create_or_check, differences, make_spec, read_spec, with_calibration
 from flcache.cache.statistics import TRAINING_SPLIT, finalize_statistics
 from flcache.cache.summary import summary
+from flcache.cache.verify import Damage, Verification, verify_cache
 from flcache.cache.writer import CacheWriter, ClipInfo
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ __all__ = [
     "ClipInfo",
     "Codec",
     "Commit",
+    "Damage",
     "EncodedClip",
     "EpochSampler",
     "Failure",
@@ -49,8 +51,10 @@ __all__ = [
     "ShardWriter",
     "SplitProgress",
     "ValueRangeError",
+    "Verification",
     "assign_shards",
     "check_clip_ids",
+    "committed_shards",
     "create_or_check",
     "differences",
     "epoch_order",
@@ -70,6 +74,7 @@ __all__ = [
     "read_plan",
     "read_spec",
     "summary",
+    "verify_cache",
     "with_calibration",
     "write_plan",
 ]

@@ -157,7 +157,7 @@ class LatentCache:
         reader, plan_row = self.reader(shard), self._plan_row(shard, row)
         layouts = self.spec.codec.payloads(self.latent_shape)
         payloads = [payload_buffer(layout, stop - start, 1) for layout in layouts]
-        buffers = [memoryview(payload.reshape(-1).view(np.uint8)) for payload in payloads]
+        buffers = [memoryview(payload.reshape(-1).view(np.uint8).data) for payload in payloads]
         with self.naming(index):
             if stop - start == self.latent_shape[0]:
                 reader.read_checked(row, start, buffers, ())

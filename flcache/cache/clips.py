@@ -67,8 +67,8 @@ class ClipReader:
         ]
         views = slot.views[: len(places)]
         if self._read_ahead:
-            for place, clip in zip(places, views, strict=True):
-                place.reader.will_need(place.row, self._start, clip)
+            for place, buffers in zip(places, views, strict=True):
+                place.reader.will_need(place.row, self._start, buffers)
         for clip, (number, place) in enumerate(zip(numbers.tolist(), places, strict=True)):
             self._read_clip(number, place, views[clip], slot.scratch)
             take(slot, clip, int(sources[clip]))

@@ -78,9 +78,12 @@ def is_committed(cache_dir: Path, split: str, shard: int) -> bool:
     return is_file(shard_paths(cache_dir, split, shard).commit)
 
 
-def read_commit(cache_dir: Path, split: str, shard: int) -> Commit:
-    """The commit of one shard. Raises DamagedError if its record is not whole or not about this shard."""
-    path = shard_paths(cache_dir, split, shard).commit
+def read_commit(cache_dir: Path, split: str, shard: int, *, path: Path | None = None) -> Commit:
+    """The commit of one shard, or what lies at `path` as such.
+
+    Raises DamagedError if its record is not whole or not about this shard.
+    """
+    path = path or shard_paths(cache_dir, split, shard).commit
     content = read_record(path, repair=repair_hint(cache_dir))
     if content.pop("format", None) != FORMAT or not _is_commit(content) or content["shard"] != shard:
         raise DamagedError(f"{path}: not a commit of format {FORMAT}; {repair_hint(cache_dir)}")
@@ -92,7 +95,7 @@ def read_commit(cache_dir: Path, split: str, shard: int) -> Commit:
 
 def read_commits(cache_dir: Path, *, fingerprint: str) -> list[Commit]:
     """All commits, by split and shard. Raises DamagedError for one that is not of this spec."""
-    commits = [read_commit(cache_dir, split, shard) for split, shard in sorted(_committed(cache_dir))]
+    commits = [read_commit(cache_dir, split, shard) for split, shard in sorted(committed_shards(cache_dir))]
     for commit in commits:
         if commit.fingerprint != fingerprint:
             raise DamagedError(f"{cache_dir}: {commit.name} is of another spec; {repair_hint(cache_dir)}")
@@ -118,7 +121,8 @@ def read_failures(cache_dir: Path, commit: Commit) -> list[Failure]:
     return [Failure(**row) for row in rows if row is not None]
 
 
-def _committed(cache_dir: Path) -> Iterator[tuple[str, int]]:
+def committed_shards(cache_dir: Path) -> Iterator[tuple[str, int]]:
+    """The split and shard of every file that is named as a commit, read or not."""
     folder = cache_dir / "commits"
     with storage_errors(folder):
         for path in folder.iterdir() if folder.is_dir() else ():

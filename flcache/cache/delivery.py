@@ -76,7 +76,7 @@ class CudaDelivery:
     def __init__(self, decoder: Decoder, shape: tuple[int, ...], device: torch.device) -> None:
         """`shape` is (T, H, W, D) of a clip."""
         self._decoder, self._shape, self._device = decoder, shape, device
-        self._stream = torch.cuda.Stream(device)
+        self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
     def take(self, slot: Slot, clip: int, source: int) -> None:
         """Nothing: the whole batch goes to the device at once."""
@@ -88,7 +88,7 @@ class CudaDelivery:
             latents = payloads[0]
             if not self._decoder.passes_through:
                 latents = self._decode(payloads, sources)
-            ready = torch.cuda.Event()
+            ready = torch.cuda.Event()  # type: ignore[no-untyped-call]
             ready.record(self._stream)
         ready.synchronize()
         return latents, ready

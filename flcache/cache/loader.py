@@ -81,7 +81,8 @@ class LatentLoader(IterableDataset[LatentBatch]):
         caches = cache.caches if isinstance(cache, Mixture) else (cache,)
         self._window = steps or (0, caches[0].latent_shape[0])
         self._check(caches, threads)
-        self.leaks = any([self._leaks(each, context_steps, allow_leak) for each in caches])
+        leaks = [self._leaks(each, context_steps, allow_leak) for each in caches]
+        self.leaks = any(leaks)
         """Whether the contexts have seen the targets."""
         self._batch_size, self._context_steps, self._threads, self._copy = batch_size, context_steps, threads, copy
         self._device = torch.device(device)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import mmap
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from math import prod
@@ -28,7 +28,7 @@ class Slot:
     """Room for one batch of B clips."""
 
     payloads: tuple[Tensor, ...]
-    """What is read: a tensor (B, steps, ...) per payload, page-aligned, and page-locked for CUDA; or (1, steps, ...)."""
+    """What is read, page-aligned, and page-locked for CUDA: (B, steps, ...) per payload, or (1, steps, ...)."""
     views: tuple[tuple[memoryview, ...], ...]
     """Their bytes, for each of the B clips by payload; one place for all clips where each is decoded at once."""
     scratch: tuple[memoryview, ...]
@@ -70,7 +70,7 @@ def make_slot(shape: SlotShape) -> Slot:
 
 def read_ahead(
     items: Iterator[Item], slots: Sequence[Slot], threads: int, read: Callable[[Item, Slot], Result]
-) -> Iterator[tuple[Result, Slot]]:
+) -> Generator[tuple[Result, Slot], None, None]:
     """`read(item, slot)` of every item, in order, run by `threads` threads as far ahead as there are slots.
 
     What is yielded may use its slot until the next is asked for. An exception of `read` is raised here, in its place.
@@ -101,7 +101,7 @@ def read_ahead(
 
 
 def _one_core() -> None:
-    """Keep torch's operations of the present thread on one core: with every core busy, sharing them is 3 times slower."""
+    """Keep torch's operations of this thread on one core: where all cores are busy, sharing them is 3 times slower."""
     torch.set_num_threads(1)
 
 
@@ -117,4 +117,4 @@ def _aligned(dtype: np.dtype[Any], shape: tuple[int, ...], *, pinned: bool = Fal
 
 
 def _bytes_of(tensor: Tensor) -> memoryview:
-    return memoryview(tensor.view(-1).view(torch.uint8).numpy())
+    return tensor.view(-1).view(torch.uint8).numpy().data
