@@ -76,9 +76,19 @@ class EncoderConfig:
 
 
 @dataclass(frozen=True)
+class KeepConfig:
+    pool: Annotated[int, Bound("of 2", lambda value: value == 2)] | None = None
+    """2 stores the mean of every 2 x 2 patches; null stores every patch."""
+    pca: Positive | None = None
+    """Principal components to store, fitted once on training clips; null stores every channel."""
+
+
+@dataclass(frozen=True)
 class EncodeConfig:
     context: Literal["step", "full"] = "step"
     """`step` encodes every step alone, `full` the whole clip jointly; see docs on the leak rule."""
+    keep: KeepConfig = field(default_factory=KeepConfig)
+    """What of the latents is stored."""
     batch_size: Positive = 8
     """Clips per forward pass."""
     decode_workers: Positive = 2
@@ -94,8 +104,10 @@ class EncodeConfig:
 class CacheConfig:
     dir: OptionalPath = None
     """Folder of the cache."""
-    codec: Literal["float32", "float16"] = "float16"
-    """How latents are stored."""
+    codec: Literal["float32", "float16", "bfloat16", "int8"] = "float16"
+    """How latents are stored; `int8` takes half the bytes of `float16`, calibrated on training clips beforehand."""
+    min_cosine: Fraction | None = None
+    """How close every stored latent vector must be to the encoder's; encoding stops at one that is not."""
     shard_bytes: Positive = 256 * 2**20
     """About how large a shard gets."""
     seed: int = 0

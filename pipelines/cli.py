@@ -111,6 +111,31 @@ def inspect_cache(directory: str, as_json: bool) -> None:
     stage.run(Path(directory), as_json=as_json)
 
 
+@cli.command()
+@click.argument("directory", metavar="DIR")
+@_JSON
+def verify(directory: str, as_json: bool) -> None:
+    """Read every byte of a cache and say what is not as it was written."""
+    from . import verify as stage
+
+    stage.run(directory, as_json=as_json)
+
+
+@cli.command()
+@click.argument("directory", metavar="DIR")
+@_CONFIG
+@_OVERRIDES
+def repair(directory: str, config: str, overrides: tuple[str, ...]) -> None:
+    """Encode damaged and missing shards anew, and prove them equal to what was committed.
+
+    Safe to kill and to run again.
+    """
+    resolved = _load(config, overrides)
+    from . import repair as stage
+
+    stage.run(directory, resolved.config)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """The entry point: runs a command, and turns what went wrong into one line and an exit code."""
     if not sys.warnoptions:

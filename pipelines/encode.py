@@ -9,11 +9,15 @@ import importlib.metadata
 import sys
 from collections import Counter
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
 from flcache.cache import (
+    CALIBRATION_CLIPS,
+    TRAINING_SPLIT,
     CacheSpec,
     Failure,
     LatentCache,
@@ -21,13 +25,14 @@ from flcache.cache import (
     create_or_check,
     finalize_statistics,
     get_codec,
+    is_calibrated,
     is_committed,
     write_plan,
 )
 from flcache.config import Config
 from flcache.encoder import LatentVideoModel
-from flcache.engines import ShardEncoder, ShardTask
-from flcache.errors import DataError
+from flcache.engines import ShardEncoder, ShardTask, calibrate
+from flcache.errors import ConfigError, DataError
 from flcache.videos import DecodePool
 
 from .clips import SplitClips, clip_rule, clip_tasks, configured_splits, read_split
@@ -45,7 +50,7 @@ def run(config: Config, shards: tuple[int, int] | None = None) -> None:
     for split in splits:
         _report_missing(split)
     model = load_configured_encoder(config, device=config.encode.device)
-    spec = _open_cache(cache_dir, config, model)
+    spec = _open_cache(cache_dir, config, model, splits)
     plan = write_plan(cache_dir, _plan(config, spec, splits))
     tasks = _pending(cache_dir, config, plan, splits, shards)
     _encode(cache_dir, config, spec, model, tasks)
@@ -53,7 +58,14 @@ def run(config: Config, shards: tuple[int, int] | None = None) -> None:
     _report(cache_dir, config)
 
 
-def _open_cache(cache_dir: Path, config: Config, model: LatentVideoModel) -> CacheSpec:
+def renew_spec(config: Config) -> CacheSpec:
+    """The spec of the configured cache, made anew where it is absent."""
+    splits = [read_split(config, split) for split in configured_splits(config)]
+    model = load_configured_encoder(config, device=config.encode.device)
+    return _open_cache(Path(config.require("cache.dir")), config, model, splits)
+
+
+def _open_cache(cache_dir: Path, config: Config, model: LatentVideoModel, splits: Sequence[SplitClips]) -> CacheSpec:
     versions = {name: _version(name) for name in SOFT_PACKAGES}
     soft = {
         "encoder": config.encoder.name,
@@ -61,10 +73,38 @@ def _open_cache(cache_dir: Path, config: Config, model: LatentVideoModel) -> Cac
         "batch_size": config.encode.batch_size,
         "versions": versions,
     }
-    spec, changed = create_or_check(cache_dir, hard_spec(config, model), soft)
+    hard = hard_spec(config, model)
+    calibration = partial(_calibrate, config, hard, model, splits) if is_calibrated(hard) else None
+    spec, changed = create_or_check(cache_dir, hard, soft, calibration)
     for difference in changed:
         print(f"Notice: {cache_dir}: {difference}; latents may differ in their last bits", file=sys.stderr)
     return spec
+
+
+def _calibrate(
+    config: Config, hard: dict[str, Any], model: LatentVideoModel, splits: Sequence[SplitClips]
+) -> dict[str, Any]:
+    """What the codec must know of the latents, from the first training clips of the plan, which is shuffled."""
+    split = next((split for split in splits if split.split == TRAINING_SPLIT), None)
+    if split is None:
+        raise ConfigError(
+            f"dataset.train is not set, and {config.cache.codec} is calibrated on training clips: "
+            "give dataset.train, or choose cache.codec=float16 and no encode.keep.pca"
+        )
+    sample = _assign(config, hard["layout"]["shape"], split)[:CALIBRATION_CLIPS]
+    clips, options = clip_tasks(sample, split.folder, clip_rule(config)), config.encode
+    with (
+        DecodePool(options.decode_workers, options.decode_timeout_s) as pool,
+        Progress("Calibrating", len(clips), "clips") as progress,
+    ):
+        return calibrate(
+            hard,
+            clips,
+            model,
+            pool,
+            batch_size=options.batch_size,
+            on_clip=lambda failed: progress.advance(failed=failed),
+        )
 
 
 def _version(package: str) -> str | None:
@@ -75,9 +115,13 @@ def _version(package: str) -> str | None:
 
 
 def _plan(config: Config, spec: CacheSpec, splits: Sequence[SplitClips]) -> pd.DataFrame:
-    clip_bytes = get_codec(config.cache.codec).clip_bytes(spec.latent_shape)
+    return pd.concat([_assign(config, spec.latent_shape, split) for split in splits], ignore_index=True)
+
+
+def _assign(config: Config, latent_shape: Sequence[int], split: SplitClips) -> pd.DataFrame:
+    clip_bytes = get_codec(config.cache.codec).clip_bytes(tuple(latent_shape))
     sizes = {"clip_bytes": clip_bytes, "shard_bytes": config.cache.shard_bytes, "seed": config.cache.seed}
-    return pd.concat([assign_shards(split.clips, split.split, **sizes) for split in splits], ignore_index=True)
+    return assign_shards(split.clips, split.split, **sizes)
 
 
 def _pending(
@@ -110,7 +154,8 @@ def _encode(
         DecodePool(options.decode_workers, options.decode_timeout_s) as pool,
         Progress("Encoding", clips, "clips") as progress,
     ):
-        encoder = ShardEncoder(cache_dir, spec, model, pool, batch_size=options.batch_size)
+        floor = config.cache.min_cosine
+        encoder = ShardEncoder(cache_dir, spec, model, pool, batch_size=options.batch_size, min_cosine=floor)
         for task in tasks:
             encoder.run(task, lambda failure: progress.advance(failed=failure is not None))
 

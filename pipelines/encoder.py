@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from flcache.cache import keep_fields, kept_shape
 from flcache.config import Config
 from flcache.encoder import EncoderSource, LatentVideoModel, hard_keys, load_encoder
 
@@ -27,15 +28,18 @@ def load_configured_encoder(
 
 
 def hard_spec(config: Config, model: LatentVideoModel) -> dict[str, Any]:
-    """Everything that decides the latents: the part of a spec that is hashed."""
+    """Everything that decides the latents, but a calibration: the part of a spec that is hashed."""
     frames = config.clip.frames
-    steps = model.num_steps(frames)
+    steps, shape = model.num_steps(frames), model.latent_shape(frames)
+    keep = keep_fields(shape, pool=config.encode.keep.pool, pca=config.encode.keep.pca)
+    stored = kept_shape(keep, "encode.keep") if keep else shape
     return {
         **hard_keys(model),
         "clip": clip_rule(config).as_dict(),
         "context": {"mode": model.context, "seen_until": model.seen_until(frames)},
-        "layout": {"shape": list(model.latent_shape(frames)), "tubelet_size": frames // steps},
+        "layout": {"shape": list(stored), "tubelet_size": frames // steps},
         "codec": config.cache.codec,
+        **({"keep": keep} if keep else {}),
     }
 
 

@@ -38,11 +38,33 @@ def _headline(found: dict[str, Any]) -> str:
             f"fingerprint {found['fingerprint']}",
             f"latents     {shape} (steps, rows, columns, channels) as {latents['codec']}, "
             f"{decimal(latents['clip_bytes'])} a clip",
+            *_fidelity("kept       ", _kept(found["keep"]), found["fidelity"]["keep"]),
+            *_fidelity("fidelity   ", latents["codec"], found["fidelity"]["codec"]),
             f"context     {context['mode']}",
             f"decoded by  {decoders or 'nothing yet'}",
             f"statistics  {'complete' if found['statistics'] else 'not complete: some training shards are missing'}",
         ]
     )
+
+
+def _kept(keep: dict[str, Any] | None) -> str:
+    """What is kept of the encoder's latents, in words."""
+    if keep is None:
+        return "all"
+    pooled = ["means of 2 x 2 patches"] if keep["pool"] else []
+    components = [f"{keep['pca']} of {keep['shape'][3]} components"] if keep["pca"] else []
+    variance = f", {keep['variance_kept']:.2%} of the variance" if keep["pca"] else ""
+    return ", ".join(pooled + components) + variance
+
+
+def _fidelity(heading: str, what: str, found: dict[str, Any] | None) -> list[str]:
+    """A line on how close to the encoder's latents that is; none where nothing was measured."""
+    if found is None:
+        return []
+    return [
+        f"{heading} {what}: relative error {found['relative_l2']:.3%}, "
+        f"cosine {found['mean_cosine']:.6f} on average and {found['min_cosine']:.6f} at worst"
+    ]
 
 
 def _splits(splits: dict[str, dict[str, int]]) -> Table:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 
 from flcache.batch import ChannelStatistics
 from flcache.cache import (
+    CacheSpec,
     ChannelSums,
     EpochSampler,
     LatentCache,
@@ -15,11 +17,12 @@ from flcache.cache import (
     assign_shards,
     channel_statistics,
     get_codec,
-    make_spec,
+    read_spec,
+    with_calibration,
 )
 from flcache.config import Config
 from flcache.encoder import LatentVideoModel
-from flcache.errors import CacheError, DataError
+from flcache.errors import CacheError, ConfigError, DataError
 from flcache.leak import check_split
 from flcache.training import LiveClip, Source, VideoSource
 from flcache.videos import DecodePool
@@ -118,7 +121,7 @@ def _live(config: Config, reading: Reading, pool: DecodePool, device: str) -> La
         tubelet_size=model.tubelet_size,
         max_failed_fraction=config.encode.max_failed_fraction,
     )
-    fingerprint = make_spec(hard_spec(config, model)).fingerprint
+    fingerprint = _fingerprint(config, model)
     statistics = _known_statistics(config, fingerprint) or _calibrate(config, model, pool, latent_shape)
     return LatentSource(
         batches=source,
@@ -143,6 +146,20 @@ def _live_clips(config: Config, split: str, latent_shape: tuple[int, int, int, i
 
 def _context_steps(config: Config, num_steps: int) -> int:
     return config.training.context_steps or num_steps // 2
+
+
+def _fingerprint(config: Config, model: LatentVideoModel) -> str:
+    """That of a cache of these latents; with the calibration of the configured one, if there is one."""
+    hard = hard_spec(config, model)
+    if "keep" in hard:
+        raise ConfigError(
+            "encode.keep stores a part of the latents, and training.source=videos has no store: "
+            "set encode.keep.pool and encode.keep.pca to null, or train with training.source=cache"
+        )
+    if config.cache.dir:
+        with suppress(CacheError):  # no cache there
+            hard = with_calibration(hard, read_spec(Path(config.cache.dir)))
+    return CacheSpec(hard, {}).fingerprint
 
 
 def _known_statistics(config: Config, fingerprint: str) -> ChannelStatistics | None:

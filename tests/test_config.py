@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -74,7 +76,7 @@ def test_wrong_values_fail_all_at_once_with_line_and_what_is_allowed() -> None:
         "my.yaml:5: seed: expected a whole number, got true",
         "my.yaml:6: encoder_trainable: expected true or false or a list of text, got 3",
         "my.yaml:8: cache.dir: expected text (a path) or null, got 3",
-        "my.yaml:9: cache.codec: expected one of float32, float16, got zip",
+        "my.yaml:9: cache.codec: expected one of float32, float16, bfloat16, int8, got zip",
         "my.yaml:11: training.betas: expected a list of 2, each a number of at least 0 and below 1, got [1]",
         "my.yaml:12: training.learning_rate: expected a number above 0, got .inf",
         "my.yaml:14: encode.device: expected text such as auto, cpu, mps, cuda or cuda:1, got gpu",
@@ -166,11 +168,17 @@ def test_print_config_prints_what_can_be_read_back(capsys: pytest.CaptureFixture
 def test_the_page_lists_every_key_with_its_default() -> None:
     page = (Path(__file__).resolve().parents[1] / "docs" / "configuration.md").read_text(encoding="utf-8")
     rows = re.findall(r"^\| `([^`]+)` \| `([^`]+)` \| \S.*\|$", page, flags=re.MULTILINE)
-    tree = as_dict(Config())
-    sections = {name: value for name, value in tree.items() if isinstance(value, dict)}
-    flat = {name: value for name, value in tree.items() if name not in sections}
-    flat |= {f"{name}.{key}": value for name, section in sections.items() for key, value in section.items()}
-    assert {key: yaml.safe_load(default) for key, default in rows} == flat | {"training.betas": [0.9, 0.95]}
+    defaults = dict(leaves(as_dict(Config())))
+    assert {key: yaml.safe_load(default) for key, default in rows} == defaults | {"training.betas": [0.9, 0.95]}
+
+
+def leaves(tree: dict[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
+    """Every value of a nested configuration by its dotted key; an empty mapping is a value."""
+    for name, value in tree.items():
+        if isinstance(value, dict) and value:
+            yield from leaves(value, f"{above}{name}.")
+        else:
+            yield f"{above}{name}", value
 
 
 def test_the_example_of_the_page_runs() -> None:

@@ -8,51 +8,76 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from flcache.cache.cache import CachedClip, LatentCache, SplitProgress
+from flcache.cache.calibration import CALIBRATION_CLIPS, Calibrator, is_calibrated
 from flcache.cache.codec import CODECS, Codec, ValueRangeError, get_codec
-from flcache.cache.commit import Commit, Failure, is_committed, read_commits, read_failures
-from flcache.cache.order import epoch_order, rank_share
+from flcache.cache.commit import Commit, Failure, committed_shards, is_committed, read_commits, read_failures
+from flcache.cache.importing import LatentFiles, ManifestRow, read_latents, read_manifest
+from flcache.cache.keep import keep_fields, kept_shape
+from flcache.cache.mixture import Mixture
+from flcache.cache.order import epoch_order, mixture_order, rank_share
 from flcache.cache.plan import assign_shards, check_clip_ids, read_plan, write_plan
 from flcache.cache.sampler import EpochSampler
 from flcache.cache.shard import EncodedClip, ShardWriter
-from flcache.cache.spec import FORMAT, CacheSpec, create_or_check, differences, make_spec, read_spec
-from flcache.cache.statistics import ChannelSums, channel_statistics, finalize_statistics
+from flcache.cache.spec import FORMAT, CacheSpec, create_or_check, differences, make_spec, read_spec, with_calibration
+from flcache.cache.statistics import TRAINING_SPLIT, ChannelSums, channel_statistics, finalize_statistics
 from flcache.cache.summary import summary
+from flcache.cache.verify import Damage, Verification, verify_cache
+from flcache.cache.writer import CacheWriter, ClipInfo
 
 if TYPE_CHECKING:
     from flcache.cache.loader import LatentLoader
 
 __all__ = [
+    "CALIBRATION_CLIPS",
     "CODECS",
     "FORMAT",
+    "TRAINING_SPLIT",
     "CacheSpec",
+    "CacheWriter",
     "CachedClip",
+    "Calibrator",
     "ChannelSums",
+    "ClipInfo",
     "Codec",
     "Commit",
+    "Damage",
     "EncodedClip",
     "EpochSampler",
     "Failure",
     "LatentCache",
+    "LatentFiles",
     "LatentLoader",
+    "ManifestRow",
+    "Mixture",
     "ShardWriter",
     "SplitProgress",
     "ValueRangeError",
+    "Verification",
     "assign_shards",
     "channel_statistics",
     "check_clip_ids",
+    "committed_shards",
     "create_or_check",
     "differences",
     "epoch_order",
     "finalize_statistics",
     "get_codec",
+    "is_calibrated",
     "is_committed",
+    "keep_fields",
+    "kept_shape",
     "make_spec",
+    "mixture_order",
     "rank_share",
     "read_commits",
     "read_failures",
+    "read_latents",
+    "read_manifest",
     "read_plan",
     "read_spec",
     "summary",
+    "verify_cache",
+    "with_calibration",
     "write_plan",
 ]
 

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import copy
+from bisect import bisect_right
 from collections import OrderedDict
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
@@ -11,13 +15,15 @@ from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from flcache.cache.commit import Commit, Failure, read_commits, read_failures, repair_hint
 from flcache.cache.plan import PlanTable
 from flcache.cache.reader import ShardReader, payload_buffer
 from flcache.cache.spec import read_spec
-from flcache.cache.statistics import TRAINING_SPLIT, channel_statistics, merge_channels
+from flcache.cache.statistics import TRAINING_SPLIT, calibrated_statistics, channel_statistics, merge_channels
 from flcache.errors import CacheError, DamagedError
 
 if TYPE_CHECKING:
@@ -68,7 +74,8 @@ class LatentCache:
         self._commits = read_commits(self.path, fingerprint=self.spec.fingerprint)
         self._check_split(split)
         self._selected = [commit for commit in self._commits if split in (None, commit.split)]
-        self._ends = np.array(list(accumulate(commit.clips for commit in self._selected)), dtype=np.int64)
+        self._ends = list(accumulate(commit.clips for commit in self._selected))
+        self._chosen: NDArray[np.int64] | None = None
         self._readers: OrderedDict[int, ShardReader] = OrderedDict()
         self._lock = Lock()
 
@@ -105,34 +112,60 @@ class LatentCache:
         self._check_split(split)
         return sum(commit.clips for commit in self._commits if commit.split == split)
 
+    def select(self, *, labels: Collection[str] | None = None, ids: Collection[str] | None = None) -> LatentCache:
+        """The clips here that have one of `labels` and one of `ids`, in the same order.
+
+        Raises CacheError for a label or an id that no clip here has.
+        """
+        rows = self._plan_rows()
+        kept = np.ones(len(rows), dtype=np.bool_)
+        for column, wanted in (("label", labels), ("clip_id", ids)):
+            if wanted is not None:
+                kept &= self._among(column, rows, wanted)
+        selected = copy.copy(self)  # shares plan, commits and open shards
+        selected._chosen = np.flatnonzero(kept) if self._chosen is None else self._chosen[kept]
+        return selected
+
     @property
     def ids(self) -> list[str]:
-        """The ids of all clips; opens every shard's idx."""
-        return [self.clip_id(index) for index in range(len(self))]
+        """The ids of all clips; opens the idx of every shard with failures."""
+        return list(self._plan.values("clip_id", self._plan_rows()))
 
     def clip_id(self, index: int) -> str:
         """The id of clip number `index`."""
-        return str(self._plan.value("clip_id", self._plan_row(*self.locate(index))))
+        return self.clip_ids([index])[0]
+
+    def clip_ids(self, indices: Sequence[int]) -> tuple[str, ...]:
+        """The ids of the clips of these numbers."""
+        return tuple(self._plan.values("clip_id", [self._plan_row(*self.locate(index)) for index in indices]))
 
     def __len__(self) -> int:
-        return int(self._ends[-1]) if len(self._ends) else 0
+        if self._chosen is not None:
+            return len(self._chosen)
+        return self._ends[-1] if self._ends else 0
 
     def __getitem__(self, index: int) -> CachedClip:
         return self.window(index, 0, self.latent_shape[0])
 
     def window(self, index: int, start: int, stop: int) -> CachedClip:
-        """Steps `start` to `stop` of clip number `index`; only their bytes are read."""
+        """Steps `start` to `stop` of clip number `index`; only their bytes are read.
+
+        Raises DamagedError if they are not what was written: a whole clip is checked, of a window its size only.
+        """
         self.check_window(start, stop)
         shard, row = self.locate(index)
         reader, plan_row = self.reader(shard), self._plan_row(shard, row)
-        payloads = []
-        for number, layout in enumerate(self.spec.codec.payloads(self.latent_shape)):
-            payload = payload_buffer(layout, stop - start, 1)
-            reader.read_into(row, number, start, payload.data.cast("B"))
-            payloads.append(payload[0])
+        layouts = self.spec.codec.payloads(self.latent_shape)
+        payloads = [payload_buffer(layout, stop - start, 1) for layout in layouts]
+        buffers = [memoryview(payload.reshape(-1).view(np.uint8).data) for payload in payloads]
+        with self.naming(index):
+            if stop - start == self.latent_shape[0]:
+                reader.read_checked(row, start, buffers, ())
+            else:
+                reader.read_into(row, start, buffers)
         return CachedClip(
             clip_id=str(self._plan.value("clip_id", plan_row)),
-            latents=self.spec.codec.restore(payloads),
+            latents=self.spec.codec.restore([payload[0] for payload in payloads]),
             times=reader.rows["times"][row, start:stop].copy(),
             valid=np.arange(start, stop) < reader.rows["valid_steps"][row],
             label=self._plan.value("label", plan_row),
@@ -140,6 +173,14 @@ class LatentCache:
             split=self._selected[shard].split,
             seen_until=tuple(seen - start for seen in self.seen_until[start:stop]),
         )
+
+    @contextmanager
+    def naming(self, index: int) -> Iterator[None]:
+        """Damage that the block finds is damage of clip number `index`, and says so."""
+        try:
+            yield
+        except DamagedError as error:
+            raise DamagedError(f"clip {self.clip_id(index)}: {error}") from error
 
     def check_window(self, start: int, stop: int) -> None:
         """Raises CacheError unless steps `start` to `stop` are steps of these clips."""
@@ -151,8 +192,10 @@ class LatentCache:
         position = index + len(self) if index < 0 else index
         if not 0 <= position < len(self):
             raise IndexError(f"clip {index} of {len(self)}")
-        shard = int(np.searchsorted(self._ends, position, side="right"))
-        return shard, position - int(self._ends[shard]) + self._selected[shard].clips
+        if self._chosen is not None:
+            position = int(self._chosen[position])
+        shard = bisect_right(self._ends, position)
+        return shard, position - self._ends[shard] + self._selected[shard].clips
 
     def reader(self, shard: int) -> ShardReader:
         """The selected shard number `shard`, open; the least used one is closed when there are too many."""
@@ -166,8 +209,11 @@ class LatentCache:
             return reader
 
     def statistics(self) -> ChannelStatistics:
-        """Mean and deviation per channel over the valid steps of the training split, as far as it is committed."""
-        return channel_statistics(self.spec.channels or self._merged_channels)
+        """Mean and deviation per channel over the valid steps of the training split, as far as it is committed.
+
+        For int8 those that it was quantised with: standardising is one cast and one scale then.
+        """
+        return calibrated_statistics(self.spec) or channel_statistics(self.spec.channels or self._merged_channels)
 
     def failures(self) -> list[Failure]:
         """The clips of the selected splits that are planned and committed as failed."""
@@ -193,13 +239,40 @@ class LatentCache:
             failed=sum(commit.failed for commit in commits),
         )
 
+    def _plan_rows(self) -> NDArray[np.int64]:
+        """(n,) the row of the plan of every clip here; opens only the shards whose slots are not all filled."""
+        nothing = np.zeros(0, dtype=np.int64)
+        rows = np.concatenate([nothing, *map(self._shard_plan_rows, range(len(self._selected)))])
+        return rows if self._chosen is None else rows[self._chosen]
+
+    def _shard_plan_rows(self, shard: int) -> NDArray[np.int64]:
+        commit = self._selected[shard]
+        first, count = self._plan.first_rows.get((commit.split, commit.shard), (0, 0))
+        if commit.clips == count:
+            return np.arange(first, first + count)
+        slots = self.reader(shard).rows["slot"].astype(np.int64)
+        self._check_slot(commit, int(slots.max(initial=0)), count)
+        return first + slots
+
+    def _among(self, column: str, rows: NDArray[np.int64], wanted: Collection[str]) -> NDArray[np.bool_]:
+        """Which of the plan's `rows` have one of the `wanted` values."""
+        values, wanted_values = self._plan.column(column).take(pa.array(rows)), pa.array(sorted(wanted), pa.string())
+        absent = wanted_values.filter(pc.invert(pc.is_in(wanted_values, values)))
+        if len(absent):
+            raise CacheError(f"{self.path}: {len(absent)} of the wanted {column}s are not here, such as {absent[0]}")
+        found: NDArray[np.bool_] = pc.is_in(values, wanted_values).to_numpy(zero_copy_only=False)
+        return found
+
     def _plan_row(self, shard: int, row: int) -> int:
         commit = self._selected[shard]
         first, count = self._plan.first_rows.get((commit.split, commit.shard), (0, 0))
         slot = int(self.reader(shard).rows["slot"][row])
+        self._check_slot(commit, slot, count)
+        return first + slot
+
+    def _check_slot(self, commit: Commit, slot: int, count: int) -> None:
         if slot >= count:
             raise DamagedError(f"{self.path}: slot {slot} of {commit.name} is not planned; {repair_hint(self.path)}")
-        return first + slot
 
     def _check_split(self, split: str | None) -> None:
         if split is not None and split not in self.splits:

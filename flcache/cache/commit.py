@@ -11,12 +11,14 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from flcache.cache.fidelity import Fidelity, parse_fidelity
 from flcache.cache.record import parse_object, read_bytes, read_record, seal
 from flcache.cache.spec import FORMAT
 from flcache.cache.storage import is_file, parse_shard_name, shard_name, shard_paths, storage_errors, write_file
 from flcache.errors import DamagedError
 
 MAX_FAILURES_BYTES = 2**30
+FIDELITIES = ("fidelity", "keep_fidelity")
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,10 @@ class Commit:
     """Latent vectors of valid steps that the channel sums of the shard are over."""
     decoders: dict[str, int]
     """Clips by the decoder that read them."""
+    fidelity: Fidelity | None
+    """Of what is stored, against what the codec was given; None if no clip is stored."""
+    keep_fidelity: Fidelity | None
+    """Of the encoder's latents as far as what is kept of them tells; None where all is kept."""
 
     @property
     def name(self) -> str:
@@ -59,7 +65,7 @@ class Commit:
 
 def repair_hint(cache_dir: Path) -> str:
     """What to do about damage in the cache at `cache_dir`."""
-    return f'run "flcache repair {cache_dir}"'
+    return f'run "flcache repair {cache_dir} --config C" with the configuration it was made with'
 
 
 def write_commit(cache_dir: Path, commit: Commit) -> None:
@@ -72,13 +78,16 @@ def is_committed(cache_dir: Path, split: str, shard: int) -> bool:
     return is_file(shard_paths(cache_dir, split, shard).commit)
 
 
-def read_commit(cache_dir: Path, split: str, shard: int) -> Commit:
-    """The commit of one shard. Raises DamagedError if its record is not whole or not about this shard."""
-    path = shard_paths(cache_dir, split, shard).commit
+def read_commit(cache_dir: Path, split: str, shard: int, *, path: Path | None = None) -> Commit:
+    """The commit of one shard, or what lies at `path` as such.
+
+    Raises DamagedError if its record is not whole or not about this shard.
+    """
+    path = path or shard_paths(cache_dir, split, shard).commit
     content = read_record(path, repair=repair_hint(cache_dir))
     if content.pop("format", None) != FORMAT or not _is_commit(content) or content["shard"] != shard:
         raise DamagedError(f"{path}: not a commit of format {FORMAT}; {repair_hint(cache_dir)}")
-    commit = Commit(**content)
+    commit = Commit(**content | {name: parse_fidelity(content[name]) for name in FIDELITIES})
     if commit.split != split:
         raise DamagedError(f"{path}: says it is {commit.name}; {repair_hint(cache_dir)}")
     return commit
@@ -86,7 +95,7 @@ def read_commit(cache_dir: Path, split: str, shard: int) -> Commit:
 
 def read_commits(cache_dir: Path, *, fingerprint: str) -> list[Commit]:
     """All commits, by split and shard. Raises DamagedError for one that is not of this spec."""
-    commits = [read_commit(cache_dir, split, shard) for split, shard in sorted(_committed(cache_dir))]
+    commits = [read_commit(cache_dir, split, shard) for split, shard in sorted(committed_shards(cache_dir))]
     for commit in commits:
         if commit.fingerprint != fingerprint:
             raise DamagedError(f"{cache_dir}: {commit.name} is of another spec; {repair_hint(cache_dir)}")
@@ -112,7 +121,8 @@ def read_failures(cache_dir: Path, commit: Commit) -> list[Failure]:
     return [Failure(**row) for row in rows if row is not None]
 
 
-def _committed(cache_dir: Path) -> Iterator[tuple[str, int]]:
+def committed_shards(cache_dir: Path) -> Iterator[tuple[str, int]]:
+    """The split and shard of every file that is named as a commit, read or not."""
     folder = cache_dir / "commits"
     with storage_errors(folder):
         for path in folder.iterdir() if folder.is_dir() else ():
@@ -134,4 +144,5 @@ def _is_commit(content: dict[str, Any]) -> bool:
         and isinstance(content["failures_xxh3_64"], str | None)
         and isinstance(decoders, dict)
         and all(type(count) is int for count in decoders.values())
+        and all(content[name] is None or parse_fidelity(content[name]) for name in FIDELITIES)
     )

@@ -49,15 +49,21 @@ def index_bytes(rows: Rows) -> bytes:
 
 
 def read_index(path: Path, *, num_steps: int, num_payloads: int, repair: str) -> Rows:
-    """The rows of an idx. Raises DamagedError, before reading them, if header and file size disagree."""
+    """The rows of an idx. Raises DamagedError if header and file size disagree."""
+    with storage_errors(path):
+        raw = path.read_bytes()
+    return parse_index(raw, path, num_steps=num_steps, num_payloads=num_payloads, repair=repair)
+
+
+def parse_index(raw: bytes, path: Path, *, num_steps: int, num_payloads: int, repair: str) -> Rows:
+    """The rows in `raw`, the content of the idx at `path`. Raises DamagedError if its header and its size disagree."""
     dtype = row_dtype(num_steps, num_payloads)
-    with storage_errors(path), path.open("rb") as stream:
-        header = np.frombuffer(stream.read(_HEADER.itemsize).ljust(_HEADER.itemsize, b"\0"), _HEADER)[0]
-        num_rows = (path.stat().st_size - _HEADER.itemsize) // dtype.itemsize
-        expected = (MAGIC, num_rows, num_steps, num_payloads, 0)
-        if header.item() != expected or path.stat().st_size != index_size(num_rows, num_steps, num_payloads):
-            raise DamagedError(f"{path}: header and size disagree; {repair}")
-        return np.fromfile(stream, dtype=dtype, count=num_rows)
+    header = np.frombuffer(raw[: _HEADER.itemsize].ljust(_HEADER.itemsize, b"\0"), _HEADER)[0]
+    num_rows = (len(raw) - _HEADER.itemsize) // dtype.itemsize
+    expected = (MAGIC, num_rows, num_steps, num_payloads, 0)
+    if header.item() != expected or len(raw) != index_size(num_rows, num_steps, num_payloads):
+        raise DamagedError(f"{path}: header and size disagree; {repair}")
+    return np.frombuffer(raw, dtype=dtype, offset=_HEADER.itemsize)
 
 
 def index_size(num_rows: int, num_steps: int, num_payloads: int) -> int:

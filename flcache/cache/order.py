@@ -7,6 +7,7 @@ order is their stable sort. Neither depends on the version of numpy, as its `per
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,8 +19,7 @@ def epoch_order(n: int, *, seed: int, epoch: int, window: int | None = None) -> 
     With `window`, the clips are cut into runs of `window` consecutive ones; the runs are shuffled, and the clips within
     each run, so that reading stays local.
     """
-    key = int.from_bytes(hashlib.sha256(f"flc1/{seed}/{epoch}".encode()).digest()[:16], "little")
-    generator = np.random.Philox(key=key)
+    generator = _generator(f"flc1/{seed}/{epoch}")
     clip_keys = np.asarray(generator.random_raw(n), dtype=np.uint64)
     if window is None:
         return np.argsort(clip_keys, kind="stable").astype(np.int64)
@@ -27,6 +27,46 @@ def epoch_order(n: int, *, seed: int, epoch: int, window: int | None = None) -> 
     num_runs = -(-n // window)
     run_rank = np.argsort(np.argsort(generator.random_raw(num_runs), kind="stable"), kind="stable")
     return np.lexsort([clip_keys, run_rank[runs]]).astype(np.int64)
+
+
+def mixture_order(
+    sources: Sequence[tuple[int, float]], *, seed: int, epoch: int, window: int | None = None
+) -> NDArray[np.int64]:
+    """(n,) numbers of clips over all sources, put one after the other; `sources` are (clips, weight), n their clips.
+
+    Every epoch takes the same number from each source, its share by weight; a source goes on in its own order where
+    the epoch before stopped, so that all of its clips are used equally often, to within one.
+    """
+    clips = [size for size, _ in sources]
+    draws = _apportion(sum(clips), [weight for _, weight in sources])
+    owner = np.repeat(np.arange(len(sources)), draws)
+    owner = owner[np.argsort(_generator(f"flc1/mixture/{seed}/{epoch}").random_raw(len(owner)), kind="stable")]
+    numbers = np.empty(len(owner), dtype=np.int64)
+    for source, (size, drawn) in enumerate(zip(clips, draws, strict=True)):
+        taken = _taken(size, drawn * epoch, drawn, seed=seed, window=window)
+        numbers[owner == source] = sum(clips[:source]) + taken
+    return numbers
+
+
+def _taken(size: int, start: int, count: int, *, seed: int, window: int | None) -> NDArray[np.int64]:
+    """(count,) what the endless sequence of epochs of `size` clips holds from `start` on."""
+    epochs = range(start // size, -(-(start + count) // size))
+    orders = [epoch_order(size, seed=seed, epoch=epoch, window=window) for epoch in epochs]
+    return np.concatenate([np.zeros(0, dtype=np.int64), *orders])[start % size :][:count]
+
+
+def _apportion(total: int, weights: Sequence[float]) -> list[int]:
+    """`total` in whole parts by weight, the largest remainders rounded up."""
+    exact = [total * weight / sum(weights) for weight in weights]
+    parts = [int(part) for part in exact]
+    by_remainder = sorted(range(len(parts)), key=lambda source: (parts[source] - exact[source], source))
+    for source in by_remainder[: total - sum(parts)]:
+        parts[source] += 1
+    return parts
+
+
+def _generator(name: str) -> np.random.Philox:
+    return np.random.Philox(key=int.from_bytes(hashlib.sha256(name.encode()).digest()[:16], "little"))
 
 
 def rank_share(

@@ -7,7 +7,7 @@ order of rows or splits and on no random generator, so it is the same on every m
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from io import BytesIO
 from pathlib import Path
@@ -116,6 +116,11 @@ class PlanTable:
 
     def value(self, column: str, row: int) -> Any:
         return self.column(column)[row].as_py()
+
+    def values(self, column: str, rows: Sequence[int] | NDArray[np.int64]) -> list[Any]:
+        """The values of `column` in these rows."""
+        values: list[Any] = self.column(column).take(pa.array(rows, pa.int64())).to_pylist()
+        return values
 
     def column(self, name: str) -> Any:
         """An Arrow array of all rows."""

@@ -1,17 +1,20 @@
-"""One committed shard, open for reading: payload bytes straight into the caller's memory."""
+"""One committed shard, open for reading: payload bytes straight into the caller's memory, and their digests."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import xxhash
 from numpy.typing import NDArray
 
 from flcache.cache.codec import PayloadLayout
 from flcache.cache.commit import Commit, repair_hint
-from flcache.cache.index import Rows, index_size, read_index
+from flcache.cache.index import Rows, index_size, parse_index
+from flcache.cache.record import read_bytes
 from flcache.cache.spec import CacheSpec
 from flcache.cache.storage import shard_paths, storage_errors
 from flcache.errors import DamagedError
@@ -20,7 +23,7 @@ from flcache.errors import DamagedError
 class ShardReader:
     """Reads payloads by row; safe to use from many threads. The file closes with the last reference.
 
-    Raises DamagedError if tar or idx are not what the commit says, as far as sizes and offsets tell.
+    Raises DamagedError if the idx is not the one that was committed, or the tar not of the committed size.
     """
 
     def __init__(self, cache_dir: Path, commit: Commit, spec: CacheSpec) -> None:
@@ -29,53 +32,95 @@ class ShardReader:
         self._hint = repair_hint(cache_dir)
         paths = shard_paths(cache_dir, commit.split, commit.shard)
         self._path = paths.tar
-        self.rows = self._read_rows(paths.idx, commit, spec.latent_shape[0])
+        self.rows = read_rows(paths.idx, commit, spec, self._hint)
         """(clips,) the rows of the idx."""
-        self._check_places(commit.tar_bytes)
         with storage_errors(paths.tar):
             self._descriptor = _open(paths.tar, self._hint)
             tar_bytes = os.fstat(self._descriptor).st_size
         if tar_bytes != commit.tar_bytes:
             raise DamagedError(f"{paths.tar}: {tar_bytes} bytes, commit says {commit.tar_bytes}; {self._hint}")
+        self._offsets = self.rows["payloads"]["offset"].tolist()
 
     def __del__(self) -> None:
         if self._descriptor >= 0:
             os.close(self._descriptor)
 
-    def read_into(self, row: int, payload: int, start: int, buffer: memoryview) -> None:
-        """Fill `buffer` with payload number `payload` of clip `row`, from step `start` on."""
+    def read_into(self, row: int, start: int, buffers: Sequence[memoryview]) -> None:
+        """Fill one buffer per payload of clip `row`, from step `start` on."""
+        for payload, buffer in enumerate(buffers):
+            offset = self._offsets[row][payload] + start * self._step_bytes(payload)
+            remaining = buffer
+            while remaining:
+                with storage_errors(self._path):
+                    num_read = os.preadv(self._descriptor, [remaining], offset)
+                if not num_read:
+                    raise DamagedError(f"{self._path}: ends in the middle of {self._slot(row)}; {self._hint}")
+                remaining, offset = remaining[num_read:], offset + num_read
+
+    def check(self, row: int, whole: Sequence[memoryview]) -> None:
+        """Raises DamagedError unless `whole`, every payload of clip `row`, is what was written."""
+        for payload, content in enumerate(whole):
+            if xxhash.xxh3_64_intdigest(content) != int(self.rows["payloads"]["xxh3_64"][row, payload]):
+                name = self._layouts[payload].name
+                raise DamagedError(f"{self._path}: {name} of {self._slot(row)} are not what was written; {self._hint}")
+
+    def read_checked(self, row: int, start: int, buffers: Sequence[memoryview], scratch: Sequence[memoryview]) -> None:
+        """As `read_into` after reading the whole clip into `scratch`, one buffer per payload, and checking it.
+
+        An empty `scratch` says that `buffers` are to hold the whole clip.
+        """
+        whole = scratch or buffers
+        self.read_into(row, 0, whole)
+        self.check(row, whole)
+        for payload, content in enumerate(scratch):
+            first = start * self._step_bytes(payload)
+            buffers[payload][:] = content[first : first + buffers[payload].nbytes]
+
+    def will_need(self, row: int, start: int, buffers: Sequence[memoryview]) -> None:
+        """Tell the kernel that `read_into` comes with the same arguments, so that the disk starts now."""
+        for payload, buffer in enumerate(buffers):
+            offset = self._offsets[row][payload] + start * self._step_bytes(payload)
+            os.posix_fadvise(self._descriptor, offset, buffer.nbytes, os.POSIX_FADV_WILLNEED)
+
+    def _step_bytes(self, payload: int) -> int:
         layout = self._layouts[payload]
-        step_bytes = layout.num_bytes // layout.shape[0]
-        offset = int(self.rows["payloads"]["offset"][row, payload]) + start * step_bytes
-        remaining = buffer
-        while remaining:
-            with storage_errors(self._path):
-                num_read = os.preadv(self._descriptor, [remaining], offset)
-            if not num_read:
-                raise DamagedError(f"{self._path}: ends in the middle of slot {self.rows['slot'][row]}; {self._hint}")
-            remaining, offset = remaining[num_read:], offset + num_read
+        return layout.num_bytes // layout.shape[0]
 
-    def _read_rows(self, path: Path, commit: Commit, num_steps: int) -> Rows:
-        with storage_errors(path):
-            idx_bytes = path.stat().st_size if path.is_file() else None
-        expected = index_size(commit.clips, num_steps, len(self._layouts))
-        if idx_bytes != expected:
-            found = "missing" if idx_bytes is None else f"{idx_bytes} bytes"
-            raise DamagedError(f"{path}: {found}, commit says {expected} bytes; {self._hint}")
-        return read_index(path, num_steps=num_steps, num_payloads=len(self._layouts), repair=self._hint)
+    def _slot(self, row: int) -> str:
+        return f"slot {self.rows['slot'][row]}"
 
-    def _check_places(self, tar_bytes: int) -> None:
-        """Every payload has the size of its layout and lies inside the tar."""
-        sizes, offsets = self.rows["payloads"]["bytes"], self.rows["payloads"]["offset"]
-        expected = np.array([layout.num_bytes for layout in self._layouts], dtype=np.uint64)
-        inside = (sizes <= tar_bytes) & (offsets <= tar_bytes - np.minimum(sizes, tar_bytes))
-        if not (np.all(sizes == expected) and np.all(inside)):
-            raise DamagedError(f"{self._path.with_suffix('.idx')}: points outside of its tar; {self._hint}")
+
+def read_rows(path: Path, commit: Commit, spec: CacheSpec, hint: str) -> Rows:
+    """The rows of a committed idx. Raises DamagedError if it is not the one that was committed."""
+    layouts, num_steps = spec.codec.payloads(spec.latent_shape), spec.latent_shape[0]
+    expected = index_size(commit.clips, num_steps, len(layouts))
+    with storage_errors(path):
+        idx_bytes = path.stat().st_size if path.is_file() else None
+    if idx_bytes != expected:
+        found = "missing" if idx_bytes is None else f"{idx_bytes} bytes"
+        raise DamagedError(f"{path}: {found}, commit says {expected} bytes; {hint}")
+    raw = read_bytes(path, expected)
+    if xxhash.xxh3_64_hexdigest(raw) != commit.idx_xxh3_64:
+        raise DamagedError(f"{path}: not the idx that was committed; {hint}")
+    rows = parse_index(raw, path, num_steps=num_steps, num_payloads=len(layouts), repair=hint)
+    _check_places(path, rows, layouts, commit.tar_bytes, hint)
+    return rows
 
 
 def payload_buffer(layout: PayloadLayout, num_steps: int, num_clips: int) -> NDArray[Any]:
     """Room for `num_steps` steps of one payload of `num_clips` clips, clip first."""
     return np.empty((num_clips, num_steps, *layout.shape[1:]), dtype=layout.dtype)
+
+
+def _check_places(path: Path, rows: Rows, layouts: Sequence[PayloadLayout], tar_bytes: int, hint: str) -> None:
+    """Every payload has the size of its layout and lies inside the tar, and slots ascend."""
+    sizes, offsets = rows["payloads"]["bytes"], rows["payloads"]["offset"]
+    expected = np.array([layout.num_bytes for layout in layouts], dtype=np.uint64)
+    inside = (sizes <= tar_bytes) & (offsets <= tar_bytes - np.minimum(sizes, tar_bytes))
+    if not (np.all(sizes == expected) and np.all(inside)):
+        raise DamagedError(f"{path}: points outside of its tar; {hint}")
+    if not np.all(rows["slot"][1:] > rows["slot"][:-1]):
+        raise DamagedError(f"{path}: its slots do not ascend; {hint}")
 
 
 def _open(path: Path, hint: str) -> int:

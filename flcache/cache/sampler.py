@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from flcache.cache.order import epoch_order, rank_share
+from flcache.cache.order import epoch_order, mixture_order, rank_share
 from flcache.errors import CacheError
 
 
@@ -26,14 +27,21 @@ class EpochSampler:
         batch_size: int,
         seed: int = 0,
         shuffle: bool = True,
+        window: int | None = None,
+        sources: Sequence[tuple[int, float]] | None = None,
         rank: int = 0,
         world_size: int = 1,
         drop_last: bool = True,
     ) -> None:
-        """`batch_size` is per rank; `drop_last` leaves out an epoch's last batch if it is short."""
-        if not 0 <= rank < world_size or batch_size < 1:
-            raise CacheError(f"batch size {batch_size}, rank {rank} of {world_size}: out of range")
+        """`batch_size` is per rank; `drop_last` leaves out an epoch's last batch if it is short.
+
+        `window` and `sources`, (clips, weight) of each cache of a mixture, are those of `epoch_order` and
+        `mixture_order`; a mixture is always shuffled.
+        """
+        if not 0 <= rank < world_size or batch_size < 1 or (window is not None and window < 1):
+            raise CacheError(f"batch size {batch_size}, rank {rank} of {world_size}, window {window}: out of range")
         self.num_clips, self.batch_size, self.seed, self.shuffle = num_clips, batch_size, seed, shuffle
+        self.window, self.sources = window, tuple(sources) if sources else None
         self.rank, self.world_size, self.drop_last = rank, world_size, drop_last
         self.epoch, self.samples = 0, 0
         if num_clips < self._least:
@@ -59,19 +67,29 @@ class EpochSampler:
         """Move over one global batch, into the next epoch where this one has none left."""
         self._go_to(self.samples + self._global_batch)
 
-    def state_dict(self) -> dict[str, int]:
-        """Where the next batch starts; small, and JSON."""
-        return {"seed": self.seed, "epoch": self.epoch, "samples": self.samples, "clips": self.num_clips}
+    def state_dict(self) -> dict[str, Any]:
+        """Where the next batch starts, and what decides the order; small, and JSON."""
+        state: dict[str, Any] = {"seed": self.seed, "epoch": self.epoch, "samples": self.samples}
+        return state | {"clips": self.num_clips, "window": self.window, "weights": self._weights}
 
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        """Go on where `state_dict` was taken, with its seed. Raises CacheError if there are other clips now."""
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where `state_dict` was taken, in its order. Raises CacheError if there are other clips now."""
         if state["clips"] != self.num_clips:
             raise CacheError(
                 f"{self.num_clips} clips, {state['clips']} when the run was saved: its order cannot be continued; "
                 "start anew, or bring back the clips as they were"
             )
-        self.seed, self.epoch = state["seed"], state["epoch"]
+        if state["weights"] != self._weights:
+            raise CacheError(
+                f"weights {self._weights}, {state['weights']} when the run was saved: its order cannot be continued; "
+                "start anew, or bring back the weights as they were"
+            )
+        self.seed, self.epoch, self.window = state["seed"], state["epoch"], state["window"]
         self._go_to(state["samples"])
+
+    @property
+    def _weights(self) -> list[float] | None:
+        return [weight for _, weight in self.sources] if self.sources else None
 
     @property
     def _global_batch(self) -> int:
@@ -89,9 +107,11 @@ class EpochSampler:
             self.epoch, self.samples = self.epoch + 1, 0
 
     def _order(self) -> NDArray[np.int64]:
+        if self.sources:
+            return mixture_order(self.sources, seed=self.seed, epoch=self.epoch, window=self.window)
         if not self.shuffle:
             return np.arange(self.num_clips)
-        return epoch_order(self.num_clips, seed=self.seed, epoch=self.epoch)
+        return epoch_order(self.num_clips, seed=self.seed, epoch=self.epoch, window=self.window)
 
     def _share(self, order: NDArray[np.int64], start: int) -> NDArray[np.int64]:
         return rank_share(order, start=start, batch_size=self.batch_size, rank=self.rank, world_size=self.world_size)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from flcache.cache.codec import ValueRangeError
 from flcache.cache.commit import Commit, Failure, failures_bytes, is_committed, read_commit, write_commit
+from flcache.cache.fidelity import Fidelity, measure, merge
 from flcache.cache.index import PADDED, Rows, index_bytes, row_dtype
 from flcache.cache.plan import check_clip_ids
 from flcache.cache.record import canonical_json
@@ -35,7 +36,7 @@ class EncodedClip:
     clip_id: str
     slot: int
     latents: NDArray[np.float32]
-    """(T, H, W, D)"""
+    """(T, H, W, D) as the encoder gave them."""
     times: Sequence[float]
     """(T,) seconds of the steps, from the clip's first frame."""
     timestamps: Sequence[float]
@@ -47,6 +48,8 @@ class EncodedClip:
     label: str | None
     video: str
     decoder: str
+    metadata: Mapping[str, Any] | None = None
+    """Anything else to keep in the clip's JSON."""
 
 
 class ShardWriter:
@@ -56,13 +59,19 @@ class ShardWriter:
     memory is one clip. Every failed write is a CacheError that says what to do.
     """
 
-    def __init__(self, cache_dir: Path, split: str, shard: int, spec: CacheSpec) -> None:
+    def __init__(
+        self, cache_dir: Path, split: str, shard: int, spec: CacheSpec, *, min_cosine: float | None = None
+    ) -> None:
+        """`min_cosine` is how close every stored latent vector must be to the one it is made from."""
         self._cache_dir, self._split, self._shard, self._spec = cache_dir, split, shard, spec
+        self._min_cosine = min_cosine
         self._paths = shard_paths(cache_dir, split, shard)
         self._rows: list[tuple[Any, ...]] = []
         self._failures: list[Failure] = []
         self._decoders: Counter[str] = Counter()
         self._sums = ChannelSums(spec.latent_shape[-1])
+        self._fidelities: list[Fidelity] = []
+        self._keep_fidelities: list[Fidelity] = []
         self._next_slot = 0
 
     def __enter__(self) -> ShardWriter:
@@ -82,23 +91,22 @@ class ShardWriter:
         self._temporary.discard()
 
     def add(self, clip: EncodedClip) -> None:
-        """Store a clip. Raises ValueRangeError, with nothing written, for values that the codec cannot hold."""
+        """Store a clip. Raises ValueRangeError, with nothing written, for values that the codec cannot hold.
+
+        Raises CacheError where the codec holds them too roughly for `min_cosine`.
+        """
         self._check(clip)
+        kept = self._spec.keep.apply(clip.latents) if self._spec.keep else clip.latents
         try:
-            payloads = self._spec.codec.encode(clip.latents)
+            payloads = self._spec.codec.encode(kept)
         except ValueRangeError as error:
             raise ValueRangeError(f"clip {clip.clip_id}: {error}") from None
+        stored = self._spec.codec.decode(payloads)
+        self._measure(clip, kept, stored)
         self._take_slot(clip.slot)
-        layouts = self._spec.codec.payloads(self._spec.latent_shape)
-        with storage_errors(self._paths.tar):
-            self._tar.add(f"{clip.clip_id}.json", self._metadata(clip))
-            offsets = [
-                self._tar.add_array(f"{clip.clip_id}.{layout.name}.npy", payload)
-                for layout, payload in zip(layouts, payloads, strict=True)
-            ]
-        self._rows.append(self._row(clip, offsets, payloads))
+        self._rows.append(self._row(clip, self._write(clip, payloads), payloads))
         self._decoders[clip.decoder] += 1
-        self._sums.add(self._spec.codec.decode(payloads)[: clip.valid_steps])
+        self._sums.add(stored[: clip.valid_steps])
 
     def fail(self, failure: Failure) -> None:
         """Record a clip that is left out."""
@@ -129,14 +137,38 @@ class ShardWriter:
             failures_xxh3_64=xxhash.xxh3_64_hexdigest(failures) if failures else None,
             positions=self._sums.positions,
             decoders=dict(self._decoders),
+            fidelity=merge(self._fidelities),
+            keep_fidelity=merge(self._keep_fidelities),
         )
         write_commit(self._cache_dir, commit)
         return commit
 
+    def _measure(self, clip: EncodedClip, kept: NDArray[np.float32], stored: NDArray[np.float32]) -> None:
+        fidelity = measure(kept, stored)
+        if self._min_cosine is not None and fidelity.min_cosine < self._min_cosine:
+            raise CacheError(
+                f"{self._paths.tar.name}: clip {clip.clip_id}: a latent vector stored as {self._spec.codec.name} has "
+                f"cosine {fidelity.min_cosine:.6f} with what it is made from, and cache.min_cosine="
+                f'{self._min_cosine:g}; choose a finer "cache.codec", or lower the floor'
+            )
+        self._fidelities.append(fidelity)
+        if self._spec.keep:
+            self._keep_fidelities.append(measure(clip.latents, self._spec.keep.reconstruct(kept)))
+
+    def _write(self, clip: EncodedClip, payloads: list[NDArray[Any]]) -> list[int]:
+        """Where in the tar each payload starts."""
+        layouts = self._spec.codec.payloads(self._spec.latent_shape)
+        with storage_errors(self._paths.tar):
+            self._tar.add(f"{clip.clip_id}.json", self._metadata(clip))
+            return [
+                self._tar.add_array(f"{clip.clip_id}.{layout.name}.npy", payload)
+                for layout, payload in zip(layouts, payloads, strict=True)
+            ]
+
     def _check(self, clip: EncodedClip) -> None:
         T = self._spec.latent_shape[0]
-        if clip.latents.shape != self._spec.latent_shape:
-            expected = self._spec.latent_shape
+        if clip.latents.shape != self._spec.encoder_shape:
+            expected = self._spec.encoder_shape
             raise CacheError(f"clip {clip.clip_id}: latents of {clip.latents.shape}, the spec says {expected}")
         if len(clip.times) != T or not 0 <= clip.valid_steps <= T:
             raise CacheError(f"clip {clip.clip_id}: {len(clip.times)} times and {clip.valid_steps} valid of {T} steps")
@@ -153,7 +185,7 @@ class ShardWriter:
 
     def _metadata(self, clip: EncodedClip) -> bytes:
         T, H, W, D = self._spec.latent_shape
-        content = {
+        content: dict[str, Any] = {
             "clip_id": clip.clip_id,
             "video": clip.video,
             "label": clip.label,
@@ -167,6 +199,8 @@ class ShardWriter:
             "seen_until": list(self._spec.seen_until),
             "decoder": clip.decoder,
         }
+        if clip.metadata is not None:
+            content["metadata"] = dict(clip.metadata)
         return canonical_json(content).encode()
 
     def _row(self, clip: EncodedClip, offsets: list[int], payloads: list[NDArray[Any]]) -> tuple[Any, ...]:

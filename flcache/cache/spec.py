@@ -9,13 +9,14 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from flcache.cache.codec import Codec, get_codec
+from flcache.cache.keep import Keep, are_constants, kept_shape, parse_keep
 from flcache.cache.record import MAX_RECORD_BYTES, canonical_json, parse_object, read_bytes, read_record, seal
 from flcache.cache.storage import is_file, remove_leftovers, write_file, write_new_file
 from flcache.errors import CacheError, DamagedError, SpecMismatch
@@ -31,7 +32,8 @@ class CacheSpec:
     """The content of `spec.json`."""
 
     hard: dict[str, Any]
-    """Needs `codec`, `layout.shape` (T, H, W, D) and `context.seen_until` (T); the rest is the caller's."""
+    """Needs `codec`, `layout.shape` (T, H, W, D) of what is stored and `context.seen_until` (T). `keep` says how the
+    encoder's latents became that, `calibration` with which constants; the rest is the caller's."""
     soft: dict[str, Any]
     channels: dict[str, Any] | None = None
     """`mean` and `rms` per channel of the training split and their `count`, once all of it is encoded."""
@@ -43,7 +45,17 @@ class CacheSpec:
 
     @cached_property
     def codec(self) -> Codec:
-        return get_codec(self.hard["codec"])
+        return get_codec(self.hard["codec"], self.hard.get("calibration"))
+
+    @cached_property
+    def keep(self) -> Keep | None:
+        """What becomes of the encoder's latents before they are stored; None where all is kept."""
+        return parse_keep(self.hard.get("keep"), self.hard.get("calibration"), "spec")
+
+    @property
+    def encoder_shape(self) -> tuple[int, ...]:
+        """(T, H, W, D) of the encoder's latents."""
+        return self.keep.shape if self.keep else self.latent_shape
 
     @property
     def latent_shape(self) -> tuple[int, int, int, int]:
@@ -64,15 +76,24 @@ def make_spec(hard: Mapping[str, Any], soft: Mapping[str, Any] | None = None) ->
     return spec
 
 
-def create_or_check(cache_dir: Path, hard: Mapping[str, Any], soft: Mapping[str, Any]) -> tuple[CacheSpec, list[str]]:
+def create_or_check(
+    cache_dir: Path,
+    hard: Mapping[str, Any],
+    soft: Mapping[str, Any],
+    calibrate: Callable[[], Mapping[str, Any]] | None = None,
+) -> tuple[CacheSpec, list[str]]:
     """The spec of the cache at `cache_dir`, created if absent, and the soft differences to warn about.
 
-    Raises SpecMismatch, having touched nothing, if the cache holds latents of other hard fields.
+    `calibrate` gives the `calibration` of a spec that needs one; it is called only where there is no cache yet, and
+    the calibration of a cache stands. Raises SpecMismatch, having touched nothing, if the cache holds latents of other
+    hard fields.
     """
-    wanted = make_spec(hard, soft)
-    if not is_file(spec_path(cache_dir)) and write_new_file(spec_path(cache_dir), _serialise(wanted)):
-        return wanted, []
+    if not is_file(spec_path(cache_dir)):
+        fresh = make_spec({**hard, "calibration": calibrate()} if calibrate else hard, soft)
+        if write_new_file(spec_path(cache_dir), _serialise(fresh)):
+            return fresh, []
     found = read_spec(cache_dir)
+    wanted = CacheSpec(with_calibration(hard, found), dict(soft))
     if found.fingerprint != wanted.fingerprint:
         fields = "; ".join(differences(found.hard, wanted.hard))
         raise SpecMismatch(
@@ -81,6 +102,12 @@ def create_or_check(cache_dir: Path, hard: Mapping[str, Any], soft: Mapping[str,
         )
     remove_leftovers(spec_path(cache_dir))
     return found, differences(found.soft, wanted.soft)
+
+
+def with_calibration(hard: Mapping[str, Any], cache: CacheSpec) -> dict[str, Any]:
+    """`hard`, calibrated as `cache` is."""
+    calibration = cache.hard.get("calibration")
+    return dict(hard) if calibration is None else {**hard, "calibration": calibration}
 
 
 def differences(cache: Mapping[str, Any], run: Mapping[str, Any]) -> list[str]:
@@ -138,8 +165,20 @@ def _check_layout(spec: CacheSpec, where: str) -> None:
     if not (_counts(seen, minimum=0) and len(seen) == shape[0]):
         raise CacheError(f"{where}: context.seen_until is {seen!r}; it must hold one step for each of {shape[0]}")
     get_codec(hard.get("codec"))
+    _check_calibration(hard, shape, where)
     if spec.channels is not None and not _is_channels(spec.channels, shape[3]):
         raise CacheError(f"{where}: channels must hold mean and rms of {shape[3]} channels and their count")
+
+
+def _check_calibration(hard: dict[str, Any], shape: list[int], where: str) -> None:
+    calibration = hard.get("calibration")
+    if calibration is not None and not are_constants(calibration, shape[3]):
+        raise CacheError(f"{where}: calibration must hold mean and std, above 0, of {shape[3]} channels")
+    keep = hard.get("keep")
+    if keep is not None and parse_keep(keep, calibration, where) and list(kept_shape(keep, where)) != shape:
+        raise CacheError(
+            f"{where}: layout.shape is {shape}, but keep makes {list(kept_shape(keep, where))} of its shape"
+        )
 
 
 def _is_channels(channels: Any, width: int) -> bool:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from flcache.cache.codec import needs_calibration
 from flcache.cache.commit import Commit, read_commits, repair_hint
 from flcache.cache.plan import PlanTable
 from flcache.cache.spec import CacheSpec, read_spec, write_channels
@@ -87,13 +88,29 @@ def merge_channels(cache_dir: Path, spec: CacheSpec, commits: list[Commit]) -> d
 
 def channel_statistics(channels: dict[str, Any]) -> ChannelStatistics:
     """Mean and deviation from the `channels` of a spec; the deviation of a constant channel is 1."""
+    return _statistics(np.array(channels["mean"]), channel_deviation(channels))
+
+
+def calibrated_statistics(spec: CacheSpec) -> ChannelStatistics | None:
+    """What int8 latents were standardised with, and are therefore read with at no cost; None for other codecs."""
+    calibration = spec.hard.get("calibration")
+    if calibration is None or not needs_calibration(spec.codec.name):
+        return None
+    return _statistics(np.array(calibration["mean"]), np.array(calibration["std"]))
+
+
+def channel_deviation(channels: dict[str, Any]) -> NDArray[np.float64]:
+    """(D,) from the `channels` of a spec; 1 for a constant channel."""
+    mean, rms = np.array(channels["mean"]), np.array(channels["rms"])
+    deviation = np.sqrt(np.maximum(rms**2 - mean**2, 0.0))
+    return np.where(deviation > _CONSTANT * rms, deviation, 1.0)
+
+
+def _statistics(mean: NDArray[np.float64], deviation: NDArray[np.float64]) -> ChannelStatistics:
     import torch
 
     from flcache.batch import ChannelStatistics
 
-    mean, rms = np.array(channels["mean"]), np.array(channels["rms"])
-    deviation = np.sqrt(np.maximum(rms**2 - mean**2, 0.0))
-    deviation = np.where(deviation > _CONSTANT * rms, deviation, 1.0)
     return ChannelStatistics(
         mean=torch.from_numpy(mean.astype(np.float32)), std=torch.from_numpy(deviation.astype(np.float32))
     )

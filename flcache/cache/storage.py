@@ -37,22 +37,30 @@ _SHARD_NAME = re.compile(r"([A-Za-z0-9_][A-Za-z0-9_-]*)-([0-9]{6,})")
 
 @dataclass(frozen=True)
 class ShardPaths:
-    """The four files of one shard."""
+    """The four files of the shard `name`; each path is made when it is asked for, as a cache may have many shards."""
 
-    tar: Path
-    idx: Path
-    commit: Path
-    failures: Path
+    cache_dir: Path
+    name: str
+
+    @property
+    def tar(self) -> Path:
+        return self.cache_dir / "shards" / f"{self.name}.tar"
+
+    @property
+    def idx(self) -> Path:
+        return self.cache_dir / "shards" / f"{self.name}.idx"
+
+    @property
+    def commit(self) -> Path:
+        return self.cache_dir / "commits" / f"{self.name}.json"
+
+    @property
+    def failures(self) -> Path:
+        return self.cache_dir / "failures" / f"{self.name}.jsonl"
 
 
 def shard_paths(cache_dir: Path, split: str, shard: int) -> ShardPaths:
-    name = shard_name(split, shard)
-    return ShardPaths(
-        tar=cache_dir / "shards" / f"{name}.tar",
-        idx=cache_dir / "shards" / f"{name}.idx",
-        commit=cache_dir / "commits" / f"{name}.json",
-        failures=cache_dir / "failures" / f"{name}.jsonl",
-    )
+    return ShardPaths(cache_dir, shard_name(split, shard))
 
 
 def shard_name(split: str, shard: int) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pyarrow.compute as pc
 
 from flcache.cache.cache import LatentCache
 from flcache.cache.commit import Commit
+from flcache.cache.fidelity import Fidelity, merge
 from flcache.cache.plan import PlanTable
 from flcache.cache.spec import FORMAT
 from flcache.cache.storage import parse_shard_name
@@ -31,6 +33,11 @@ def summary(cache_dir: str | Path) -> dict[str, Any]:
             "dtype": cache.spec.codec.storage_dtype.name,
             "clip_bytes": cache.spec.codec.clip_bytes(cache.latent_shape),
         },
+        "keep": _keep(cache),
+        "fidelity": {
+            "codec": _fidelity(commit.fidelity for commit in commits),
+            "keep": _fidelity(commit.keep_fidelity for commit in commits),
+        },
         "encoder": cache.spec.hard.get("encoder"),
         "context": cache.spec.hard["context"],
         "statistics": cache.spec.channels is not None,
@@ -40,6 +47,20 @@ def summary(cache_dir: str | Path) -> dict[str, Any]:
         "failures": [asdict(failure) for failure in cache.failures()],
         "leftovers": _leftovers(cache.path, commits),
     }
+
+
+def _keep(cache: LatentCache) -> dict[str, Any] | None:
+    """What is kept of the encoder's latents; None where all is."""
+    keep = cache.spec.hard.get("keep")
+    if keep is None:
+        return None
+    components = cache.spec.hard.get("calibration", {}).get("pca")
+    return {**keep, "variance_kept": components["variance_kept"] if components else None}
+
+
+def _fidelity(fidelities: Iterable[Fidelity | None]) -> dict[str, Any] | None:
+    merged = merge(fidelity for fidelity in fidelities if fidelity)
+    return asdict(merged) if merged else None
 
 
 def _splits(cache: LatentCache) -> dict[str, dict[str, int]]:

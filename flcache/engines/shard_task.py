@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -17,6 +17,8 @@ from flcache.encoder import LatentVideoModel
 from flcache.errors import FlcacheError
 from flcache.videos import ClipRequest, DecodedClip, DecodePool
 
+Decoded = DecodedClip | FlcacheError | None
+"""A clip, or why it could not be decoded; None where its video is missing."""
 OnClip = Callable[[Failure | None], None]
 """Called once a clip, with its failure if it has one."""
 
@@ -36,6 +38,9 @@ class ClipTask:
     request: ClipRequest
 
 
+Window = list[tuple[ClipTask, Decoded]]
+
+
 @dataclass(frozen=True)
 class ShardTask:
     """One shard of the plan, its clips in slot order."""
@@ -53,19 +58,28 @@ class ShardEncoder:
     """
 
     def __init__(
-        self, cache_dir: Path, spec: CacheSpec, model: LatentVideoModel, pool: DecodePool, *, batch_size: int
+        self,
+        cache_dir: Path,
+        spec: CacheSpec,
+        model: LatentVideoModel,
+        pool: DecodePool,
+        *,
+        batch_size: int,
+        min_cosine: float | None = None,
     ) -> None:
+        """`min_cosine` is how close every stored latent vector must be to the model's."""
         self.cache_dir = cache_dir
         self.spec = spec
         self.model = model
         self.pool = pool
         self.batch_size = batch_size
+        self.min_cosine = min_cosine
 
     def run(self, task: ShardTask, on_clip: OnClip) -> Commit:
         """Encode and commit `task`. Bad clips are recorded and left out; raises CacheError where writing fails."""
-        with ShardWriter(self.cache_dir, task.split, task.shard, self.spec) as writer:
-            for window in _windows(self._decode(task.clips), self.batch_size):
-                latents = self._encode([clip for _, clip in window if isinstance(clip, DecodedClip)])
+        with ShardWriter(self.cache_dir, task.split, task.shard, self.spec, min_cosine=self.min_cosine) as writer:
+            for window in decoded_windows(self.pool, task.clips, self.batch_size):
+                latents = encode_window(self.model, window)
                 for clip, decoded in window:
                     failure = self._store(writer, clip, decoded, latents)
                     if failure:
@@ -73,28 +87,11 @@ class ShardEncoder:
                     on_clip(failure)
             return writer.commit()
 
-    def _decode(self, clips: Sequence[ClipTask]) -> Iterator[tuple[ClipTask, DecodedClip | FlcacheError | None]]:
-        """Every clip in slot order: decoded, failed, or None where its video is missing."""
-        decoding = self.pool.decode((clip, clip.path, clip.request) for clip in clips if clip.path is not None)
-        for clip in clips:
-            if clip.path is None:
-                yield clip, None
-            else:
-                yield next(decoding)
-
-    def _encode(self, clips: Sequence[DecodedClip]) -> Iterator[NDArray[np.float32]]:
-        """Latents (T, H, W, D) of each clip, from one forward pass."""
-        if not clips:
-            return iter(())
-        with torch.inference_mode():
-            latents = self.model([torch.from_numpy(clip.frames) for clip in clips])  # (B, T, H, W, D)
-        return iter(latents.cpu().numpy())
-
     def _store(
         self,
         writer: ShardWriter,
         clip: ClipTask,
-        decoded: DecodedClip | FlcacheError | None,
+        decoded: Decoded,
         latents: Iterator[NDArray[np.float32]],
     ) -> Failure | None:
         """Write a clip, or say why not."""
@@ -129,9 +126,27 @@ def _failure(clip: ClipTask, stage: str, error: str, message: str, attempts: int
     return Failure(clip.clip_id, clip.slot, clip.video, stage, error, message, attempts)
 
 
-def _windows(
-    clips: Iterable[tuple[ClipTask, DecodedClip | FlcacheError | None]], size: int
-) -> Iterator[list[tuple[ClipTask, DecodedClip | FlcacheError | None]]]:
-    iterator = iter(clips)
-    while window := list(islice(iterator, size)):
+def decoded_windows(pool: DecodePool, clips: Sequence[ClipTask], size: int) -> Iterator[Window]:
+    """All clips in order, `size` at a time."""
+    decoded = _decode(pool, clips)
+    while window := list(islice(decoded, size)):
         yield window
+
+
+def encode_window(model: LatentVideoModel, window: Window) -> Iterator[NDArray[np.float32]]:
+    """Latents (T, H, W, D) of each clip that could be decoded, from one forward pass."""
+    clips = [clip for _, clip in window if isinstance(clip, DecodedClip)]
+    if not clips:
+        return iter(())
+    with torch.inference_mode():
+        latents = model([torch.from_numpy(clip.frames) for clip in clips])  # (B, T, H, W, D)
+    return iter(latents.cpu().numpy())
+
+
+def _decode(pool: DecodePool, clips: Sequence[ClipTask]) -> Iterator[tuple[ClipTask, Decoded]]:
+    decoding = pool.decode((clip, clip.path, clip.request) for clip in clips if clip.path is not None)
+    for clip in clips:
+        if clip.path is None:
+            yield clip, None
+        else:
+            yield next(decoding)

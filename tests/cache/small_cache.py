@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pandas as pd
 
 from flcache.cache import (
     CacheSpec,
+    Calibrator,
     EncodedClip,
     Failure,
     ShardWriter,
@@ -24,6 +26,7 @@ from flcache.cache import (
 Shape = tuple[int, int, int, int]
 T, H, W, D = SHAPE = (4, 2, 2, 6)
 CODECS = {"float16": np.float16, "float32": np.float32}
+"""Codecs that keep the values of a numpy type; the others have tests of their own."""
 
 
 def hard_spec(codec: str = "float16", shape: Shape = SHAPE, seen_until: list[int] | None = None) -> dict[str, Any]:
@@ -58,6 +61,14 @@ def clip_latents(clip_id: str, shape: Shape = SHAPE) -> np.ndarray:
     return latents
 
 
+def calibration(hard: dict[str, Any], num_clips: int) -> dict[str, Any]:
+    """Of the training clips but the one that fails."""
+    calibrator = Calibrator(hard)
+    for clip_id in clip_table(num_clips, "train")["clip_id"][1:]:
+        calibrator.add(clip_latents(clip_id, tuple(hard["layout"]["shape"])), T)
+    return calibrator.fields()
+
+
 def encoded_clip(row: Any, *, shape: Shape = SHAPE, valid_steps: int = T) -> EncodedClip:
     return EncodedClip(
         clip_id=row.clip_id,
@@ -73,9 +84,9 @@ def encoded_clip(row: Any, *, shape: Shape = SHAPE, valid_steps: int = T) -> Enc
     )
 
 
-def write_shard(cache_dir: Path, spec: CacheSpec, split: str, shard: int, rows: pd.DataFrame) -> None:
+def write_shard(cache_dir: Path, spec: CacheSpec, split: str, shard: int, rows: pd.DataFrame, **options: Any) -> None:
     """The clips of one shard of the plan; slot 1 of shard 0 fails, the last clip is padded from step 2 on."""
-    with ShardWriter(cache_dir, split, shard, spec) as writer:
+    with ShardWriter(cache_dir, split, shard, spec, **options) as writer:
         for row in rows.itertuples():
             if (shard, row.slot) == (0, 1):
                 failure = Failure(row.clip_id, row.slot, row.video, "decode", "DecodeError", "moov atom not found", 1)
@@ -90,7 +101,8 @@ def plan_cache(
     cache_dir: Path, *, codec: str = "float16", shape: Shape = SHAPE, num_train: int = 23, num_val: int = 5
 ) -> CacheSpec:
     """The spec and plan of a cache of five clips a shard."""
-    spec, _ = create_or_check(cache_dir, hard_spec(codec, shape), {"device": "cpu"})
+    calibrate = partial(calibration, hard_spec(codec, shape), num_train) if codec == "int8" else None
+    spec, _ = create_or_check(cache_dir, hard_spec(codec, shape), {"device": "cpu"}, calibrate)
     clip_bytes = spec.codec.clip_bytes(shape)
     for split, number in (("train", num_train), ("val", num_val)):
         clips = clip_table(number, split)

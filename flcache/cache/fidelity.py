@@ -1,0 +1,81 @@
+"""How close latents are to what they were made from: relative error, and cosine per latent vector."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, fields
+from math import sqrt
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class Fidelity:
+    """Of all latent vectors of a clip, a shard or a cache."""
+
+    vectors: int
+    norm: float
+    """L2 norm of the latents compared with, all vectors together."""
+    relative_l2: float
+    """L2 norm of the error, in parts of `norm`."""
+    mean_cosine: float
+    min_cosine: float
+
+
+def measure(latents: NDArray[np.float32], found: NDArray[np.float32]) -> Fidelity:
+    """How close `found` is to `latents`, both (..., D). A vector of zeros has cosine 1 with itself, 0 with others."""
+    reference = latents.reshape(-1, latents.shape[-1])
+    error = found.reshape(reference.shape) - reference
+    # Through the error, because 1 - cosine is far below the rounding of the products themselves.
+    square = _dot(reference, reference)
+    overlap = square + _dot(reference, error)
+    error_square = _dot(error, error)
+    lengths = np.sqrt(square * np.maximum(2 * overlap - square + error_square, 0))
+    cosine = np.divide(overlap, lengths, out=(error_square == 0).astype(np.float64), where=lengths > 0)
+    norm = sqrt(square.sum())
+    return Fidelity(
+        vectors=len(reference),
+        norm=norm,
+        relative_l2=_ratio(sqrt(error_square.sum()), norm),
+        mean_cosine=float(cosine.mean()),
+        min_cosine=float(cosine.min()),
+    )
+
+
+def merge(parts: Iterable[Fidelity]) -> Fidelity | None:
+    """Of all parts together; None if there are none."""
+    found = list(parts)
+    vectors = sum(part.vectors for part in found)
+    if not vectors:
+        return None
+    norm = sqrt(sum(part.norm**2 for part in found))
+    error = sqrt(sum((part.relative_l2 * part.norm) ** 2 for part in found))
+    return Fidelity(
+        vectors=vectors,
+        norm=norm,
+        relative_l2=_ratio(error, norm),
+        mean_cosine=sum(part.mean_cosine * part.vectors for part in found) / vectors,
+        min_cosine=min(part.min_cosine for part in found),
+    )
+
+
+def parse_fidelity(content: Any) -> Fidelity | None:
+    """The fidelity whose fields are in `content`; None if they are not."""
+    names = {field.name for field in fields(Fidelity)}
+    if not isinstance(content, dict) or set(content) != names or type(content["vectors"]) is not int:
+        return None
+    if not all(type(value) in (int, float) for value in content.values()):
+        return None
+    return Fidelity(**content)
+
+
+def _dot(left: NDArray[np.float32], right: NDArray[np.float32]) -> NDArray[np.float64]:
+    """(vectors,)"""
+    products: NDArray[np.float64] = np.einsum("nd,nd->n", left, right).astype(np.float64)
+    return products
+
+
+def _ratio(error: float, norm: float) -> float:
+    return error / norm if norm else float(error > 0)

@@ -1,0 +1,120 @@
+"""A ring of reused buffers that threads fill ahead of the reader: memory is the ring and no more.
+
+Threads, not processes: `preadv` releases the interpreter lock, and what it fills needs no second copy.
+"""
+
+from __future__ import annotations
+
+import mmap
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from math import prod
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from flcache.cache.codec import PayloadLayout
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class Slot:
+    """Room for one batch of B clips."""
+
+    payloads: tuple[Tensor, ...]
+    """What is read, page-aligned, and page-locked for CUDA: (B, steps, ...) per payload, or (1, steps, ...)."""
+    views: tuple[tuple[memoryview, ...], ...]
+    """Their bytes, for each of the B clips by payload; one place for all clips where each is decoded at once."""
+    scratch: tuple[memoryview, ...]
+    """Room for all steps of one clip, a view per payload; empty where all steps are read anyway."""
+    decoded: Tensor | None
+    """(B, steps, H, W, D) float32, for clips that are decoded at once."""
+
+
+@dataclass(frozen=True)
+class SlotShape:
+    layouts: tuple[PayloadLayout, ...]
+    batch_size: int
+    num_steps: int
+    decodes: bool
+    """Whether clips are decoded on the CPU, each when it has been read."""
+    checks: bool
+    """Whether whole clips are read to check them."""
+    pinned: bool
+
+
+def make_slot(shape: SlotShape) -> Slot:
+    """An empty slot, its memory on pages of its own."""
+    room = 1 if shape.decodes else shape.batch_size
+    payloads = [
+        _aligned(layout.dtype, (room, shape.num_steps, *layout.shape[1:]), pinned=shape.pinned)
+        for layout in shape.layouts
+    ]
+    views = [tuple(_bytes_of(payload[clip]) for payload in payloads) for clip in range(room)]
+    cuts = shape.num_steps < shape.layouts[0].shape[0]
+    whole = [_aligned(layout.dtype, layout.shape) for layout in shape.layouts if cuts and shape.checks]
+    decoded = (shape.batch_size, shape.num_steps, *shape.layouts[0].shape[1:])
+    return Slot(
+        payloads=tuple(payloads),
+        views=tuple(views * (shape.batch_size // room)),
+        scratch=tuple(map(_bytes_of, whole)),
+        decoded=_aligned(np.dtype(np.float32), decoded) if shape.decodes else None,
+    )
+
+
+def read_ahead(
+    items: Iterator[Item], slots: Sequence[Slot], threads: int, read: Callable[[Item, Slot], Result]
+) -> Generator[tuple[Result, Slot], None, None]:
+    """`read(item, slot)` of every item, in order, run by `threads` threads as far ahead as there are slots.
+
+    What is yielded may use its slot until the next is asked for. An exception of `read` is raised here, in its place.
+    Closing the iterator waits for what is being read and ends the threads.
+    """
+    free = deque(slots)
+    pending: deque[tuple[Future[Result], Slot]] = deque()
+    pool = ThreadPoolExecutor(threads, thread_name_prefix="flcache-read", initializer=_one_core)
+
+    def fill() -> None:
+        while free:
+            for item in items:
+                slot = free.popleft()
+                pending.append((pool.submit(read, item, slot), slot))
+                break
+            else:
+                return
+
+    try:
+        fill()
+        while pending:
+            future, slot = pending.popleft()
+            yield future.result(), slot
+            free.append(slot)
+            fill()
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _one_core() -> None:
+    """Keep torch's operations of this thread on one core: where all cores are busy, sharing them is 3 times slower."""
+    torch.set_num_threads(1)
+
+
+def _aligned(dtype: np.dtype[Any], shape: tuple[int, ...], *, pinned: bool = False) -> Tensor:
+    """A tensor for stored values, on pages of its own."""
+    stored = torch.from_numpy(np.empty(0, dtype=dtype)).dtype
+    if pinned:
+        return torch.empty(shape, dtype=stored, pin_memory=True)
+    pages = mmap.mmap(-1, max(1, dtype.itemsize * prod(shape)))
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        pages.madvise(mmap.MADV_HUGEPAGE)
+    return torch.frombuffer(pages, dtype=stored, count=prod(shape)).view(shape)
+
+
+def _bytes_of(tensor: Tensor) -> memoryview:
+    return tensor.view(-1).view(torch.uint8).numpy().data

@@ -1,0 +1,69 @@
+"""flcache repair DIR --config CONFIG [KEY=VALUE ...]: encode damaged and missing shards anew, and nothing else.
+
+Every shard that was damaged is proven equal to what its commit recorded; one that is not is put back as it was. Safe
+to kill and to run again.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from flcache.cache import is_committed
+from flcache.cache.plan import plan_path
+from flcache.cache.repair import prove, prove_spec, set_aside, set_spec_aside, shards_aside, spec_waits
+from flcache.cache.spec import read_spec
+from flcache.cache.storage import parse_shard_name, shard_name
+from flcache.config import Config
+from flcache.errors import CacheError
+
+from . import encode
+from .verify import verify_with_progress
+
+
+def run(directory: Path | str, config: Config) -> None:
+    """Repair the cache at `directory`. Raises CacheError where what is encoded anew is not what was committed."""
+    cache_dir = Path(directory)
+    config = replace(config, cache=replace(config.cache, dir=str(cache_dir)))
+    _repair_spec(cache_dir, config)
+    found = verify_with_progress(cache_dir)
+    _refuse_damaged_plan(cache_dir, [damage.problem for damage in found.damaged if damage.shard is None])
+    for name in sorted({damage.shard for damage in found.damaged if damage.shard}):
+        shard = parse_shard_name(name)
+        if shard is not None:
+            set_aside(cache_dir, *shard)
+    if not found.missing and not shards_aside(cache_dir):
+        print(f"{cache_dir}: nothing to repair")
+        return
+    try:
+        encode.run(config)
+    finally:  # what is encoded is proven, whatever else has failed
+        _prove(cache_dir)
+
+
+def _repair_spec(cache_dir: Path, config: Config) -> None:
+    """A damaged spec is made anew, if that gives the spec that the commits are of."""
+    if not spec_waits(cache_dir):
+        try:
+            read_spec(cache_dir)
+            return
+        except CacheError:
+            set_spec_aside(cache_dir)
+    prove_spec(cache_dir, encode.renew_spec(config).fingerprint)
+    print(f"{cache_dir}: spec.json: made anew, and of the fingerprint that the commits have")
+
+
+def _refuse_damaged_plan(cache_dir: Path, problems: list[str]) -> None:
+    if problems:
+        raise CacheError(
+            f"{problems[0]}; or move {plan_path(cache_dir)} away and repair again: the same annotation files and "
+            "settings give the same plan"
+        )
+
+
+def _prove(cache_dir: Path) -> None:
+    for split, shard in shards_aside(cache_dir):
+        if is_committed(cache_dir, split, shard):
+            proven = prove(cache_dir, split, shard)
+            outcome = "equal to what was committed" if proven else "whole; the damage left no record to compare it with"
+            print(f"{cache_dir}: {shard_name(split, shard)}: encoded anew, {outcome}")

@@ -1,0 +1,40 @@
+"""flcache verify DIR [--json]: read every byte of a cache and say what is not as it was written."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from flcache.cache import Verification, committed_shards, verify_cache
+from flcache.errors import DamagedError
+
+from .progress import Progress
+
+
+def run(directory: Path | str, as_json: bool = False) -> None:
+    """Print what `flcache.cache.verify_cache` finds. Raises DamagedError if it finds damage."""
+    found = verify_with_progress(Path(directory))
+    if as_json:
+        print(json.dumps(found.as_json(), indent=2))
+    else:
+        _print(found)
+    if not found.ok:
+        raise DamagedError(
+            f'{directory}: damaged in {len(found.damaged)} places; run "flcache repair {directory} --config C" with '
+            "the configuration it was made with"
+        )
+
+
+def verify_with_progress(cache_dir: Path) -> Verification:
+    with Progress("Verifying", sum(1 for _ in committed_shards(cache_dir)), "shards") as progress:
+        return verify_cache(cache_dir, on_shard=lambda damaged: progress.advance(failed=damaged))
+
+
+def _print(found: Verification) -> None:
+    for damage in found.damaged:
+        clip = f"clip {damage.clip}: " if damage.clip else ""
+        print(f"{damage.file}: {clip}{damage.problem}")
+    if found.missing:
+        print(f"not encoded yet, or lost: {len(found.missing)} shards, such as {found.missing[0]}")
+    if found.ok:
+        print(f"every byte of {found.clips} clips in {found.shards} shards is as it was written")

@@ -1,0 +1,211 @@
+"""The loader's ring: what a batch holds and for how long, what damage does, and that no thread outlives its use."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import threading
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from small_cache import T, make_cache
+from torch.utils.data import DataLoader
+
+from flcache.cache import LatentCache, LatentLoader
+from flcache.errors import CacheError, DamagedError
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> LatentCache:
+    return LatentCache(make_cache(tmp_path / "cache"), "train")
+
+
+def reading_threads() -> list[str]:
+    return [thread.name for thread in threading.enumerate() if thread.name.startswith("flcache-read")]
+
+
+def flip_payload(cache: LatentCache, index: int, step: int = 0) -> str:
+    """Change one byte of a step of clip number `index`; returns the name of its tar."""
+    shard, row = cache.locate(index)
+    path = cache.path / "shards" / f"{cache.commits[shard].name}.tar"
+    place = cache.reader(shard).rows["payloads"][row, 0]
+    offset = int(place["offset"]) + step * int(place["bytes"]) // T
+    with path.open("r+b") as tar:
+        tar.seek(offset)
+        byte = tar.read(1)[0]
+        tar.seek(offset)
+        tar.write(bytes([byte ^ 1]))
+    return path.name
+
+
+@pytest.mark.parametrize("threads", [1, 2, 4])
+@pytest.mark.parametrize("codec", ["float16", "float32"])
+def test_copies_are_the_clips(tmp_path: Path, codec: str, threads: int) -> None:
+    cache = LatentCache(make_cache(tmp_path, codec=codec), "train")
+    options = {"shuffle": False, "standardise": False, "drop_last": False, "threads": threads, "copy": True}
+    batches = list(LatentLoader(cache, batch_size=4, context_steps=2, **options))
+    assert torch.equal(
+        torch.cat([batch.latents for batch in batches]), torch.stack([torch.from_numpy(c.latents) for c in cache])
+    )
+    assert batches[0].latents.dtype == getattr(torch, codec)
+
+
+@pytest.mark.parametrize("standardise", [True, False])
+def test_batch_is_valid_until_the_next_is_asked_for(cache: LatentCache, standardise: bool) -> None:
+    options = {"batch_size": 2, "context_steps": 2, "standardise": standardise}
+    kept = [batch.latents for batch in LatentLoader(cache, copy=True, **options)]
+    assert len({latents.data_ptr() for latents in kept}) == len(kept)
+    loader, places = LatentLoader(cache, **options), set()
+    for _ in range(2):
+        for batch in loader:
+            seen = batch.latents.clone()
+            threading.Event().wait(0.002)  # the threads read on, but not into this batch
+            assert torch.equal(batch.latents, seen)
+            places.add(batch.latents.data_ptr())
+    assert len(places) <= 4, "a ring of threads + 2 batches, also in the next epoch"
+
+
+def test_two_iterations_at_once_do_not_share_buffers(cache: LatentCache) -> None:
+    loader = LatentLoader(cache, batch_size=2, context_steps=2)
+    first, second = iter(loader), iter(loader)
+    one, other = next(first), next(second)
+    assert one.ids != other.ids and one.latents.data_ptr() != other.latents.data_ptr()
+    first.close(), second.close()
+
+
+def test_buffers_lie_on_pages(cache: LatentCache) -> None:
+    loader = LatentLoader(cache, batch_size=2, context_steps=2, standardise=False)
+    assert all(batch.latents.data_ptr() % 4096 == 0 for batch in loader)
+
+
+@pytest.mark.parametrize("whole_codec", ["float16", "float32"])
+def test_every_window_is_a_slice(tmp_path: Path, whole_codec: str) -> None:
+    cache = LatentCache(make_cache(tmp_path, codec=whole_codec), "train")
+    whole = next(iter(LatentLoader(cache, batch_size=4, context_steps=2)))
+    for start in range(T):
+        for stop in range(start + 2, T + 1):
+            for verify in ("always", "off"):
+                loader = LatentLoader(cache, batch_size=4, context_steps=1, steps=(start, stop), verify=verify)
+                window = next(iter(loader))
+                assert torch.equal(window.latents, whole.latents[:, start:stop])
+                assert torch.equal(window.times, whole.times[:, start:stop])
+                assert torch.equal(window.valid, whole.valid[:, start:stop])
+
+
+def test_damage_is_named(cache: LatentCache) -> None:
+    tar = flip_payload(cache, 7)
+    clip = cache.clip_id(7)
+    for verify in ("always", "first_epoch"):
+        loader = LatentLoader(cache, batch_size=4, context_steps=2, verify=verify)
+        with pytest.raises(DamagedError, match=rf'clip {clip}: .*{tar}.*"flcache repair {cache.path} --config C"'):
+            list(loader)
+        assert not reading_threads()
+    with pytest.raises(DamagedError, match=clip):
+        cache[7]
+    assert sum(1 for _ in LatentLoader(cache, batch_size=4, context_steps=2, verify="off")) == 5
+
+
+def test_damage_beside_a_window_is_noticed_where_clips_are_checked(cache: LatentCache) -> None:
+    flip_payload(cache, 7, step=3)
+    options = {"batch_size": 4, "context_steps": 1, "steps": (0, 2)}
+    with pytest.raises(DamagedError):
+        list(LatentLoader(cache, **options))
+    assert len(list(LatentLoader(cache, verify="off", **options))) == 5
+
+
+def test_first_epoch_checks_every_clip_once(cache: LatentCache) -> None:
+    first_epoch, always = (
+        LatentLoader(cache, batch_size=2, context_steps=2, drop_last=False, verify=verify)
+        for verify in ("first_epoch", "always")
+    )
+    list(first_epoch), list(always)
+    flip_payload(cache, 7)
+    assert len(list(first_epoch)) == 11
+    with pytest.raises(DamagedError):
+        list(always)
+
+
+def test_idx_that_was_not_committed_is_damage(cache: LatentCache) -> None:
+    path = cache.path / "shards" / "train-000001.idx"
+    whole = path.read_bytes()
+    for position in range(0, len(whole), 7):
+        path.write_bytes(whole[:position] + bytes([whole[position] ^ 8]) + whole[position + 1 :])
+        with pytest.raises(DamagedError, match=r"train-000001\.idx"):
+            list(LatentLoader(cache.split("train"), batch_size=2, context_steps=2, verify="off", drop_last=False))
+
+
+def test_tar_that_ends_early_is_damage_of_a_clip(cache: LatentCache) -> None:
+    loader = LatentLoader(cache, batch_size=4, context_steps=2, shuffle=False)
+    assert cache[0].clip_id == cache.clip_id(0)
+    with (cache.path / "shards" / "train-000000.tar").open("r+b") as tar:
+        tar.truncate(100)
+    with pytest.raises(DamagedError, match=rf"clip {cache.clip_id(0)}: .*train-000000\.tar: ends in the middle"):
+        next(iter(loader))
+
+
+def test_no_thread_outlives_its_iteration(cache: LatentCache) -> None:
+    loader = LatentLoader(cache, batch_size=2, context_steps=2)
+    list(loader)
+    assert not reading_threads()
+    for _ in loader:
+        break
+    assert not reading_threads()
+    iterator = iter(loader)
+    next(iterator)
+    assert reading_threads()
+    del iterator
+    assert not reading_threads()
+
+
+def test_interrupt_ends_the_process(cache: LatentCache) -> None:
+    program = (
+        "import sys, time; from flcache.cache import LatentCache, LatentLoader\n"
+        "loader = LatentLoader(LatentCache(sys.argv[1], 'train'), batch_size=2, context_steps=2)\n"
+        "while True:\n"
+        "    for batch in loader: print(batch.ids, flush=True)\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", program, cache.path], stdout=-1, stderr=-1) as process:
+        assert process.stdout and process.stdout.readline()
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=20)
+    assert process.returncode != 0 and errors.decode().splitlines()[-1] == "KeyboardInterrupt"
+
+
+def test_torch_may_wrap_it(cache: LatentCache) -> None:
+    loader = LatentLoader(cache, batch_size=2, context_steps=2)
+    plain = [batch.ids for batch in LatentLoader(cache, batch_size=2, context_steps=2)]
+    assert [batch.ids for batch in DataLoader(loader, batch_size=None)] == plain
+    with pytest.raises(CacheError, match="num_workers=0"):
+        list(DataLoader(loader, batch_size=None, num_workers=1))
+
+
+def test_training_does_not_wait_for_a_slow_consumer(cache: LatentCache) -> None:
+    """Back-pressure: with nobody asking, the ring is filled and no more."""
+    loader = LatentLoader(cache, batch_size=1, context_steps=2)
+    iterator = iter(loader)
+    next(iterator)
+    threading.Event().wait(0.1)
+    assert np.count_nonzero(loader._clips._checked) == 4
+    iterator.close()
+
+
+def test_bad_options_are_refused(cache: LatentCache) -> None:
+    for options in ({"threads": 0}, {"verify": "sometimes"}, {"steps": (0, 9)}, {"shuffle_window": 0}):
+        with pytest.raises(CacheError):
+            LatentLoader(cache, batch_size=2, context_steps=1, **options)
+
+
+def test_shuffle_window_reads_neighbours_together(cache: LatentCache) -> None:
+    loader = LatentLoader(cache, batch_size=1, context_steps=2, shuffle_window=5)
+    numbers = {clip_id: number for number, clip_id in enumerate(cache.ids)}
+    runs = [numbers[batch.ids[0]] // 5 for batch in loader]
+    assert np.count_nonzero(np.diff(runs)) == 4
+    state = json.loads(json.dumps(loader.state_dict()))
+    other = LatentLoader(cache, batch_size=1, context_steps=2)
+    other.load_state_dict(state)
+    assert [b.ids for b in islice(other, 5)] == [b.ids for b in islice(loader, 5)]
