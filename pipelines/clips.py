@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
 
+from flcache.cache import assign_shards, get_codec
 from flcache.config import Config
 from flcache.engines import ClipTask
 from flcache.errors import DataError, DecodeError
@@ -59,6 +61,13 @@ def read_split(config: Config, split: str) -> SplitClips:
     rule = clip_rule(config)
     clips = plan_clips(videos, rule, _probe(needs_duration(rule, videos), folder))
     return SplitClips(split, clips, folder, missing)
+
+
+def assign_split(config: Config, latent_shape: Sequence[int], split: SplitClips) -> pd.DataFrame:
+    """The plan of a split: its clips in shard order, sized by the bytes that `latent_shape` (T, H, W, D) takes."""
+    clip_bytes = get_codec(config.cache.codec).clip_bytes(tuple(latent_shape))
+    sizes = {"clip_bytes": clip_bytes, "shard_bytes": config.cache.shard_bytes, "seed": config.cache.seed}
+    return assign_shards(split.clips, split.split, **sizes)
 
 
 def clip_tasks(plan: pd.DataFrame, folder: VideoFolder, rule: ClipRule) -> list[ClipTask]:

@@ -21,10 +21,8 @@ from flcache.cache import (
     CacheSpec,
     Failure,
     LatentCache,
-    assign_shards,
     create_or_check,
     finalize_statistics,
-    get_codec,
     is_calibrated,
     is_committed,
     write_plan,
@@ -35,7 +33,7 @@ from flcache.engines import ShardEncoder, ShardTask, calibrate
 from flcache.errors import ConfigError, DataError
 from flcache.videos import DecodePool
 
-from .clips import SplitClips, clip_rule, clip_tasks, configured_splits, read_split
+from .clips import SplitClips, assign_split, clip_rule, clip_tasks, configured_splits, read_split
 from .encoder import hard_spec, load_configured_encoder
 from .progress import Progress
 
@@ -91,7 +89,7 @@ def _calibrate(
             f"dataset.train is not set, and {config.cache.codec} is calibrated on training clips: "
             "give dataset.train, or choose cache.codec=float16 and no encode.keep.pca"
         )
-    sample = _assign(config, hard["layout"]["shape"], split)[:CALIBRATION_CLIPS]
+    sample = assign_split(config, hard["layout"]["shape"], split)[:CALIBRATION_CLIPS]
     clips, options = clip_tasks(sample, split.folder, clip_rule(config)), config.encode
     with (
         DecodePool(options.decode_workers, options.decode_timeout_s) as pool,
@@ -115,13 +113,7 @@ def _version(package: str) -> str | None:
 
 
 def _plan(config: Config, spec: CacheSpec, splits: Sequence[SplitClips]) -> pd.DataFrame:
-    return pd.concat([_assign(config, spec.latent_shape, split) for split in splits], ignore_index=True)
-
-
-def _assign(config: Config, latent_shape: Sequence[int], split: SplitClips) -> pd.DataFrame:
-    clip_bytes = get_codec(config.cache.codec).clip_bytes(tuple(latent_shape))
-    sizes = {"clip_bytes": clip_bytes, "shard_bytes": config.cache.shard_bytes, "seed": config.cache.seed}
-    return assign_shards(split.clips, split.split, **sizes)
+    return pd.concat([assign_split(config, spec.latent_shape, split) for split in splits], ignore_index=True)
 
 
 def _pending(

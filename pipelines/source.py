@@ -14,9 +14,7 @@ from flcache.cache import (
     EpochSampler,
     LatentCache,
     LatentLoader,
-    assign_shards,
     channel_statistics,
-    get_codec,
     read_spec,
     with_calibration,
 )
@@ -27,7 +25,7 @@ from flcache.leak import check_split
 from flcache.training import LiveClip, Source, VideoSource
 from flcache.videos import DecodePool
 
-from .clips import clip_rule, clip_tasks, read_split
+from .clips import assign_split, clip_rule, clip_tasks, read_split
 from .encoder import hard_spec, load_configured_encoder
 
 CALIBRATION_CLIPS = 64
@@ -138,9 +136,7 @@ def _live(config: Config, reading: Reading, pool: DecodePool, device: str) -> La
 def _live_clips(config: Config, split: str, latent_shape: tuple[int, int, int, int]) -> list[LiveClip]:
     """The clips of `split` whose videos are on disk, in the order a cache would hold them."""
     found = read_split(config, split)
-    clip_bytes = get_codec(config.cache.codec).clip_bytes(latent_shape)
-    sizes = {"clip_bytes": clip_bytes, "shard_bytes": config.cache.shard_bytes, "seed": config.cache.seed}
-    tasks = clip_tasks(assign_shards(found.clips, split, **sizes), found.folder, clip_rule(config))
+    tasks = clip_tasks(assign_split(config, latent_shape, found), found.folder, clip_rule(config))
     return [LiveClip(task.clip_id, task.path, task.request) for task in tasks if task.path is not None]
 
 
