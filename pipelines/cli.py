@@ -136,6 +136,30 @@ def repair(directory: str, config: str, overrides: tuple[str, ...]) -> None:
     stage.run(directory, resolved.config)
 
 
+@cli.command("import")
+@click.argument("manifest", metavar="MANIFEST")
+@click.option("--root", required=True, metavar="DIR", help="Folder that the paths in MANIFEST are relative to.")
+@click.option("--out", required=True, metavar="DIR", help="Where the cache goes.")
+@click.option("--codec", default="float16", show_default=True, help="float32, float16, bfloat16 or int8.")
+@click.option(
+    "--shape", metavar="T,H,W,D", callback=lambda *given: _sizes(given[2]), help="Reshape every file to this."
+)
+@click.option("--context", default="full", show_default=True, type=click.Choice(["step", "full"]), help="As encoded.")
+@click.option("--step-s", default=1.0, show_default=True, metavar="S", help="Seconds from one step to the next.")
+@click.option("--key", metavar="NAME", help="The tensor to take from files that hold several.")
+@click.option("--spec", metavar="FILE", help="JSON that says what the latents are.")
+def import_latents(manifest: str, root: str, out: str, spec: str | None, **options: Any) -> None:
+    """Make a cache of latents in .npy, .pt or .safetensors files, listed in a CSV file.
+
+    MANIFEST has a column path and, if wanted, id, label, split and video; others are kept as metadata. --context=step
+    says that every step was encoded alone; otherwise each counts as having seen the whole clip.
+    """
+    from . import import_latents as stage
+
+    chosen = stage.ImportOptions(spec=Path(spec) if spec else None, **options)
+    stage.run(Path(manifest), Path(root), Path(out), chosen)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """The entry point: runs a command, and turns what went wrong into one line and an exit code."""
     if not sys.warnoptions:
@@ -187,6 +211,16 @@ def _pairs(overrides: tuple[str, ...]) -> tuple[str, ...]:
         if "=" not in override:
             raise click.BadParameter(f'"{override}" is not KEY=VALUE, such as training.steps=300')
     return overrides
+
+
+def _sizes(text: str | None) -> tuple[int, ...] | None:
+    """`8,16,16,1024` as four numbers."""
+    if text is None:
+        return None
+    sizes = text.split(",")
+    if len(sizes) != 4 or not all(size.isdecimal() and int(size) > 0 for size in sizes):
+        raise click.BadParameter(f'"{text}" is not T,H,W,D, such as 8,16,16,1024')
+    return tuple(map(int, sizes))
 
 
 def _share(text: str | None) -> tuple[int, int] | None:

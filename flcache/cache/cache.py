@@ -73,6 +73,7 @@ class LatentCache:
         self._plan = PlanTable(self.path)
         self._commits = read_commits(self.path, fingerprint=self.spec.fingerprint)
         self._check_split(split)
+        self._check_commits()
         self._selected = [commit for commit in self._commits if split in (None, commit.split)]
         self._ends = list(accumulate(commit.clips for commit in self._selected))
         self._chosen: NDArray[np.int64] | None = None
@@ -273,6 +274,17 @@ class LatentCache:
     def _check_slot(self, commit: Commit, slot: int, count: int) -> None:
         if slot >= count:
             raise DamagedError(f"{self.path}: slot {slot} of {commit.name} is not planned; {repair_hint(self.path)}")
+
+    def _check_commits(self) -> None:
+        """Before anything is sized by what they say: shards of the plan, and tars that can hold their clips."""
+        clip_bytes, planned = self.spec.codec.clip_bytes(self.latent_shape), self._plan.first_rows
+        for commit in self._commits:
+            _, count = planned.get((commit.split, commit.shard), (0, 0))
+            if commit.clips + commit.failed > count or commit.clips * clip_bytes > commit.tar_bytes:
+                raise DamagedError(
+                    f"{self.path}: {commit.name}: {commit.clips} clips of {clip_bytes} bytes and {commit.failed} "
+                    f"failures in {commit.tar_bytes} bytes, {count} clips are planned; {repair_hint(self.path)}"
+                )
 
     def _check_split(self, split: str | None) -> None:
         if split is not None and split not in self.splits:

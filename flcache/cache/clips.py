@@ -56,6 +56,11 @@ class ClipReader:
         self._ends = np.array(list(accumulate(map(len, caches))), dtype=np.int64)
         self._checked = np.zeros(self._ends[-1], dtype=np.bool_)
 
+    def check_sizes(self) -> None:
+        """Before memory is taken for clips: are those of each cache as large on disk as its spec says?"""
+        for cache in self._caches:
+            cache.reader(cache.locate(0)[0])
+
     def read(self, numbers: NDArray[np.int64], slot: Slot, take: Callable[[Slot, int, int], None]) -> StoredBatch:
         """Read the clips of these `numbers` (B,) into `slot`, calling `take(slot, clip, source)` after each.
 

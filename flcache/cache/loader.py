@@ -158,6 +158,7 @@ class LatentLoader(IterableDataset[LatentBatch]):
             checks=self._checks,
             pinned=cuda,
         )
+        self._clips.check_sizes()
         slots = tuple(make_slot(shape) for _ in range(self._threads + SPARE_SLOTS))
         if not cuda:
             return _Ring(slots, HostDelivery(self._decoder))

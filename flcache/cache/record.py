@@ -7,6 +7,8 @@ always gives the same bytes, and any flipped or missing byte is noticed on readi
 from __future__ import annotations
 
 import json
+import os
+import stat
 from pathlib import Path
 from typing import Any
 
@@ -44,11 +46,11 @@ def read_record(path: Path, *, repair: str) -> dict[str, Any]:
 
 def read_bytes(path: Path, limit: int) -> bytes:
     """All of a small file. Raises DamagedError if it is larger than `limit`, CacheError if it cannot be read."""
-    with storage_errors(path), path.open("rb") as stream:
-        raw = stream.read(limit + 1)
-    if len(raw) > limit:
-        raise DamagedError(f"{path}: more than {limit} bytes, which is no file of this format")
-    return raw
+    with storage_errors(path), open(path, "rb", buffering=0, opener=_open_without_waiting) as stream:  # noqa: PTH123
+        status = os.fstat(stream.fileno())
+        if not stat.S_ISREG(status.st_mode) or status.st_size > limit:
+            raise DamagedError(f"{path}: more than {limit} bytes, or no plain file, and so none of this format")
+        return stream.read(status.st_size + 1) or b""
 
 
 def parse_object(raw: bytes) -> dict[str, Any] | None:
@@ -58,6 +60,11 @@ def parse_object(raw: bytes) -> dict[str, Any] | None:
     except (ValueError, RecursionError):
         return None
     return content if isinstance(content, dict) else None
+
+
+def _open_without_waiting(path: str, flags: int) -> int:
+    """A pipe under the name of a file must not make a reader wait."""
+    return os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC)
 
 
 def _tail(head: bytes) -> bytes:

@@ -72,7 +72,7 @@ def verify_cache(
     except CacheError as error:
         return Verification(0, 0, (), (_of_cache(cache_dir, str(error)),))
     found = sorted(committed_shards(cache_dir))
-    prover = _Prover(cache_dir, spec, plan)
+    prover = ShardProver(cache_dir, spec, plan)
     with ThreadPoolExecutor(threads or os.cpu_count() or 1, thread_name_prefix="flcache-verify") as pool:
         results = []
         for clips, damaged in pool.map(lambda shard: prover.prove(*shard), found):
@@ -86,7 +86,7 @@ def verify_cache(
     )
 
 
-class _Prover:
+class ShardProver:
     """Proves single shards; safe for many threads."""
 
     def __init__(self, cache_dir: Path, spec: CacheSpec, plan: PlanTable) -> None:

@@ -166,13 +166,14 @@ def test_interrupt_ends_the_process(cache: LatentCache) -> None:
     program = (
         "import sys, time; from flcache.cache import LatentCache, LatentLoader\n"
         "loader = LatentLoader(LatentCache(sys.argv[1], 'train'), batch_size=2, context_steps=2)\n"
-        "while True:\n"
-        "    for batch in loader: print(batch.ids, flush=True)\n"
+        "for batch in loader:\n"
+        "    print(batch.ids, flush=True)\n"
+        "    time.sleep(60)\n"
     )
     with subprocess.Popen([sys.executable, "-c", program, cache.path], stdout=-1, stderr=-1) as process:
         assert process.stdout and process.stdout.readline()
         process.send_signal(signal.SIGINT)
-        _, errors = process.communicate(timeout=20)
+        _, errors = process.communicate(timeout=30)
     assert process.returncode != 0 and errors.decode().splitlines()[-1] == "KeyboardInterrupt"
 
 
