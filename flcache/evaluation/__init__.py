@@ -2,9 +2,9 @@
 
 from flcache.evaluation.baselines import BASELINES, Predict, copy_last
 from flcache.evaluation.plot import plot_skill
-from flcache.evaluation.report import evaluation_table
 from flcache.evaluation.result import Errors, EvaluationResult, HorizonResult
 from flcache.evaluation.rollout import evaluate
+from flcache.evaluation.table import evaluation_table
 
 __all__ = [
     "BASELINES",

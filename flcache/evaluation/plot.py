@@ -8,7 +8,7 @@ from pathlib import Path
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from flcache.evaluation.report import LEAK_WARNING
+from flcache.evaluation.table import LEAK_WARNING
 from flcache.evaluation.result import EvaluationResult
 
 MAX_TICKS = 16
