@@ -24,15 +24,13 @@ def run(config: Config, checkpoint: Path | None = None, as_json: bool = False) -
     """Roll the newest checkpoint, or the named one, out over `evaluation.split` and compare it with copying."""
     directory = Path(config.require("training.dir"))
     checkpoint = checkpoint or latest_checkpoint(directory / "checkpoints")
-    record = read_record(checkpoint)
     device = pick_device(config.training.device)
     reading = Reading(config.evaluation.split, config.evaluation.batch_size, shuffle=False)
     with open_source(config, reading, device=device) as source:
-        _check_latents(record, source, checkpoint)
-        model = _load(config, source, checkpoint).to(device)
+        model = load_trained(config, source, checkpoint).to(device)
         result = evaluate(
             model.predictor.predict,
-            _latents(model, source, device),
+            latent_batches(model, source, device),
             seen_until=source.seen_until,
             fingerprint=source.fingerprint,
             allow_leak=config.allow_leak,
@@ -47,15 +45,9 @@ def run(config: Config, checkpoint: Path | None = None, as_json: bool = False) -
     print(f"{checkpoint}: evaluated on the {reading.split} split; kept in {directory}/evaluation.json and skill.png")
 
 
-def _check_latents(record: RunRecord, source: LatentSource, checkpoint: Path) -> None:
-    if record.fingerprint != source.fingerprint:
-        raise TrainingError(
-            f"{checkpoint}: trained on latents {record.fingerprint[:12]}, these are {source.fingerprint[:12]}; name "
-            f'the cache it was trained on with "cache.dir", or a checkpoint of this one with --checkpoint'
-        )
-
-
-def _load(config: Config, source: LatentSource, checkpoint: Path) -> WorldModel:
+def load_trained(config: Config, source: LatentSource, checkpoint: Path) -> WorldModel:
+    """The model of `checkpoint` for evaluation. Raises TrainingError if it is of other latents or another predictor."""
+    _check_latents(read_record(checkpoint), source, checkpoint)
     model = build_world_model(config, source)
     try:
         load_model(model, checkpoint / "model.safetensors")
@@ -67,10 +59,18 @@ def _load(config: Config, source: LatentSource, checkpoint: Path) -> WorldModel:
     return model.eval()
 
 
-def _latents(model: WorldModel, source: LatentSource, device: str) -> Iterator[LatentBatch]:
+def latent_batches(model: WorldModel, source: LatentSource, device: str) -> Iterator[LatentBatch]:
     """One epoch of the source as standardised latents."""
     for batch in source.batches:
         yield model.to_latents(batch.to(device))
+
+
+def _check_latents(record: RunRecord, source: LatentSource, checkpoint: Path) -> None:
+    if record.fingerprint != source.fingerprint:
+        raise TrainingError(
+            f"{checkpoint}: trained on latents {record.fingerprint[:12]}, these are {source.fingerprint[:12]}; name "
+            f'the cache it was trained on with "cache.dir", or a checkpoint of this one with --checkpoint'
+        )
 
 
 def _keep(directory: Path, result: EvaluationResult) -> None:
