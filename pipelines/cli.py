@@ -111,6 +111,20 @@ def inspect_cache(directory: str, as_json: bool) -> None:
     stage.run(Path(directory), as_json=as_json)
 
 
+@cli.command()
+@click.argument("directory", metavar="DIR")
+@click.option("--out", metavar="FILE", help="Where to write the page; DIR/report.html by default.")
+@_OVERRIDES
+def report(directory: str, out: str | None, overrides: tuple[str, ...]) -> None:
+    """Write a trained run as one HTML page: skill, losses, pictures of predictions, what failed.
+
+    DIR is a training.dir, or the folder that holds it as "training". The page holds everything it shows.
+    """
+    from . import report as stage
+
+    stage.run(Path(directory), overrides, out=Path(out) if out else None)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """The entry point: runs a command, and turns what went wrong into one line and an exit code."""
     if not sys.warnoptions:

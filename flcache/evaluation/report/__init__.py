@@ -1,0 +1,17 @@
+"""`flcache report`: one self-contained HTML page of a run, with a player of predictions as colours."""
+
+from flcache.evaluation.report.colours import ColourBasis, TargetMoments
+from flcache.evaluation.report.page import Report, render, write_report
+from flcache.evaluation.report.player import RolledClip, frame_side, player_content, seen_region
+
+__all__ = [
+    "ColourBasis",
+    "Report",
+    "RolledClip",
+    "TargetMoments",
+    "frame_side",
+    "player_content",
+    "render",
+    "seen_region",
+    "write_report",
+]
