@@ -38,6 +38,7 @@ class Pictures:
     """Clips without frames, and why."""
 
 
+@torch.no_grad()
 def gather_pictures(config: Config, checkpoint: Path) -> Pictures:
     """Roll `PLAYER_CLIPS` clips of `evaluation.split` out with `checkpoint`, in colours fitted on the whole split."""
     device = pick_device(config.training.device)
@@ -63,7 +64,6 @@ def gather_pictures(config: Config, checkpoint: Path) -> Pictures:
     return Pictures(player_content(clips, basis), unread)
 
 
-@torch.no_grad()
 def roll_out(predict: Predict, batch: LatentBatch, row: int) -> RolledClip:
     """What is predicted, and what copying gives, for one clip of a batch."""
     one = slice(row, row + 1)

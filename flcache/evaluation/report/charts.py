@@ -5,8 +5,10 @@ The lines are SVG paths that stretch without their strokes; all words are HTML, 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from matplotlib.ticker import MaxNLocator
@@ -18,6 +20,9 @@ MAX_POINTS = 240
 MIN_LABEL_GAP = 6.5
 """Percent of the height between the names at the ends of lines."""
 MAX_HORIZON_TICKS = 12
+REFERENCE = "copy_last"
+FLOOR = -0.5
+"""A baseline with less skill over copying than this leaves the plot, unless the prediction has less still."""
 
 Point = tuple[float, float]
 
@@ -74,50 +79,72 @@ class _Scale:
         return 100 * (self.y[1] - y) / (self.y[1] - self.y[0])
 
 
+@dataclass(frozen=True)
+class _Series:
+    """One line before it is scaled."""
+
+    name: str
+    key: str
+    points: Sequence[Point]
+    bounds: Sequence[tuple[float, float, float]] = ()
+    """x, low, high of its interval."""
+
+
+def reference_chart(rows: Sequence[Row]) -> Chart | None:
+    """The prediction and every baseline on one scale: skill over copying the last step, which is the line at 0.
+
+    None where the evaluation does not have these skills. Baselines far below 0 leave the plot at its floor.
+    """
+    names = [name for name in baselines(rows) if name != REFERENCE]
+    found = {name: [(row, row.get("baselines", {}).get(name, {})) for row in rows] for name in names}
+    lines = [
+        _series(
+            display_name(name), str(index), [(row["horizon"], *_own_skill(baseline)) for row, baseline in found[name]]
+        )
+        for index, name in enumerate(baselines(rows), start=1)
+        if name in found
+    ]
+    prediction = [(row["horizon"], row["skill"].get(REFERENCE), interval(row, REFERENCE)) for row in rows]
+    lines = [line for line in (_series("prediction", "prediction", prediction), *lines) if line.points]
+    if len(lines) < 2 or lines[0].name != "prediction":
+        return None
+    floor = min(FLOOR, *(value for _, value in lines[0].points))
+    return _horizon_chart("reference", _describe(lines, "over copying the last step"), rows, lines, floor)
+
+
 def skill_chart(rows: Sequence[Row]) -> Chart:
-    """Skill over horizon, one line with its interval for each baseline."""
-    horizons = [row["horizon"] for row in rows]
-    y_values = [0.0, 0.1]
-    for row in rows:
-        for name, skill in row["skill"].items():
-            y_values += [] if skill is None else [skill, *(interval(row, name) or ())]
-    y_ticks = nice_ticks(min(y_values), max(y_values))
-    scale = _Scale((horizons[0] - 0.4, horizons[-1] + 0.25), (y_ticks[0], y_ticks[-1]))
-    lines = [_skill_line(rows, name, str(index + 1), scale) for index, name in enumerate(baselines(rows))]
-    every = -(-len(rows) // MAX_HORIZON_TICKS)
-    return Chart(
-        name="skill",
-        description=_describe_skill(rows),
-        x_title="steps after the context; below, seconds",
-        x_ticks=tuple(_horizon_tick(row, scale) for row in rows[::every]),
-        y_ticks=tuple(Tick(scale.top(value), f"{value:g}") for value in y_ticks),
-        zero=scale.top(0),
-        lines=_separate_labels(lines),
-    )
+    """Skill of the prediction over each baseline."""
+    lines = [
+        _series(
+            display_name(name),
+            str(index),
+            [(row["horizon"], row["skill"].get(name), interval(row, name)) for row in rows],
+        )
+        for index, name in enumerate(baselines(rows), start=1)
+    ]
+    return _horizon_chart("skill", _describe(lines, "of the prediction over each baseline"), rows, lines, -math.inf)
 
 
 def loss_chart(losses: Sequence[Mapping[str, float]]) -> Chart | None:
     """Training loss over steps beside that of copying the last step; None where nothing was logged."""
     named = {"prediction": "loss/prediction", "copy last": "loss/copy_last"}
-    series = {name: _series(losses, key) for name, key in named.items()}
-    series = {name: points for name, points in series.items() if points}
-    if not series:
+    lines = [_Series(name, name.replace(" ", "-"), _thinned(losses, key)) for name, key in named.items()]
+    lines = [line for line in lines if line.points]
+    if not lines:
         return None
-    everything = [point for points in series.values() for point in points]
-    y_ticks = nice_ticks(0.0, max(y for _, y in everything))
-    steps = [x for x, _ in everything]
-    scale = _Scale((min(0.0, *steps), max(steps)), (y_ticks[0], y_ticks[-1]))
-    x_ticks = [step for step in nice_ticks(0.0, max(steps)) if step <= max(steps)]
-    lines = [_line(name, name.replace(" ", "-"), points, scale) for name, points in series.items()]
-    last = ", ".join(f"{name} {points[-1][1]:.3f}" for name, points in series.items())
+    points = [point for line in lines for point in line.points]
+    last_step = max(step for step, _ in points)
+    y_ticks = nice_ticks(0.0, max(loss for _, loss in points))
+    scale = _Scale((0.0, last_step), (y_ticks[0], y_ticks[-1]))
+    latest = ", ".join(f"{line.name} {line.points[-1][1]:.3f}" for line in lines)
     return Chart(
         name="loss",
-        description=f"Training loss over steps. At the last logged step: {last}.",
+        description=f"Training loss over steps. At the last logged step: {latest}.",
         x_title="training steps",
-        x_ticks=tuple(Tick(scale.left(step), f"{step:,.0f}") for step in x_ticks),
-        y_ticks=tuple(Tick(scale.top(value), f"{value:g}") for value in y_ticks),
+        x_ticks=tuple(Tick(scale.left(x), f"{x:,.0f}") for x in nice_ticks(0.0, last_step) if x <= last_step),
+        y_ticks=_y_ticks(y_ticks, scale),
         zero=None,
-        lines=_separate_labels(lines),
+        lines=_separate_labels([_line(line, scale) for line in lines]),
     )
 
 
@@ -127,18 +154,50 @@ def nice_ticks(low: float, high: float) -> list[float]:
     return [float(round(tick, 10)) for tick in ticks]
 
 
-def _skill_line(rows: Sequence[Row], name: str, key: str, scale: _Scale) -> Line:
-    points = [(row["horizon"], row["skill"][name]) for row in rows if row["skill"].get(name) is not None]
-    bounds = [(row["horizon"], *found) for row in rows if (found := interval(row, name))]
-    upper = [scale.point(x, high) for x, _, high in bounds]
-    lower = [scale.point(x, low) for x, low, _ in bounds]
-    band = f"{_path([*upper, *reversed(lower)])}Z" if len(bounds) > 1 else ""
-    return _line(display_name(name), key, points, scale, band=band, marked=True)
+def _own_skill(baseline: Mapping[str, Any]) -> tuple[float | None, tuple[float, float] | None]:
+    """Skill of a baseline over copying the last step, and its interval."""
+    low, high = baseline.get("skill_over_copy_last_interval") or (None, None)
+    return baseline.get("skill_over_copy_last"), None if low is None or high is None else (low, high)
 
 
-def _line(name: str, key: str, values: Sequence[Point], scale: _Scale, *, band: str = "", marked: bool = False) -> Line:
-    points = [scale.point(x, y) for x, y in values]
-    return Line(name, key, _path(points), band, tuple(points) if marked else (), points[-1][1])
+def _series(name: str, key: str, values: Iterable[tuple[float, float | None, tuple[float, float] | None]]) -> _Series:
+    """A line of (x, value, interval), without what is None."""
+    known = [(x, value, bounds) for x, value, bounds in values if value is not None]
+    return _Series(
+        name, key, [(x, value) for x, value, _ in known], [(x, *bounds) for x, _, bounds in known if bounds is not None]
+    )
+
+
+def _horizon_chart(name: str, description: str, rows: Sequence[Row], lines: Sequence[_Series], floor: float) -> Chart:
+    values = [value for line in lines for _, value in line.points]
+    values += [bound for line in lines for _, low, high in line.bounds for bound in (low, high)]
+    y_ticks = nice_ticks(max(floor, min(0.0, *values)), min(1.0, max(0.1, *values)))
+    scale = _Scale((rows[0]["horizon"] - 0.4, rows[-1]["horizon"] + 0.25), (y_ticks[0], y_ticks[-1]))
+    every = math.ceil(len(rows) / MAX_HORIZON_TICKS)
+    return Chart(
+        name=name,
+        description=description,
+        x_title="steps after the context; below, seconds",
+        x_ticks=tuple(_horizon_tick(row, scale) for row in rows[::every]),
+        y_ticks=_y_ticks(y_ticks, scale),
+        zero=scale.top(0),
+        lines=_separate_labels([_line(line, scale, marked=True) for line in lines]),
+    )
+
+
+def _line(line: _Series, scale: _Scale, *, marked: bool = False) -> Line:
+    points = [scale.point(x, y) for x, y in line.points]
+    upper = [scale.point(x, high) for x, _, high in line.bounds]
+    lower = [scale.point(x, low) for x, low, _ in line.bounds]
+    band = f"{_path([*upper, *reversed(lower)])}Z" if len(line.bounds) > 1 else ""
+    end = points[-1][1]
+    name = f"{line.name} \N{DOWNWARDS ARROW}" if end > 100 else line.name
+    marks = tuple(point for point in points if marked and point[1] <= 100)
+    return Line(name, line.key, _path(points), band, marks, min(end, 100.0))
+
+
+def _y_ticks(values: Sequence[float], scale: _Scale) -> tuple[Tick, ...]:
+    return tuple(Tick(scale.top(value), f"{value:g}".replace("-", "\N{MINUS SIGN}")) for value in values)
 
 
 def _path(points: Sequence[Point]) -> str:
@@ -146,7 +205,7 @@ def _path(points: Sequence[Point]) -> str:
 
 
 def _separate_labels(lines: Sequence[Line]) -> tuple[Line, ...]:
-    """The lines with their names moved apart where they end too close to one another: down first, then off the floor."""
+    """The lines with their names moved apart where they end too close: down first, then up from the floor."""
     tops: dict[str, float] = {}
     lowest = -MIN_LABEL_GAP
     for line in sorted(lines, key=lambda line: line.label_top):
@@ -158,7 +217,7 @@ def _separate_labels(lines: Sequence[Line]) -> tuple[Line, ...]:
     return tuple(replace(line, label_top=round(tops[line.key], 2)) for line in lines)
 
 
-def _series(losses: Sequence[Mapping[str, float]], key: str) -> list[Point]:
+def _thinned(losses: Sequence[Mapping[str, float]], key: str) -> list[Point]:
     """(step, loss) of the lines that have `key`, at most `MAX_POINTS` of them, each the mean of its neighbours."""
     points = np.array([(line["step"], line[key]) for line in losses if np.isfinite(line.get(key, np.nan))])
     chunks = np.array_split(points, min(MAX_POINTS, len(points))) if len(points) else []
@@ -170,9 +229,6 @@ def _horizon_tick(row: Row, scale: _Scale) -> Tick:
     return Tick(scale.left(row["horizon"]), str(row["horizon"]), "" if seconds is None else f"{seconds:.3g}")
 
 
-def _describe_skill(rows: Sequence[Row]) -> str:
-    parts = []
-    for name in baselines(rows):
-        known = [row["skill"][name] for row in rows if row["skill"].get(name) is not None]
-        parts.append(f"over {display_name(name)} from {known[0]:.2f} to {known[-1]:.2f}")
-    return f"Skill from horizon {rows[0]['horizon']} to {rows[-1]['horizon']}: " + "; ".join(parts) + "."
+def _describe(lines: Sequence[_Series], what: str) -> str:
+    parts = [f"{line.name} from {line.points[0][1]:.2f} to {line.points[-1][1]:.2f}" for line in lines]
+    return f"Skill {what}, from the first horizon to the last: {'; '.join(parts)}."

@@ -18,8 +18,8 @@ from torch import Tensor
 
 from flcache.errors import DataError
 
-DEVIATIONS = 2.5
-"""Projections this many standard deviations from the mean have the full colour; 99 % of a Gaussian lie within."""
+DEVIATIONS = 2.0
+"""A projection this many standard deviations from the mean has three quarters of the full colour."""
 HEAT = "magma"
 
 
@@ -30,14 +30,14 @@ class ColourBasis:
     mean: Tensor
     """(D,)"""
     axes: Tensor
-    """(D, 3) principal components divided by `DEVIATIONS` standard deviations."""
+    """(D, 3) principal components, each divided by `DEVIATIONS` of its standard deviations."""
     explained: float
     """Fraction of the variance that the three hold."""
 
     def paint(self, latents: Tensor) -> NDArray[np.uint8]:
-        """(..., D) latents as (..., 3) colours; the mean is grey."""
+        """(..., D) latents as (..., 3) colours; the mean is grey, and colours far from it saturate without an edge."""
         projected = (latents.float().cpu() - self.mean) @ self.axes
-        return _bytes((projected.clamp(-1, 1) + 1) / 2)
+        return _bytes((projected.tanh() + 1) / 2)
 
 
 class TargetMoments:

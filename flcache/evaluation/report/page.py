@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from rich.filesize import decimal
 
 from flcache.evaluation.report import charts
 from flcache.evaluation.report.colours import heat_stops
+from flcache.evaluation.report.tables import motion_table, number, quality_table
 from flcache.evaluation.report.verdict import (
     baselines,
     display_name,
@@ -71,7 +71,7 @@ def render(report: Report) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"number": _number, "size": decimal, "count": _count, "display_name": display_name}
+    environment.filters |= {"number": number, "size": decimal, "count": _count, "display_name": display_name}
     environment.globals |= {"interval": interval, "outcome": outcome, "strongest": strongest}
     rows = evaluated_rows(report.evaluation)
     return environment.get_template("page.html").render(
@@ -80,8 +80,11 @@ def render(report: Report) -> str:
         rows=rows,
         baselines=baselines(rows),
         has_intervals=has_intervals(rows),
+        reference_chart=charts.reference_chart(rows) if rows else None,
         skill_chart=charts.skill_chart(rows) if rows else None,
         loss_chart=charts.loss_chart(report.losses),
+        quality=quality_table(rows),
+        motion=motion_table(rows),
         heat_stops=heat_stops(),
         failure_kinds=_failure_kinds(report.cache),
         max_failures=MAX_FAILURES,
@@ -99,13 +102,6 @@ def _failure_kinds(cache: Mapping[str, Any] | None) -> list[tuple[str, int]]:
 def _inline(name: str) -> Markup:
     """A file of the template that is ours and goes into the page as it is."""
     return Markup(files("flcache.evaluation.report").joinpath("template", name).read_text(encoding="utf-8"))
-
-
-def _number(value: float | None, digits: int = 2) -> str:
-    """A number with a true minus sign; a dash for none."""
-    if value is None or not math.isfinite(value):
-        return "–"
-    return f"{value:.{digits}f}".replace("-", "\N{MINUS SIGN}")
 
 
 def _count(value: int) -> str:

@@ -92,8 +92,8 @@ def horizon_words(horizons: Sequence[int]) -> str:
             runs[-1].append(horizon)
         else:
             runs.append([horizon])
-    words = [str(run[0]) if len(run) == 1 else f"{run[0]} to {run[-1]}" for run in runs]
-    return ("horizon " if len(horizons) == 1 else "horizons ") + _enumerate(words)
+    words = [[f"{run[0]} to {run[-1]}"] if len(run) > 2 else list(map(str, run)) for run in runs]
+    return ("horizon " if len(horizons) == 1 else "horizons ") + _enumerate([word for run in words for word in run])
 
 
 def _every(rows: Sequence[Row]) -> str:
