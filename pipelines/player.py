@@ -16,16 +16,15 @@ from flcache.config import Config
 from flcache.engines import ClipTask
 from flcache.errors import DataError, DecodeError
 from flcache.evaluation import Predict, copy_last
-from flcache.evaluation.report import RolledClip, TargetMoments, player_content, seen_region
+from flcache.evaluation.report import RolledClip, TargetMoments, clips_that_fit, player_content, seen_region
 from flcache.videos import ClipRequest, DecodedClip, DecodePool, VideoFolder
 
 from .clips import clip_rule, clip_tasks, read_split
 from .encoder import hard_spec, pick_device
-from .evaluate import latent_batches, load_trained
+from .evaluate import load_trained
 from .progress import Progress
-from .source import LatentSource, Reading, open_source
+from .source import LatentSource, Reading, latent_batches, open_source
 
-PLAYER_CLIPS = 8
 _LATER_S = 1e-4
 """Added to the time of a step, so that rounding never shows the frame before."""
 
@@ -40,14 +39,14 @@ class Pictures:
 
 @torch.no_grad()
 def gather_pictures(config: Config, checkpoint: Path) -> Pictures:
-    """Roll `PLAYER_CLIPS` clips of `evaluation.split` out with `checkpoint`, in colours fitted on the whole split."""
+    """Roll a few clips of `evaluation.split` out with `checkpoint`, in colours fitted on the whole split."""
     device = pick_device(config.training.device)
     split = config.evaluation.split
     with open_source(config, Reading(split, config.evaluation.batch_size, shuffle=False), device=device) as source:
         model = load_trained(config, source, checkpoint).to(device)
         processor = _processor(config, source)
         num_clips = _count_clips(config)
-        chosen = set(np.linspace(0, num_clips - 1, PLAYER_CLIPS).round().astype(int).tolist())
+        chosen = set(np.linspace(0, num_clips - 1, clips_that_fit(source.latent_shape)).round().astype(int).tolist())
         moments, clips = TargetMoments(source.latent_shape[-1]), []
         with Progress(f"Reading the {split} split", num_clips, "clips") as progress:
             for batch in latent_batches(model, source, device):

@@ -2,13 +2,14 @@
 
 from flcache.evaluation.report.colours import ColourBasis, TargetMoments
 from flcache.evaluation.report.page import Report, render, write_report
-from flcache.evaluation.report.player import RolledClip, frame_side, player_content, seen_region
+from flcache.evaluation.report.player import RolledClip, clips_that_fit, frame_side, player_content, seen_region
 
 __all__ = [
     "ColourBasis",
     "Report",
     "RolledClip",
     "TargetMoments",
+    "clips_that_fit",
     "frame_side",
     "player_content",
     "render",

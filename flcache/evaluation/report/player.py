@@ -23,11 +23,17 @@ from torch import Tensor
 from flcache.evaluation.report.colours import ColourBasis, heat
 
 SHEET_COLUMNS = 8
+MAX_CLIPS = 8
+LATENT_BYTES = 1_500_000
+"""Of all pictures of latents together, before compression and base64."""
 FRAME_SIDE = 224
 """Pixels of the longer side of a video frame in the page; less where there are many of them."""
-FRAME_PIXELS = 7_000_000
-"""Of all frames together: about 1.5 MB as JPEG."""
-JPEG_QUALITY = 86
+FRAME_PIXELS = 6_500_000
+"""Of all frames together."""
+FRAME_BYTES = 2_000_000
+"""Of all frames together, as JPEG; with base64 and the latents a page stays below 5 MB."""
+JPEG_QUALITIES = (86, 70, 50, 30)
+"""Tried in this order until the frames fit."""
 
 
 @dataclass(frozen=True)
@@ -62,18 +68,32 @@ class RolledClip:
         return (self.copy - self.target).square().mean(-1)
 
 
+@dataclass(frozen=True)
+class _FrameBudget:
+    side: int
+    """Pixels of the longer side."""
+    bytes_per_clip: int
+
+
 def player_content(clips: Sequence[RolledClip], basis: ColourBasis) -> dict[str, Any]:
     """Everything the player needs, as plain values; pictures are data URIs. The clips have the same steps and split."""
     limit = _error_limit(clips)
-    side = frame_side(sum(len(clip.times) for clip in clips))
+    frames = _FrameBudget(frame_side(sum(len(clip.times) for clip in clips)), FRAME_BYTES // len(clips))
     return {
         "columns": SHEET_COLUMNS,
         "grid": [clips[0].context.shape[2], clips[0].context.shape[1]],
         "context": len(clips[0].context),
         "limit": limit,
         "explained": basis.explained,
-        "clips": [_clip(clip, basis, limit, side) for clip in clips],
+        "clips": [_clip(clip, basis, limit, frames) for clip in clips],
     }
+
+
+def clips_that_fit(latent_shape: Sequence[int]) -> int:
+    """How many clips of (T, H, W, D) latents a page can hold; at least one."""
+    T, H, W, _ = latent_shape
+    sheets, colours = 5, 3
+    return max(1, min(MAX_CLIPS, LATENT_BYTES // (sheets * colours * T * H * W)))
 
 
 def frame_side(pictures: int) -> int:
@@ -102,7 +122,7 @@ def _error_limit(clips: Sequence[RolledClip]) -> float:
     return max(1e-6, float(torch.quantile(errors, 0.99))) if len(errors) else 1.0
 
 
-def _clip(clip: RolledClip, basis: ColourBasis, limit: float, side: int) -> dict[str, Any]:
+def _clip(clip: RolledClip, basis: ColourBasis, limit: float, budget: _FrameBudget) -> dict[str, Any]:
     truth = torch.cat([clip.context, clip.target])
     return {
         "id": clip.clip_id,
@@ -118,7 +138,7 @@ def _clip(clip: RolledClip, basis: ColourBasis, limit: float, side: int) -> dict
             "error": _png(heat(clip.prediction_error, limit)),
             "copy_error": _png(heat(clip.copy_error, limit)),
         },
-        "frames": None if clip.frames is None else _frames(clip.frames, side),
+        "frames": None if clip.frames is None else _frames(clip.frames, budget),
     }
 
 
@@ -132,18 +152,21 @@ def _per_step(errors: Tensor) -> list[float]:
     return [round(value, 4) for value in errors.flatten(1).mean(1).tolist()]
 
 
-def _frames(frames: NDArray[np.uint8], side: int) -> dict[str, Any]:
+def _frames(frames: NDArray[np.uint8], budget: _FrameBudget) -> dict[str, Any]:
     """One sheet and the size of a frame on it; frames are only ever made smaller."""
     height, width = frames.shape[1:3]
-    scale = min(1.0, side / max(height, width))
+    scale = min(1.0, budget.side / max(height, width))
     size = max(1, round(width * scale)), max(1, round(height * scale))
     smaller = np.stack([np.asarray(Image.fromarray(frame).resize(size, Image.Resampling.LANCZOS)) for frame in frames])
     picture = Image.fromarray(_sheet(smaller))
-    return {"size": list(size), "sheet": _data_uri(picture, "jpeg", quality=JPEG_QUALITY, subsampling=0)}
+    sheets = (_encode(picture, "jpeg", quality=quality, subsampling=0) for quality in JPEG_QUALITIES)
+    sheet = next((sheet for sheet in sheets if len(sheet) <= budget.bytes_per_clip), None)
+    sheet = sheet or _encode(picture, "jpeg", quality=JPEG_QUALITIES[-1])
+    return {"size": list(size), "sheet": _data_uri(sheet, "jpeg")}
 
 
 def _png(pictures: NDArray[np.uint8]) -> str:
-    return _data_uri(Image.fromarray(_sheet(pictures)), "png", optimize=True)
+    return _data_uri(_encode(Image.fromarray(_sheet(pictures)), "png", optimize=True), "png")
 
 
 def _sheet(pictures: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -156,7 +179,11 @@ def _sheet(pictures: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return grid.reshape(rows * height, SHEET_COLUMNS * width, 3)
 
 
-def _data_uri(picture: Image.Image, kind: str, **options: Any) -> str:
+def _encode(picture: Image.Image, kind: str, **options: Any) -> bytes:
     stream = BytesIO()
     picture.save(stream, format=kind, **options)
-    return f"data:image/{kind};base64,{base64.b64encode(stream.getvalue()).decode()}"
+    return stream.getvalue()
+
+
+def _data_uri(content: bytes, kind: str) -> str:
+    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
