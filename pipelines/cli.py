@@ -89,6 +89,21 @@ def evaluate(config: str, checkpoint: str | None, as_json: bool, overrides: tupl
 
 @cli.command()
 @_CONFIG
+@_JSON
+@_OVERRIDES
+def baselines(config: str, as_json: bool, overrides: tuple[str, ...]) -> None:
+    """Score every baseline that needs no training, horizon by horizon.
+
+    Copying, the mean of the context, linear extrapolation, the dataset's mean and ridge autoregression.
+    """
+    resolved = _load(config, overrides)
+    from . import baselines as stage
+
+    stage.run(resolved.config, as_json=as_json)
+
+
+@cli.command()
+@_CONFIG
 @_OVERRIDES
 def inspect_config(config: str, overrides: tuple[str, ...]) -> None:
     """Show a configuration: where each value came from, sizes, and what is wrong.

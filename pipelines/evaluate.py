@@ -3,25 +3,24 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 from rich.console import Console
 from safetensors.torch import load_model
 
-from flcache.batch import LatentBatch
 from flcache.config import Config
 from flcache.errors import TrainingError
-from flcache.evaluation import EvaluationResult, evaluate, evaluation_table, plot_skill
+from flcache.evaluation import EvaluationResult, Sampling, detail_table, evaluate, evaluation_table, plot_skill
 from flcache.training import RunRecord, WorldModel, latest_checkpoint, read_record
 
+from .baselines import fitted_baselines
 from .encoder import pick_device
-from .source import LatentSource, Reading, open_source
+from .source import LatentSource, Reading, latent_batches, open_source
 from .train import build_world_model
 
 
 def run(config: Config, checkpoint: Path | None = None, as_json: bool = False) -> None:
-    """Roll the newest checkpoint, or the named one, out over `evaluation.split` and compare it with copying."""
+    """Roll the newest checkpoint, or the named one, out over `evaluation.split` and compare it with every baseline."""
     directory = Path(config.require("training.dir"))
     checkpoint = checkpoint or latest_checkpoint(directory / "checkpoints")
     device = pick_device(config.training.device)
@@ -35,6 +34,8 @@ def run(config: Config, checkpoint: Path | None = None, as_json: bool = False) -
             fingerprint=source.fingerprint,
             allow_leak=config.allow_leak,
             horizons=config.evaluation.horizons,
+            baselines=fitted_baselines(config, model, device),
+            sampling=_sampling(config, model),
             device=device,
         )
     _keep(directory, result)
@@ -42,7 +43,9 @@ def run(config: Config, checkpoint: Path | None = None, as_json: bool = False) -
         print(json.dumps(result.to_json()))
         return
     Console().print(evaluation_table(result))
-    print(f"{checkpoint}: evaluated on the {reading.split} split; kept in {directory}/evaluation.json and skill.png")
+    Console().print(detail_table(result))
+    kept = f"{directory}/evaluation.json, evaluation.csv and skill.png"
+    print(f"{checkpoint}: evaluated on the {reading.split} split; kept in {kept}")
 
 
 def load_trained(config: Config, source: LatentSource, checkpoint: Path) -> WorldModel:
@@ -59,10 +62,10 @@ def load_trained(config: Config, source: LatentSource, checkpoint: Path) -> Worl
     return model.eval()
 
 
-def latent_batches(model: WorldModel, source: LatentSource, device: str) -> Iterator[LatentBatch]:
-    """One epoch of the source as standardised latents."""
-    for batch in source.batches:
-        yield model.to_latents(batch.to(device))
+def _sampling(config: Config, model: WorldModel) -> Sampling | None:
+    """How a generative predictor is asked for several futures; None for one that gives a single future."""
+    sample = getattr(model.predictor, "sample", None)
+    return Sampling(sample, config.evaluation.samples) if sample else None
 
 
 def _check_latents(record: RunRecord, source: LatentSource, checkpoint: Path) -> None:
@@ -76,4 +79,6 @@ def _check_latents(record: RunRecord, source: LatentSource, checkpoint: Path) ->
 def _keep(directory: Path, result: EvaluationResult) -> None:
     text = json.dumps(result.to_json(), indent=1) + "\n"
     (directory / "evaluation.json").write_text(text, encoding="utf-8")
+    with (directory / "evaluation.csv").open("w", encoding="utf-8", newline="") as stream:
+        result.write_csv(stream)
     plot_skill(result, directory / "skill.png")

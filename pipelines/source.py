@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from flcache.batch import ChannelStatistics
+from flcache.batch import ChannelStatistics, LatentBatch
 from flcache.cache import (
     ChannelSums,
     EpochSampler,
@@ -21,7 +21,7 @@ from flcache.config import Config
 from flcache.encoder import LatentVideoModel
 from flcache.errors import CacheError, DataError
 from flcache.leak import check_split
-from flcache.training import LiveClip, Source, VideoSource
+from flcache.training import LiveClip, Source, VideoSource, WorldModel
 from flcache.videos import DecodePool
 
 from .clips import clip_rule, clip_tasks, read_split
@@ -66,6 +66,12 @@ def open_source(config: Config, reading: Reading, *, device: str) -> Iterator[La
         return
     with DecodePool(config.encode.decode_workers, config.encode.decode_timeout_s) as pool:
         yield _live(config, reading, pool, device)
+
+
+def latent_batches(model: WorldModel, source: LatentSource, device: str) -> Iterator[LatentBatch]:
+    """One epoch of the source as standardised latents."""
+    for batch in source.batches:
+        yield model.to_latents(batch.to(device))
 
 
 def _cached(config: Config, reading: Reading) -> LatentSource:
