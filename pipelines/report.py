@@ -31,7 +31,7 @@ def run(directory: Path, overrides: Sequence[str] = (), out: Path | None = None)
     evaluation = _read_evaluation(training / "evaluation.json")
     pictures = gather_pictures(config, checkpoint)
     page = Report(
-        name=directory.resolve().name,
+        name=_run_name(training.resolve()),
         split=config.evaluation.split,
         evaluation=evaluation,
         losses=read_metrics(training / "metrics.jsonl"),
@@ -45,6 +45,11 @@ def run(directory: Path, overrides: Sequence[str] = (), out: Path | None = None)
     path = out or directory / "report.html"
     write_report(page, path)
     print(f"{path}: {decimal(path.stat().st_size)}; open it in a browser")
+
+
+def _run_name(training: Path) -> str:
+    """What to call the run: its folder, or the one around it where that is just "training"."""
+    return training.parent.name if training.name == "training" else training.name
 
 
 def _read_config(checkpoint: Path, training: Path, overrides: Sequence[str]) -> Config:

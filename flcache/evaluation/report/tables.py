@@ -57,7 +57,8 @@ def number(value: float | None, digits: int = 2) -> str:
     """A number with a true minus sign; a dash for none."""
     if value is None or not math.isfinite(value):
         return "\N{EN DASH}"
-    return f"{value:.{digits}f}".replace("-", "\N{MINUS SIGN}")
+    rounded = round(value, digits) + 0.0  # no minus zero
+    return f"{rounded:.{digits}f}".replace("-", "\N{MINUS SIGN}")
 
 
 def _table(rows: Sequence[Row], columns: dict[str, list[float | None]]) -> Table:
