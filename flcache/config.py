@@ -115,11 +115,33 @@ class CacheConfig:
 
 
 @dataclass(frozen=True)
+class FlowConfig:
+    sampler: Literal["euler", "heun"] = "heun"
+    """Heun takes two evaluations of the network a step, Euler one."""
+    sampler_steps: Positive = 8
+    guidance: PositiveFloat = 1.0
+    """Of sampling: 1 is the learned distribution, above 1 exaggerates what the past adds to the last step."""
+    context_dropout: Fraction = 0.1
+    """Training clips that are shown the last step of their context alone; guidance leads away from those."""
+
+
+@dataclass(frozen=True)
 class PredictorConfig:
+    kind: Literal["causal", "parallel", "cross_attention", "flow_matching"] = "causal"
+    """`causal` predicts step by step, the others all target steps at once: `parallel` from mask tokens among the
+    context's, `cross_attention` from queries of the context, `flow_matching` as samples of a conditional flow."""
     preset: str = "small"
     """`tiny`, `small`, `base` or `large`."""
     overrides: dict[str, Any] = field(default_factory=dict)
     """Fields of the preset to replace: `depth`, `width`, `heads`, `mlp_width`, `merge`."""
+    attention: Literal["joint", "factorised"] = "joint"
+    """`factorised` alternates between the steps of one place and the places of one step: cheaper for long clips."""
+    checkpoint_activations: bool = False
+    """Compute activations again in the backward pass instead of keeping them: less memory, a third more work."""
+    compile: bool = False
+    """Run blocks through `torch.compile`."""
+    flow: FlowConfig = field(default_factory=FlowConfig)
+    """Of `flow_matching` only."""
 
 
 @dataclass(frozen=True)
@@ -135,7 +157,14 @@ class TrainingConfig:
     """Batches per optimiser step."""
     context_steps: Positive | None = None
     """Steps the evaluation's predictor sees; null is half of the clip."""
-    loss: Literal["l1", "l2", "smooth_l1"] = "l1"
+    loss: Literal["l1", "l2", "smooth_l1", "cosine"] = "l1"
+    """`flow_matching` takes `l2` alone."""
+    targets: Literal["raw", "layer_norm"] = "raw"
+    """`raw` compares standardised latents; `layer_norm` norms every token of prediction and target first."""
+    rollout_steps: Positive = 1
+    """How far `causal` is rolled out from a random prefix in every batch; 1 is teacher forcing alone."""
+    horizon_weights: tuple[NonNegative, ...] = (1.0,)
+    """Of the loss 1, 2, ... steps ahead; the last one holds for all further steps."""
     learning_rate: PositiveFloat = 5e-4
     min_learning_rate_fraction: Fraction = 0.01
     """Of `learning_rate`, where the cosine ends."""
@@ -161,6 +190,12 @@ class EvaluationConfig:
     batch_size: Positive = 8
     horizons: Positive | None = None
     """How many steps ahead to roll out; null is all that the clip leaves after the context."""
+    baseline_clips: Positive = 512
+    """Training clips, the first of the plan, that the dataset mean and the ridge are fitted to."""
+    ridge_steps: Positive = 3
+    """Past steps that the ridge looks at."""
+    samples: Annotated[int, Bound("of at least 2", lambda value: value >= 2)] = 8
+    """Futures drawn of every context from a generative predictor."""
 
 
 @dataclass(frozen=True)

@@ -89,6 +89,21 @@ def evaluate(config: str, checkpoint: str | None, as_json: bool, overrides: tupl
 
 @cli.command()
 @_CONFIG
+@_JSON
+@_OVERRIDES
+def baselines(config: str, as_json: bool, overrides: tuple[str, ...]) -> None:
+    """Score every baseline that needs no training, horizon by horizon.
+
+    Copying, the mean of the context, linear extrapolation, the dataset's mean and ridge autoregression.
+    """
+    resolved = _load(config, overrides)
+    from . import baselines as stage
+
+    stage.run(resolved.config, as_json=as_json)
+
+
+@cli.command()
+@_CONFIG
 @_OVERRIDES
 def inspect_config(config: str, overrides: tuple[str, ...]) -> None:
     """Show a configuration: where each value came from, sizes, and what is wrong.
@@ -158,6 +173,20 @@ def import_latents(manifest: str, root: str, out: str, spec: str | None, **optio
 
     chosen = stage.ImportOptions(spec=Path(spec) if spec else None, **options)
     stage.run(Path(manifest), Path(root), Path(out), chosen)
+
+
+@cli.command()
+@click.argument("directory", metavar="DIR")
+@click.option("--out", metavar="FILE", help="Where to write the page; DIR/report.html by default.")
+@_OVERRIDES
+def report(directory: str, out: str | None, overrides: tuple[str, ...]) -> None:
+    """Write a trained run as one HTML page: skill, losses, pictures of predictions, what failed.
+
+    DIR is a training.dir, or the folder that holds it as "training". The page holds everything it shows.
+    """
+    from . import report as stage
+
+    stage.run(Path(directory), overrides, out=Path(out) if out else None)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

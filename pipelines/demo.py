@@ -1,4 +1,4 @@
-"""flcache demo [--out DIR]: synthetic videos -> encode -> train -> evaluate, with nothing to download.
+"""flcache demo [--out DIR]: synthetic videos -> encode -> train -> evaluate -> report, with nothing to download.
 
 The demo is the commands: it prints every line it runs, and each works when pasted.
 """
@@ -12,7 +12,7 @@ from pathlib import Path
 from flcache.config import load_config
 from flcache.videos import write_dataset
 
-from . import encode, evaluate, train
+from . import encode, evaluate, report, train
 
 TRAIN_VIDEOS, VAL_VIDEOS = 448, 64
 DEFAULT_FOLDER = Path("flcache-demo")
@@ -32,6 +32,8 @@ def run(out: Path = DEFAULT_FOLDER) -> None:
     train.run(config, resume=True)
     _announce("evaluate", overrides)
     evaluate.run(config)
+    print(f"\n$ flcache report {shlex.quote(str(out))}", flush=True)
+    report.run(out)
     print(f"Done in {time.monotonic() - started:.0f} s. Look at:")
     for path, what in _results(out).items():
         print(f"  {path}  {what}")
@@ -58,6 +60,7 @@ def _announce(stage: str, overrides: list[str]) -> None:
 def _results(out: Path) -> dict[Path, str]:
     training = out / "training"
     return {
+        out / "report.html": "all of it on one page, with a player; open it in a browser",
         training / "skill.png": "skill over horizon",
         training / "evaluation.json": "the table above, for programs",
         training / "metrics.jsonl": "losses with the copy-last line; or: tensorboard --logdir " + str(training),

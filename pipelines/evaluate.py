@@ -3,40 +3,39 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 from rich.console import Console
 from safetensors.torch import load_model
 
-from flcache.batch import LatentBatch
 from flcache.config import Config
 from flcache.errors import TrainingError
-from flcache.evaluation import EvaluationResult, evaluate, evaluation_table, plot_skill
+from flcache.evaluation import EvaluationResult, Sampling, detail_table, evaluate, evaluation_table, plot_skill
 from flcache.training import RunRecord, WorldModel, latest_checkpoint, read_record
 
+from .baselines import fitted_baselines
 from .encoder import pick_device
-from .source import LatentSource, Reading, open_source
+from .source import LatentSource, Reading, latent_batches, open_source
 from .train import build_world_model
 
 
 def run(config: Config, checkpoint: Path | None = None, as_json: bool = False) -> None:
-    """Roll the newest checkpoint, or the named one, out over `evaluation.split` and compare it with copying."""
+    """Roll the newest checkpoint, or the named one, out over `evaluation.split` and compare it with every baseline."""
     directory = Path(config.require("training.dir"))
     checkpoint = checkpoint or latest_checkpoint(directory / "checkpoints")
-    record = read_record(checkpoint)
     device = pick_device(config.training.device)
     reading = Reading(config.evaluation.split, config.evaluation.batch_size, shuffle=False)
     with open_source(config, reading, device=device) as source:
-        _check_latents(record, source, checkpoint)
-        model = _load(config, source, checkpoint).to(device)
+        model = load_trained(config, source, checkpoint).to(device)
         result = evaluate(
             model.predictor.predict,
-            _latents(model, source, device),
+            latent_batches(model, source, device),
             seen_until=source.seen_until,
             fingerprint=source.fingerprint,
             allow_leak=config.allow_leak,
             horizons=config.evaluation.horizons,
+            baselines=fitted_baselines(config, model, device),
+            sampling=_sampling(config, model),
             device=device,
         )
     _keep(directory, result)
@@ -44,18 +43,14 @@ def run(config: Config, checkpoint: Path | None = None, as_json: bool = False) -
         print(json.dumps(result.to_json()))
         return
     Console().print(evaluation_table(result))
-    print(f"{checkpoint}: evaluated on the {reading.split} split; kept in {directory}/evaluation.json and skill.png")
+    Console().print(detail_table(result))
+    kept = f"{directory}/evaluation.json, evaluation.csv and skill.png"
+    print(f"{checkpoint}: evaluated on the {reading.split} split; kept in {kept}")
 
 
-def _check_latents(record: RunRecord, source: LatentSource, checkpoint: Path) -> None:
-    if record.fingerprint != source.fingerprint:
-        raise TrainingError(
-            f"{checkpoint}: trained on latents {record.fingerprint[:12]}, these are {source.fingerprint[:12]}; name "
-            f'the cache it was trained on with "cache.dir", or a checkpoint of this one with --checkpoint'
-        )
-
-
-def _load(config: Config, source: LatentSource, checkpoint: Path) -> WorldModel:
+def load_trained(config: Config, source: LatentSource, checkpoint: Path) -> WorldModel:
+    """The model of `checkpoint` for evaluation. Raises TrainingError if it is of other latents or another predictor."""
+    _check_latents(read_record(checkpoint), source, checkpoint)
     model = build_world_model(config, source)
     try:
         load_model(model, checkpoint / "model.safetensors")
@@ -67,13 +62,23 @@ def _load(config: Config, source: LatentSource, checkpoint: Path) -> WorldModel:
     return model.eval()
 
 
-def _latents(model: WorldModel, source: LatentSource, device: str) -> Iterator[LatentBatch]:
-    """One epoch of the source as standardised latents."""
-    for batch in source.batches:
-        yield model.to_latents(batch.to(device))
+def _sampling(config: Config, model: WorldModel) -> Sampling | None:
+    """How a generative predictor is asked for several futures; None for one that gives a single future."""
+    sample = getattr(model.predictor, "sample", None)
+    return Sampling(sample, config.evaluation.samples) if sample else None
+
+
+def _check_latents(record: RunRecord, source: LatentSource, checkpoint: Path) -> None:
+    if record.fingerprint != source.fingerprint:
+        raise TrainingError(
+            f"{checkpoint}: trained on latents {record.fingerprint[:12]}, these are {source.fingerprint[:12]}; name "
+            f'the cache it was trained on with "cache.dir", or a checkpoint of this one with --checkpoint'
+        )
 
 
 def _keep(directory: Path, result: EvaluationResult) -> None:
     text = json.dumps(result.to_json(), indent=1) + "\n"
     (directory / "evaluation.json").write_text(text, encoding="utf-8")
+    with (directory / "evaluation.csv").open("w", encoding="utf-8", newline="") as stream:
+        result.write_csv(stream)
     plot_skill(result, directory / "skill.png")

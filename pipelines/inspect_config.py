@@ -19,12 +19,12 @@ from flcache.config import Config, ResolvedConfig, as_dict
 from flcache.encoder import EncoderDescription, describe_encoder, seen_until
 from flcache.errors import ConfigError, FlcacheError
 from flcache.leak import check_split
-from flcache.predictor import build_predictor
 from flcache.videos import ClipRule, Video, VideoFolder, needs_duration, plan_clips, read_annotations
 from flcache.yaml_lines import Origin, shown
 
 from .clips import SPLITS, clip_rule
 from .encoder import encoder_source
+from .predictor import configured_predictor
 
 WIDEST_VALUE = 64
 """Characters of `key: value` after which origins are no longer aligned."""
@@ -119,7 +119,7 @@ def _parameters(
 
 def _predictor_parameters(config: Config, shape: Shape) -> int:
     with torch.device("meta"):
-        predictor = build_predictor(config.predictor.preset, config.predictor.overrides, latent_shape=shape)
+        predictor = configured_predictor(config, shape)
     return sum(parameter.numel() for parameter in predictor.parameters())
 
 

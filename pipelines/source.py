@@ -7,7 +7,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from flcache.batch import ChannelStatistics
+from flcache.batch import ChannelStatistics, LatentBatch
 from flcache.cache import (
     CacheSpec,
     ChannelSums,
@@ -22,7 +22,7 @@ from flcache.config import Config
 from flcache.encoder import LatentVideoModel
 from flcache.errors import CacheError, ConfigError, DataError
 from flcache.leak import check_split
-from flcache.training import LiveClip, Source, VideoSource
+from flcache.training import LiveClip, Source, VideoSource, WorldModel
 from flcache.videos import DecodePool
 
 from .clips import assign_split, clip_rule, clip_tasks, read_split
@@ -67,6 +67,12 @@ def open_source(config: Config, reading: Reading, *, device: str) -> Iterator[La
         return
     with DecodePool(config.encode.decode_workers, config.encode.decode_timeout_s) as pool:
         yield _live(config, reading, pool, device)
+
+
+def latent_batches(model: WorldModel, source: LatentSource, device: str) -> Iterator[LatentBatch]:
+    """One epoch of the source as standardised latents."""
+    for batch in source.batches:
+        yield model.to_latents(batch.to(device))
 
 
 def _cached(config: Config, reading: Reading) -> LatentSource:

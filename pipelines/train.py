@@ -14,9 +14,9 @@ from torch import nn
 
 from flcache.config import Config, to_yaml
 from flcache.errors import ConfigError, TrainingError
-from flcache.predictor import build_predictor
 from flcache.training import (
     LoopOptions,
+    Objective,
     Run,
     RunRecord,
     WorldModel,
@@ -30,6 +30,7 @@ from flcache.training import (
     warmup_cosine,
 )
 
+from .predictor import configured_predictor
 from .progress import Progress
 from .source import LatentSource, Reading, open_source
 
@@ -62,9 +63,11 @@ def run(config: Config, resume: bool = False) -> None:
 
 def build_world_model(config: Config, source: LatentSource) -> WorldModel:
     """A fresh predictor for the latents of `source`, with its encoder where `source` holds frames."""
-    predictor = build_predictor(config.predictor.preset, config.predictor.overrides, latent_shape=source.latent_shape)
+    training = config.training
+    objective = Objective(training.loss, training.targets, training.rollout_steps, training.horizon_weights)
     splits = counted_splits(source.seen_until, allow_leak=config.allow_leak)
-    return WorldModel(predictor, source.statistics, splits=splits, loss=config.training.loss, encoder=source.encoder)
+    predictor = configured_predictor(config, source.latent_shape)
+    return WorldModel(predictor, source.statistics, splits=splits, objective=objective, encoder=source.encoder)
 
 
 def _accelerator(config: Config) -> Accelerator:

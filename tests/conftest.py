@@ -1,12 +1,25 @@
-"""Fixtures shared by all tests: real videos where they are at hand."""
+"""Fixtures shared by all tests: real videos and a real browser, where they are at hand."""
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from selenium.webdriver import Chrome, ChromeOptions, ChromeService
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+BROWSER_FLAGS = (
+    "headless",
+    "no-sandbox",
+    "disable-gpu",
+    "disable-quic",
+    "no-first-run",
+    "disable-background-networking",
+    "disable-component-update",
+    "disable-sync",
+)
 
 
 @pytest.fixture(scope="session")
@@ -16,3 +29,20 @@ def shared_videos() -> Path:
     if not folder.is_dir():
         pytest.skip("no ../shared/videos beside the checkout")
     return folder
+
+
+@pytest.fixture(scope="session")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chrome]:
+    """A headless Chromium that keeps its console and what it asks the network for; skips where there is none."""
+    chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
+    if chromium is None or driver is None:
+        pytest.skip("no chromium and chromedriver on this machine (Debian: chromium, chromium-driver)")
+    options = ChromeOptions()
+    options.binary_location = chromium
+    for flag in BROWSER_FLAGS:
+        options.add_argument(f"--{flag}")
+    options.add_argument(f"--user-data-dir={tmp_path_factory.mktemp('chromium')}")
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    session = Chrome(options=options, service=ChromeService(driver))
+    yield session
+    session.quit()

@@ -1,19 +1,26 @@
-"""Is the prediction better than copying? Rollouts, errors and skill per horizon, a table and a picture."""
+"""Is the prediction better than what costs nothing? Rollouts, baselines, metrics per horizon, tables and a picture."""
 
-from flcache.evaluation.baselines import BASELINES, Predict, copy_last
+from flcache.evaluation.baselines import BASELINES, Predict, copy_last, fit_baselines
+from flcache.evaluation.bootstrap import Interval
 from flcache.evaluation.plot import plot_skill
-from flcache.evaluation.report import evaluation_table
 from flcache.evaluation.result import Errors, EvaluationResult, HorizonResult
 from flcache.evaluation.rollout import evaluate
+from flcache.evaluation.sampling import Sampling
+from flcache.evaluation.table import baselines_table, detail_table, evaluation_table
 
 __all__ = [
     "BASELINES",
     "Errors",
     "EvaluationResult",
     "HorizonResult",
+    "Interval",
     "Predict",
+    "Sampling",
+    "baselines_table",
     "copy_last",
+    "detail_table",
     "evaluate",
     "evaluation_table",
+    "fit_baselines",
     "plot_skill",
 ]

@@ -1,10 +1,22 @@
-"""Predictions that cost nothing, as functions with the signature of a predictor."""
+"""Predictions without training, as functions with the signature of a predictor.
+
+Three need the context alone. Two are fitted in closed form to the training clips, streamed once: the mean of every
+position of the grid, and ridge regression on the last steps.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain
 
+import torch
 from torch import Tensor
+
+from flcache.batch import LatentBatch
+from flcache.errors import DataError
+from flcache.evaluation.ridge import RidgeMoments
+from flcache.leak import check_split, legal_splits
 
 Predict = Callable[[Tensor, Tensor, Tensor], Tensor]
 """context (B, Tc, H, W, D), context_times (B, Tc), target_times (B, Tt), in seconds -> (B, Tt, H, W, D)."""
@@ -15,5 +27,77 @@ def copy_last(context: Tensor, context_times: Tensor, target_times: Tensor) -> T
     return context[:, -1:].expand(-1, target_times.shape[1], -1, -1, -1)
 
 
-BASELINES: dict[str, Predict] = {"copy_last": copy_last}
-"""What every evaluation compares with, by the name under which its JSON reports it."""
+def mean_of_context(context: Tensor, context_times: Tensor, target_times: Tensor) -> Tensor:
+    """The mean over the steps of the context, at every horizon."""
+    return context.mean(dim=1, keepdim=True).expand(-1, target_times.shape[1], -1, -1, -1)
+
+
+def linear_extrapolation(context: Tensor, context_times: Tensor, target_times: Tensor) -> Tensor:
+    """The last two steps of the context, continued in a straight line through time; a context of one step is copied."""
+    last = context[:, -1:]
+    if context.shape[1] == 1:
+        return copy_last(context, context_times, target_times)
+    elapsed = target_times - context_times[:, -1:]  # (B, Tt)
+    lag = context_times[:, -1:] - context_times[:, -2:-1]
+    return last + (last - context[:, -2:-1]) * (elapsed / lag)[:, :, None, None, None]
+
+
+BASELINES: Mapping[str, Predict] = {
+    "copy_last": copy_last,
+    "mean_of_context": mean_of_context,
+    "linear": linear_extrapolation,
+}
+"""Those that need nothing but the context, by the names under which JSON reports them."""
+
+
+@dataclass(frozen=True)
+class DatasetMean:
+    """The same picture for every clip: the mean of each position of the grid over the training clips."""
+
+    mean: Tensor
+    """(H, W, D) float32"""
+
+    def __call__(self, context: Tensor, context_times: Tensor, target_times: Tensor) -> Tensor:
+        return self.mean.to(context.device).expand(*target_times.shape, -1, -1, -1)
+
+
+def fit_baselines(
+    batches: Iterable[LatentBatch], *, seen_until: Sequence[int], ridge_steps: int, allow_leak: bool = False
+) -> dict[str, Predict]:
+    """Every baseline, those that are fitted to `batches` of training clips included.
+
+    `batches` are standardised; each clip is looked at once. Ridge looks at `ridge_steps` past steps, or at as many as
+    the context has, and learns from splits that are legal for contexts of that `seen_until`, or from all with
+    `allow_leak`. Raises DataError if there is no clip, LeakError if no split is legal.
+    """
+    stream = iter(batches)
+    first = next(stream, None)
+    if first is None:
+        raise DataError('no training clips to fit baselines to: "dataset.train" has no encoded clips')
+    check_split(seen_until, first.context_steps, allow_leak=allow_leak)
+    splits = range(1, len(seen_until)) if allow_leak else legal_splits(seen_until)
+    mean = _PositionMean()
+    moments = RidgeMoments(first.latents.shape[-1], min(ridge_steps, first.context_steps))
+    for batch in chain([first], stream):
+        mean.add(batch)
+        moments.add(batch, splits)
+    return {**BASELINES, "dataset_mean": mean.finish(), "ridge": moments.fit()}
+
+
+class _PositionMean:
+    """Running sum over the valid steps of the targets."""
+
+    def __init__(self) -> None:
+        self._sum: Tensor | None = None
+        self._count = 0
+
+    def add(self, batch: LatentBatch) -> None:
+        valid = batch.valid.to(batch.targets.device)
+        total = torch.einsum("bt,bthwd->hwd", valid.to(batch.targets.dtype), batch.targets).cpu().double()
+        self._sum = total if self._sum is None else self._sum + total
+        self._count += int(valid.sum())
+
+    def finish(self) -> DatasetMean:
+        if self._sum is None or not self._count:
+            raise DataError("no training clip has a step that is not padding, so there is no mean to take")
+        return DatasetMean((self._sum / self._count).float())

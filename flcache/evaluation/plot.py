@@ -1,4 +1,4 @@
-"""A picture of skill over horizon."""
+"""A picture of skill over horizon, with its intervals."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from pathlib import Path
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from flcache.evaluation.report import LEAK_WARNING
 from flcache.evaluation.result import EvaluationResult
+from flcache.evaluation.table import LEAK_WARNING, spoken
 
 MAX_TICKS = 16
 
@@ -41,7 +41,10 @@ def _draw_skill(axes: Axes, result: EvaluationResult) -> None:
     horizons = [horizon.horizon for horizon in result.horizons]
     for name in result.horizons[0].skill:
         skills = [horizon.skill[name] for horizon in result.horizons]
-        axes.plot(horizons, skills, marker="o", label=f"over {name.replace('_', ' ')}")
+        (line,) = axes.plot(horizons, skills, marker="o", label=f"over {spoken(name)}")
+        bounds = [horizon.skill_interval.get(name) for horizon in result.horizons]
+        low, high = ([getattr(bound, side, math.nan) for bound in bounds] for side in ("low", "high"))
+        axes.fill_between(horizons, low, high, color=line.get_color(), alpha=0.15, linewidth=0)
     axes.set_ylabel("skill")
     axes.grid(alpha=0.3)
     axes.legend(loc="best", frameon=False)
@@ -50,7 +53,7 @@ def _draw_skill(axes: Axes, result: EvaluationResult) -> None:
 def _draw_zero(axes: Axes) -> None:
     """The line that a prediction must stay above; named at its left end, where skill is usually far from it."""
     axes.axhline(0, color="black", linewidth=1)
-    axes.text(0.55, 0, "copying the last step", va="bottom", fontsize=8)
+    axes.text(0.55, 0, "no better than the baseline", va="bottom", fontsize=8)
 
 
 def _label_horizons(axes: Axes, result: EvaluationResult) -> None:

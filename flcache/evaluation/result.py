@@ -1,10 +1,16 @@
-"""What an evaluation found, and its JSON form."""
+"""What an evaluation found, and its JSON and CSV forms."""
 
 from __future__ import annotations
 
+import csv
 import math
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, TextIO
+
+from flcache.evaluation.bootstrap import Interval
+from flcache.evaluation.retrieval import Retrieval
+from flcache.evaluation.spread import Spread
 
 
 @dataclass(frozen=True)
@@ -14,6 +20,27 @@ class Errors:
     error: float
     l1: float
     cosine: float
+
+
+@dataclass(frozen=True)
+class MotionQuartile:
+    """The clips whose truth moves least, ..., most at one horizon."""
+
+    motion: float
+    """Mean squared difference between the truth and the last step of the context."""
+    clips: int
+    error: float
+    skill: dict[str, float]
+
+
+@dataclass(frozen=True)
+class SampleErrors:
+    """Of a generative predictor, as sampling.py defines them."""
+
+    samples: int
+    best: float
+    mean: float
+    diversity: float
 
 
 @dataclass(frozen=True)
@@ -30,6 +57,19 @@ class HorizonResult:
     baselines: dict[str, Errors]
     skill: dict[str, float]
     """Against each baseline; NaN where there are no clips."""
+    error_interval: Interval | None = None
+    skill_interval: dict[str, Interval] = field(default_factory=dict)
+    baseline_error_interval: dict[str, Interval] = field(default_factory=dict)
+    baseline_skill: dict[str, float] = field(default_factory=dict)
+    """Skill of each baseline over copying the last step."""
+    baseline_skill_interval: dict[str, Interval] = field(default_factory=dict)
+    quartiles: tuple[MotionQuartile, ...] = ()
+    """From the least to the most motion; none for fewer than four clips."""
+    retrieval: dict[str, Retrieval] = field(default_factory=dict)
+    """Of the `prediction`, and of `copy_last` to compare with."""
+    spread: Spread | None = None
+    samples: SampleErrors | None = None
+    """None unless the predictor is generative."""
 
 
 @dataclass(frozen=True)
@@ -44,24 +84,72 @@ class EvaluationResult:
 
     def to_json(self) -> dict[str, Any]:
         """As plain values for `json.dumps`; what is not a finite number is None."""
-        horizons = [_horizon_to_json(horizon) for horizon in self.horizons]
+        horizons = [_finite(_horizon_to_json(horizon)) for horizon in self.horizons]
         return {"horizons": horizons, "leak": self.leak, "fingerprint": self.fingerprint}
+
+    def write_csv(self, stream: TextIO) -> None:
+        """One row a horizon; columns are the JSON's keys joined by dots, intervals as `.low` and `.high`."""
+        rows = [{**_flat(row), "leak": self.leak} for row in self.to_json()["horizons"]]
+        columns = list(dict.fromkeys(name for row in rows for name in row))
+        writer = csv.DictWriter(stream, columns, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
 
 
 def _horizon_to_json(result: HorizonResult) -> dict[str, Any]:
     return {
         "horizon": result.horizon,
-        "seconds": _finite(result.seconds),
+        "seconds": result.seconds,
         "clips": result.clips,
-        **_errors_to_json(result.prediction),
-        "skill": {name: _finite(skill) for name, skill in result.skill.items()},
-        "baselines": {name: _errors_to_json(errors) for name, errors in result.baselines.items()},
+        **asdict(result.prediction),
+        "error_interval": _bounds(result.error_interval),
+        "skill": result.skill,
+        "skill_interval": {name: _bounds(interval) for name, interval in result.skill_interval.items()},
+        "baselines": {name: _baseline_to_json(result, name) for name in result.baselines},
+        "motion_quartiles": [asdict(quartile) for quartile in result.quartiles],
+        "retrieval": {name: asdict(found) for name, found in result.retrieval.items()},
+        **(asdict(result.spread) if result.spread else {}),
+        **({"samples": asdict(result.samples)} if result.samples else {}),
     }
 
 
-def _errors_to_json(errors: Errors) -> dict[str, float | None]:
-    return {"error": _finite(errors.error), "l1": _finite(errors.l1), "cosine": _finite(errors.cosine)}
+def _baseline_to_json(result: HorizonResult, name: str) -> dict[str, Any]:
+    return {
+        **asdict(result.baselines[name]),
+        "error_interval": _bounds(result.baseline_error_interval.get(name)),
+        "skill_over_copy_last": result.baseline_skill.get(name),
+        "skill_over_copy_last_interval": _bounds(result.baseline_skill_interval.get(name)),
+    }
 
 
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None
+def _bounds(interval: Interval | None) -> list[float] | None:
+    return [interval.low, interval.high] if interval else None
+
+
+def _finite(value: Any) -> Any:
+    """`value` with every float that is not finite as None, at any depth."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return [_finite(item) for item in value]
+    return value
+
+
+def _flat(tree: Mapping[str, Any], above: str = "") -> dict[str, Any]:
+    """Nested mappings and lists as one row of dotted names."""
+    row: dict[str, Any] = {}
+    for name, value in tree.items():
+        key = f"{above}{name}"
+        if isinstance(value, list):
+            value = _named(value)
+        row |= _flat(value, f"{key}.") if isinstance(value, Mapping) else {key: value}
+    return row
+
+
+def _named(values: list[Any]) -> dict[str, Any]:
+    """Entries of a list by number, from 1; the bounds of an interval by name."""
+    numbers = [str(number) for number in range(1, len(values) + 1)]
+    names = numbers if any(isinstance(value, Mapping) for value in values) else ["low", "high"]
+    return dict(zip(names, values, strict=True)) if values else {}

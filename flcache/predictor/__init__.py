@@ -5,6 +5,22 @@ Every predictor has one method for evaluation, `predict(context (B, Tc, H, W, D)
 """
 
 from flcache.predictor.causal import CausalPredictor
-from flcache.predictor.presets import PRESETS, PredictorShape, build_predictor, predictor_shape
+from flcache.predictor.cross_attention import CrossAttentionPredictor
+from flcache.predictor.flow_matching import FlowMatchingPredictor, FlowOptions
+from flcache.predictor.interface import Predictor
+from flcache.predictor.parallel import ParallelPredictor
+from flcache.predictor.presets import PRESETS, PredictorOptions, PredictorShape, build_predictor, predictor_shape
 
-__all__ = ["PRESETS", "CausalPredictor", "PredictorShape", "build_predictor", "predictor_shape"]
+__all__ = [
+    "PRESETS",
+    "CausalPredictor",
+    "CrossAttentionPredictor",
+    "FlowMatchingPredictor",
+    "FlowOptions",
+    "ParallelPredictor",
+    "Predictor",
+    "PredictorOptions",
+    "PredictorShape",
+    "build_predictor",
+    "predictor_shape",
+]

@@ -1,122 +1,173 @@
-"""A block-causal transformer: a token of step t attends to every token of the steps <= t.
+"""Transformer blocks on space-time tokens: pre-norm attention and MLP, made to be fast on a CPU too.
 
-Pre-norm blocks of attention and MLP, made to be fast on a CPU too: one projection for queries, keys and values, one
-rotation table for all layers. Queries go through in groups of steps, each with just the keys up to its end, which saves
-nearly half of the attention; a group of one step needs no mask at all.
+One projection makes queries, keys and values; one rotation table serves all layers. Attention is `joint` (all tokens
+that may meet do) or `factorised` (layers alternate between the steps of one place and the tokens of one step: the cost
+of a long clip then grows with T * N * (T + N) instead of the square of T * N).
 
 Shapes: B clips, T steps, N tokens a step, L = T * N tokens, W width.
 """
 
 from __future__ import annotations
 
-import math
-from functools import lru_cache
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import gelu, scaled_dot_product_attention
+from torch.utils.checkpoint import checkpoint
 
+from flcache.predictor.attention import block_causal_attention
 from flcache.predictor.rotary import Rotation, rotate
 
-QUERY_TOKENS = 256
-"""Queries per call of the attention kernel, in whole steps. Smaller calls skip more of the future but cost overhead:
-on 2 cores, forward and backward of 16 steps of 64 tokens take 176 ms masked as a whole, 112 so, 123 step by step."""
+Attention = Literal["joint", "factorised"]
+Axis = Literal["all", "time", "space"]
+"""Which tokens meet in a layer: all, those of one place, or those of one step."""
+KeyValues = tuple[Tensor, Tensor]
+"""Keys and values that one layer keeps of the steps it has seen, each (B', heads, L', head_dim), so that a rollout
+computes each step once. Layers of the axis "space" keep nothing: L' = 0."""
 
 
-class KeyValues:
-    """What one layer keeps of the steps it has seen, so that a rollout computes each step once."""
+@dataclass(frozen=True)
+class TransformerSize:
+    """What a stack of blocks is made of."""
 
-    def __init__(self) -> None:
-        self._keys: Tensor | None = None
-        self._values: Tensor | None = None
-
-    def extend(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Append (B, heads, L, head_dim) of new steps; returns the keys and values of all steps so far."""
-        if self._keys is not None and self._values is not None:
-            keys = torch.cat((self._keys, keys), dim=2)
-            values = torch.cat((self._values, values), dim=2)
-        self._keys, self._values = keys, values
-        return keys, values
+    depth: int
+    width: int
+    heads: int
+    mlp_width: int
+    attention: Attention = "joint"
+    checkpoint_activations: bool = False
+    """Keep only what enters each block, and compute the rest again in the backward pass: less memory, a third more
+    work."""
 
 
 class Block(nn.Module):
     """x + attention(norm(x)), then x + mlp(norm(x)), on (B, L, W)."""
 
-    def __init__(self, width: int, heads: int, mlp_width: int) -> None:
+    def __init__(self, size: TransformerSize, axis: Axis, *, causal: bool = False) -> None:
         super().__init__()
-        self.heads = heads
-        self.attention_norm = nn.LayerNorm(width)
-        self.qkv = nn.Linear(width, 3 * width)
-        self.attention_out = nn.Linear(width, width)
-        self.mlp_norm = nn.LayerNorm(width)
-        self.mlp_in = nn.Linear(width, mlp_width)
-        self.mlp_out = nn.Linear(mlp_width, width)
+        self.heads, self.axis, self.causal = size.heads, axis, causal
+        self.attention_norm = nn.LayerNorm(size.width)
+        self.qkv = nn.Linear(size.width, 3 * size.width)
+        self.attention_out = nn.Linear(size.width, size.width)
+        self.mlp_norm = nn.LayerNorm(size.width)
+        self.mlp_in = nn.Linear(size.width, size.mlp_width)
+        self.mlp_out = nn.Linear(size.mlp_width, size.width)
 
-    def forward(self, tokens: Tensor, by: Rotation, step_tokens: int, seen: KeyValues | None = None) -> Tensor:
-        """`tokens` (B, L, W) are whole steps of `step_tokens` each, which follow those in `seen` and join them."""
-        tokens = tokens + self._attend(self.attention_norm(tokens), by, step_tokens, seen)
+    def forward(
+        self, tokens: Tensor, by: Rotation, step_tokens: int, past: KeyValues | None = None
+    ) -> tuple[Tensor, KeyValues]:
+        """`tokens` are whole steps of `step_tokens` each, which follow those of `past`; returned with a longer past.
+
+        Only causal blocks take a past: in others the steps of the past would have had to see these.
+        """
+        queries, keys, values = self._project(self.attention_norm(tokens), by, step_tokens)
+        if self.axis == "space":
+            attended, past = scaled_dot_product_attention(queries, keys, values), (keys[:, :, :0], values[:, :, :0])
+        else:
+            past = (keys, values) if past is None else (_append(past[0], keys), _append(past[1], values))
+            attended = self._over_steps(queries, *past, step_tokens)
+        return self._finish(tokens, attended), past
+
+    def _over_steps(self, queries: Tensor, keys: Tensor, values: Tensor, step_tokens: int) -> Tensor:
+        if not self.causal:
+            return scaled_dot_product_attention(queries, keys, values)
+        return block_causal_attention(queries, keys, values, 1 if self.axis == "time" else step_tokens)
+
+    def _project(self, tokens: Tensor, by: Rotation, step_tokens: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Rotated queries and keys, and values, each (B', heads, L', head_dim) of the tokens that meet."""
+        queries, keys, values = self.qkv(tokens).unflatten(-1, (3, self.heads, -1)).unbind(2)  # (B, L, heads, head_dim)
+        queries, keys = rotate(queries, by), rotate(keys, by)
+        return tuple(_gather(heads, self.axis, step_tokens) for heads in (queries, keys, values))  # type: ignore[return-value]
+
+    def _finish(self, tokens: Tensor, attended: Tensor) -> Tensor:
+        """`tokens` (B, L, W) plus what they attended to (B', heads, L', head_dim), and the MLP of both."""
+        tokens = tokens + self.attention_out(_scatter(attended, self.axis, tokens.shape[0]))
         # the tanh form is 5 times faster than erf on CPU, forward and backward
         hidden = gelu(self.mlp_in(self.mlp_norm(tokens)), approximate="tanh")
         output: Tensor = tokens + self.mlp_out(hidden)
         return output
 
-    def _attend(self, tokens: Tensor, by: Rotation, step_tokens: int, seen: KeyValues | None) -> Tensor:
-        queries, keys, values = self.qkv(tokens).unflatten(-1, (3, self.heads, -1)).unbind(2)  # (B, L, heads, head_dim)
-        queries, keys = rotate(queries, by).transpose(1, 2), rotate(keys, by).transpose(1, 2)
-        values = values.transpose(1, 2)  # (B, heads, L, head_dim)
-        if seen is not None:
-            keys, values = seen.extend(keys, values)
-        attended = block_causal_attention(queries, keys, values, step_tokens)
-        output: Tensor = self.attention_out(attended.transpose(1, 2).flatten(2))
-        return output
+
+class CrossBlock(Block):
+    """A block in which target tokens look at the context's, and never at each other across steps.
+
+    In a layer of the axis "space", the tokens of a target step look at each other instead.
+    """
+
+    def forward(  # type: ignore[override]
+        self, tokens: Tensor, by: Rotation, context: Tensor, context_by: Rotation, step_tokens: int
+    ) -> Tensor:
+        """Target `tokens` (B, L, W) and normed `context` (B, M, W), both in whole steps of `step_tokens`."""
+        queries, keys, values = self._project(self.attention_norm(tokens), by, step_tokens)
+        if self.axis != "space":
+            _, keys, values = self._project(context, context_by, step_tokens)
+        return self._finish(tokens, scaled_dot_product_attention(queries, keys, values))
 
 
-class BlockCausalTransformer(nn.Module):
-    """`depth` blocks and a final norm, initialised from torch's generator."""
+class Transformer(nn.Module):
+    """Blocks of self-attention and a final norm, initialised from torch's generator."""
 
-    def __init__(self, depth: int, width: int, heads: int, mlp_width: int) -> None:
+    def __init__(self, size: TransformerSize, *, causal: bool) -> None:
         super().__init__()
-        self.blocks = nn.ModuleList(Block(width, heads, mlp_width) for _ in range(depth))
-        self.norm = nn.LayerNorm(width)
-        for module in self.modules():
-            if isinstance(module, nn.Linear):
-                initialise(module)
-        for block in self.blocks:
-            shrink_residual_branches(block, depth)
+        self.checkpoint_activations = size.checkpoint_activations
+        self.blocks = nn.ModuleList(Block(size, axis, causal=causal) for axis in layer_axes(size))
+        self.norm = nn.LayerNorm(size.width)
+        initialise_blocks(self.blocks)
 
-    def forward(self, tokens: Tensor, by: Rotation, step_tokens: int, seen: list[KeyValues] | None = None) -> Tensor:
-        """(B, L, W) to (B, L, W). With `seen`, one per block, the `tokens` follow the steps already in it."""
+    def forward(
+        self, tokens: Tensor, by: Rotation, step_tokens: int, past: Sequence[KeyValues] | None = None
+    ) -> tuple[Tensor, list[KeyValues]]:
+        """(B, L, W) to (B, L, W). `past`, one per block, is of the steps before `tokens`; it comes back with them."""
+        longer: list[KeyValues] = []
         for layer, block in enumerate(self.blocks):
-            tokens = block(tokens, by, step_tokens, None if seen is None else seen[layer])
+            before = None if past is None else past[layer]
+            tokens, after = run_block(block, self.checkpoint_activations, tokens, by, step_tokens, before)
+            longer.append(after)
+        return self.norm(tokens), longer
+
+    def first_steps(self, past: Sequence[KeyValues], steps: int, step_tokens: int) -> list[KeyValues]:
+        """`past` as it was after its first `steps` steps."""
+        kept = []
+        for block, (keys, values) in zip(self.blocks, past, strict=True):
+            assert isinstance(block, Block)
+            tokens = steps if block.axis == "time" else steps * step_tokens
+            kept.append((keys[:, :, :tokens], values[:, :, :tokens]))
+        return kept
+
+
+class CrossTransformer(nn.Module):
+    """Blocks in which target tokens query a context that is encoded once, and a final norm."""
+
+    def __init__(self, size: TransformerSize) -> None:
+        super().__init__()
+        self.checkpoint_activations = size.checkpoint_activations
+        self.blocks = nn.ModuleList(CrossBlock(size, axis) for axis in layer_axes(size))
+        self.norm = nn.LayerNorm(size.width)
+        initialise_blocks(self.blocks)
+
+    def forward(self, tokens: Tensor, by: Rotation, context: Tensor, context_by: Rotation, step_tokens: int) -> Tensor:
+        """(B, L, W) to (B, L, W); as in `CrossBlock`."""
+        for block in self.blocks:
+            tokens = run_block(block, self.checkpoint_activations, tokens, by, context, context_by, step_tokens)
         normed: Tensor = self.norm(tokens)
         return normed
 
 
-def block_causal_attention(queries: Tensor, keys: Tensor, values: Tensor, step_tokens: int) -> Tensor:
-    """Attention of (B, heads, L, head_dim) queries, the last L of the keys, over the keys of their step and before."""
-    earlier = keys.shape[2] - queries.shape[2]
-    group = max(1, QUERY_TOKENS // step_tokens) * step_tokens
-    attended = []
-    for start in range(0, queries.shape[2], group):
-        part = queries[:, :, start : start + group]
-        end = earlier + start + part.shape[2]
-        mask = None
-        if part.shape[2] > step_tokens:
-            mask = block_causal_mask(part.shape[2], end, step_tokens, part.dtype, part.device)
-        attended.append(scaled_dot_product_attention(part, keys[:, :, :end], values[:, :, :end], attn_mask=mask))
-    return attended[0] if len(attended) == 1 else torch.cat(attended, dim=2)
+def layer_axes(size: TransformerSize) -> list[Axis]:
+    """The axis of each layer; factorised attention begins with time."""
+    if size.attention == "joint":
+        return ["all"] * size.depth
+    return ["space" if layer % 2 else "time" for layer in range(size.depth)]
 
 
-@lru_cache(maxsize=64)
-def block_causal_mask(queries: int, keys: int, step_tokens: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """(queries, keys) of 0 and -inf, to be added; the queries are the last of the keys. Shared: never write to it.
-
-    Additive, because the CPU kernel would convert a boolean mask anew in every call.
-    """
-    with torch.inference_mode(False):  # or a mask first made there could never be used in training
-        step_of_key = torch.arange(keys, device=device) // step_tokens
-        future = step_of_key[keys - queries :, None] < step_of_key[None]
-        return torch.zeros(queries, keys, dtype=dtype, device=device).masked_fill_(future, -math.inf)
+def run_block(block: nn.Module, checkpointed: bool, *inputs: Any) -> Any:
+    """`block(*inputs)`; checkpointed, its inner activations are computed again when gradients need them."""
+    if checkpointed and torch.is_grad_enabled():
+        return checkpoint(block, *inputs, use_reentrant=False)
+    return block(*inputs)
 
 
 def initialise(linear: nn.Linear) -> None:
@@ -125,8 +176,35 @@ def initialise(linear: nn.Linear) -> None:
     nn.init.zeros_(linear.bias)
 
 
-def shrink_residual_branches(block: nn.Module, depth: int) -> None:
-    """Scale the two branches of `block` so that the sum over all blocks starts with the variance of one (GPT-2)."""
+def initialise_blocks(blocks: nn.ModuleList) -> None:
+    """`initialise`, with residual branches scaled so that their sum starts with the variance of one (GPT-2)."""
+    for module in blocks.modules():
+        if isinstance(module, nn.Linear):
+            initialise(module)
     with torch.no_grad():
-        for name in ("attention_out", "mlp_out"):
-            block.get_submodule(name).get_parameter("weight").mul_((2 * depth) ** -0.5)
+        for block in blocks:
+            for branch in ("attention_out", "mlp_out"):
+                block.get_submodule(branch).get_parameter("weight").mul_((2 * len(blocks)) ** -0.5)
+
+
+def _gather(heads: Tensor, axis: Axis, step_tokens: int) -> Tensor:
+    """(B, L, heads, head_dim) to (B', heads, L', head_dim): B' is B, B * N for the time axis, B * T for space."""
+    B, L, *head = heads.shape
+    if axis == "space":
+        heads = heads.reshape(B * L // step_tokens, step_tokens, *head)
+    elif axis == "time":
+        heads = heads.reshape(B, L // step_tokens, step_tokens, *head).transpose(1, 2).flatten(0, 1)
+    return heads.transpose(1, 2)
+
+
+def _scatter(attended: Tensor, axis: Axis, clips: int) -> Tensor:
+    """The inverse of `_gather`, with the heads side by side: (B, L, W)."""
+    tokens = attended.transpose(1, 2).flatten(2)  # (B', L', W)
+    if axis == "time":
+        tokens = tokens.reshape(clips, -1, *tokens.shape[1:]).transpose(1, 2)
+    return tokens.reshape(clips, -1, tokens.shape[-1])
+
+
+def _append(past: Tensor, new: Tensor) -> Tensor:
+    """(B, heads, L, head_dim) of the past, then of new steps."""
+    return torch.cat((past, new), dim=2)

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from flcache.batch import ChannelStatistics, LatentBatch, VideoBatch
 from flcache.encoder import LatentVideoModel
-from flcache.predictor import CausalPredictor
-from flcache.training.objective import NextStepLoss, next_step_loss
+from flcache.predictor import Predictor
+from flcache.training.objective import Objective, PredictionLoss, check_objective, forecast, prediction_loss
 
 Batch = LatentBatch | VideoBatch
 
@@ -24,9 +24,9 @@ Batch = LatentBatch | VideoBatch
 class WorldModel(nn.Module):
     """Predictor, channel statistics and, when it trains, the encoder with its moving average.
 
-    `splits` are the steps whose prediction counts (`counted_splits`), `loss` the kind of distance. `forward` takes a
-    `LatentBatch` of standardised latents or a `VideoBatch` of frames and returns the loss. A frozen encoder is held
-    outside the module tree: it is neither saved with checkpoints nor seen by data-parallel wrappers.
+    `splits` are where a context may end (`counted_splits`). `forward` takes a `LatentBatch` of standardised latents or
+    a `VideoBatch` of frames and returns the loss. A frozen encoder is held outside the module tree: it is neither saved
+    with checkpoints nor seen by data-parallel wrappers. Raises ConfigError where predictor and objective do not fit.
     """
 
     mean: Tensor
@@ -34,17 +34,18 @@ class WorldModel(nn.Module):
 
     def __init__(
         self,
-        predictor: CausalPredictor,
+        predictor: Predictor,
         statistics: ChannelStatistics,
         *,
         splits: Sequence[int],
-        loss: str,
+        objective: Objective,
         encoder: LatentVideoModel | None = None,
     ) -> None:
         super().__init__()
+        check_objective(objective, predictor)
         self.predictor = predictor
         self.splits = list(splits)
-        self.loss = loss
+        self.objective = objective
         self.register_buffer("mean", statistics.mean.clone())
         self.register_buffer("std", statistics.std.clone())
         self.encoder: LatentVideoModel | None = None
@@ -60,10 +61,10 @@ class WorldModel(nn.Module):
     def statistics(self) -> ChannelStatistics:
         return ChannelStatistics(self.mean, self.std)
 
-    def forward(self, batch: Batch) -> NextStepLoss:
+    def forward(self, batch: Batch) -> PredictionLoss:
         latents = self.to_latents(batch)
-        predictions = self.predictor(latents.latents[:, :-1], latents.times[:, :-1], latents.times[:, 1:])
-        return next_step_loss(predictions, latents, self.splits, self.loss)
+        forecasts = forecast(self.predictor, latents, self.splits, self.objective.rollout_steps)
+        return prediction_loss(forecasts, latents, self.splits, self.objective)
 
     def to_latents(self, batch: Batch) -> LatentBatch:
         """Standardised latents of a batch: as they come from a cache, encoded when it holds frames."""

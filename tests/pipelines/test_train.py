@@ -127,7 +127,7 @@ def test_evaluation_is_kept_and_its_json_is_what_scripts_rely_on(
     assert all(set(row) >= {"seconds", "skill"} and "copy_last" in row["skill"] for row in kept["horizons"])
     assert (tmp_path / "skill.png").read_bytes().startswith(b"\x89PNG")
     evaluate.run(config)
-    assert "skill over copy_last" in capsys.readouterr().out
+    assert "skill over each baseline" in capsys.readouterr().out
 
 
 def test_latents_that_saw_the_future_are_refused_and_marked(

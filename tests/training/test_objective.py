@@ -2,17 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
 import torch
+from torch import Tensor, nn
+from torch.nn.functional import layer_norm
 
 from flcache.batch import LatentBatch
 from flcache.errors import ConfigError, LeakError, TrainingError
-from flcache.training.objective import check_finite, counted_splits, next_step_loss
+from flcache.predictor import CausalPredictor, Predictor, PredictorOptions, build_predictor
+from flcache.training.objective import (
+    Forecast,
+    Objective,
+    PredictionLoss,
+    check_finite,
+    check_objective,
+    counted_splits,
+    forecast,
+    prediction_loss,
+)
 
 B, T = 3, 5
 SHAPE = (B, T, 2, 3, 4)
+EVERY_SPLIT = range(1, T)
+KINDS = ("causal", "parallel", "cross_attention", "flow_matching")
 
 
 def a_batch() -> LatentBatch:
@@ -21,16 +36,39 @@ def a_batch() -> LatentBatch:
     return LatentBatch(latents, latents, torch.arange(5.0).expand(B, T), valid, ("a", "b", "c"), 2)
 
 
-@pytest.mark.parametrize("kind", ["l1", "l2", "smooth_l1"])
+def an_objective(
+    distance: str = "l2", targets: str = "raw", rollout_steps: int = 1, weights: tuple[float, ...] = (1.0,)
+) -> Objective:
+    return Objective(distance, targets, rollout_steps, weights)
+
+
+def next_step_loss(prediction: Tensor, batch: LatentBatch, splits: Sequence[int], distance: str) -> PredictionLoss:
+    """Score `prediction` (B, T - 1, H, W, D) of the steps 1 to T - 1, each made from the steps before it."""
+    forced = Forecast(prediction, torch.arange(1, T), torch.ones(T - 1, dtype=torch.long))
+    return prediction_loss([forced], batch, splits, an_objective(distance))
+
+
+def predictor(kind: str = "causal") -> Predictor:
+    torch.manual_seed(0)
+    sizes = {"depth": 2, "width": 24, "heads": 2, "mlp_width": 48, "merge": 1}
+    options = PredictorOptions(kind=kind)  # type: ignore[arg-type]
+    model = build_predictor("tiny", sizes, latent_shape=SHAPE[1:], options=options)
+    nn.init.normal_(model.get_submodule("head").get_parameter("weight"), std=0.1)  # a zero head would only copy
+    return model
+
+
+@pytest.mark.parametrize("kind", ["l1", "l2", "smooth_l1", "cosine"])
 def test_loss_equals_the_direct_formula_over_what_counts(kind: str) -> None:
     batch = a_batch()
     batch.valid[1, 3:] = False
     prediction = torch.randn(B, T - 1, *SHAPE[2:])
     distances = []
     for clip, step in [(0, 2), (0, 4), (1, 2), (2, 2), (2, 4)]:
-        off = (prediction[clip, step - 1] - batch.latents[clip, step]).double().abs()
+        predicted, true = prediction[clip, step - 1].double(), batch.latents[clip, step].double()
+        off = (predicted - true).abs()
         smooth = torch.where(off < 1, off.square() / 2, off - 0.5)
-        distances.append({"l1": off, "l2": off.square(), "smooth_l1": smooth}[kind].mean())
+        cosine = 1 - (predicted * true).sum(-1) / (predicted.norm(dim=-1) * true.norm(dim=-1))
+        distances.append({"l1": off, "l2": off.square(), "smooth_l1": smooth, "cosine": cosine}[kind].mean())
     result = next_step_loss(prediction, batch, [2, 4], kind)
     assert result.loss.item() == pytest.approx(torch.stack(distances).mean().item(), rel=1e-5)
     per_clip = [(distances[0] + distances[1]) / 2, distances[2], (distances[3] + distances[4]) / 2]
@@ -85,6 +123,114 @@ def test_positions_that_do_not_count_get_no_gradient() -> None:
     assert prediction.grad.abs().amax(dim=(0, 2, 3, 4)).bool().tolist() == [False, True, False, False]
 
 
+def test_layer_normed_targets_ignore_a_tokens_own_mean_and_scale() -> None:
+    batch, objective = a_batch(), an_objective("l1", "layer_norm")
+    prediction = torch.randn(B, T - 1, *SHAPE[2:])
+    forced = Forecast(prediction, torch.arange(1, T), torch.ones(T - 1, dtype=torch.long))
+    result = prediction_loss([forced], batch, EVERY_SPLIT, objective)
+    direct = (layer_norm(prediction, (4,)) - layer_norm(batch.latents[:, 1:], (4,))).abs().mean()
+    assert result.loss.item() == pytest.approx(direct.item(), rel=1e-5)
+    scaled = replace(forced, prediction=3 * prediction + 2)
+    assert prediction_loss([scaled], batch, EVERY_SPLIT, objective).loss.item() == pytest.approx(
+        direct.item(), rel=1e-3
+    )
+
+
+def test_weights_are_of_the_mean_at_each_horizon() -> None:
+    batch, prediction = a_batch(), torch.randn(B, 3, *SHAPE[2:])
+    batch.valid[0, 4] = False  # two clips count at horizon 3, three elsewhere
+    ahead = Forecast(prediction, torch.arange(2, 5), torch.arange(1, 4))
+    distance = (prediction - batch.latents[:, 2:]).square().mean(dim=(2, 3, 4))
+    copied = (batch.latents[:, 1:2] - batch.latents[:, 2:]).square().mean(dim=(2, 3, 4))
+    result = prediction_loss([ahead], batch, [2], an_objective(weights=(2.0, 0.5)))
+
+    def direct(values: Tensor) -> float:
+        return (2 * values[:, 0].mean() + 0.5 * values[:, 1].mean() + 0.5 * values[1:, 2].mean()).item() / 3
+
+    assert result.loss.item() == pytest.approx(direct(distance), rel=1e-5)
+    assert result.metrics["loss/copy_last"].item() == pytest.approx(direct(copied), rel=1e-5)
+    forced = Forecast(torch.randn(B, T - 1, *SHAPE[2:]), torch.arange(1, T), torch.ones(T - 1, dtype=torch.long))
+    only_first = prediction_loss([forced, ahead], batch, [2], an_objective(weights=(1.0, 0.0)))
+    both = torch.stack((forced.prediction[:, 1], prediction[:, 0]))
+    assert only_first.loss.item() == pytest.approx((both - batch.latents[:, 2]).square().mean().item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("splits", [[1, 2, 3, 4], [3], [2, 4]])
+def test_predictions_are_made_from_the_steps_before_a_legal_split(kind: str, splits: list[int]) -> None:
+    model, batch = predictor(kind), a_batch()
+    for seed in range(4):
+        for part in _forecast(model, batch, splits, seed):
+            origins = part.steps - part.horizons + 1
+            teacher_forced = kind == "causal" and bool((part.horizons == 1).all())
+            assert teacher_forced or set(origins.tolist()) <= set(splits)
+            for index, origin in enumerate(origins.tolist()):
+                altered = batch.latents.clone()
+                altered[:, origin:] = 9.0  # what a prediction must not have seen
+                if kind != "flow_matching":  # whose training looks at its noisy targets
+                    blind = _forecast(model, replace(batch, latents=altered, targets=altered), splits, seed)
+                    same = next(other for other in blind if other.steps.equal(part.steps))
+                    assert torch.equal(same.prediction[:, index], part.prediction[:, index])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_untrained_predictors_cost_what_copying_costs(kind: str) -> None:
+    model, batch = predictor(kind), a_batch()
+    nn.init.zeros_(model.get_submodule("head").get_parameter("weight"))
+    result = prediction_loss(forecast(model, batch, EVERY_SPLIT, 3), batch, EVERY_SPLIT, an_objective())
+    assert torch.equal(result.loss, result.metrics["loss/copy_last"])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_random_choices_come_from_torchs_generator_alone(kind: str) -> None:
+    model, batch = predictor(kind), a_batch()
+    torch.manual_seed(5)
+    state = torch.get_rng_state()
+    first = [part.prediction for part in forecast(model, batch, EVERY_SPLIT, 3)]
+    second = [part.prediction for part in forecast(model, batch, EVERY_SPLIT, 3)]
+    torch.set_rng_state(state)
+    again = [part.prediction for part in forecast(model, batch, EVERY_SPLIT, 3)]
+    assert all(torch.equal(before, after) for before, after in zip(first, again, strict=True))
+    moved = [part.prediction for _ in range(4) for part in forecast(model, batch, EVERY_SPLIT, 3)]
+    assert {part.shape for part in moved} != {part.shape for part in second} or kind == "causal"
+
+
+def test_rolled_out_third_step_comes_from_the_predicted_second() -> None:
+    """A published rollout loss fed the true or the wrong step (facebookresearch/vjepa2, pull request 25)."""
+    model, batch = predictor(), a_batch()
+    assert isinstance(model, CausalPredictor)
+    rolled = forecast(model, batch, [1], 3)[1]
+    assert (rolled.steps.tolist(), rolled.horizons.tolist()) == ([2, 3], [2, 3])
+    latents, times = batch.latents, batch.times
+    first = model(latents[:, :1], times[:, :1], times[:, 1:2])
+    second = model(torch.cat((latents[:, :1], first), 1), times[:, :2], times[:, 1:3])[:, 1:]
+    third = model(torch.cat((latents[:, :1], first, second), 1), times[:, :3], times[:, 1:4])[:, 2:]
+    torch.testing.assert_close(rolled.prediction, torch.cat((second, third), 1), atol=1e-5, rtol=0)
+    changed = latents.clone()
+    changed[:, 1:] = torch.randn(B, T - 1, *SHAPE[2:])
+    blind = forecast(model, replace(batch, latents=changed), [1], 3)[1]
+    torch.testing.assert_close(blind.prediction, rolled.prediction, atol=1e-6, rtol=0)
+
+
+def test_rollout_stops_where_the_clip_ends() -> None:
+    model, batch = predictor(), a_batch()
+    assert [part.horizons.tolist() for part in forecast(model, batch, [4], 3)] == [[1, 1, 1, 1], []]
+    assert [part.horizons.tolist() for part in forecast(model, batch, [2, 4], 3)] == [[1, 1, 1, 1], [2, 3]]
+
+
+def test_rollout_gradient_reaches_the_first_prediction() -> None:
+    model, batch = predictor(), a_batch()
+    latents = batch.latents.clone().requires_grad_()
+    forecast(model, replace(batch, latents=latents), [2], 3)[1].prediction[:, -1].sum().backward()
+    assert latents.grad is not None
+    assert latents.grad.abs().amax(dim=(0, 2, 3, 4)).bool().tolist() == [True, True, False, False, False]
+
+
+def _forecast(model: Predictor, batch: LatentBatch, splits: Sequence[int], seed: int) -> list[Forecast]:
+    torch.manual_seed(seed)
+    return forecast(model, batch, splits, 3)
+
+
 def test_counted_splits_follow_the_leak_rule() -> None:
     assert counted_splits([0, 1, 2, 3], allow_leak=False) == [1, 2, 3]
     assert counted_splits([1, 1, 3, 3], allow_leak=False) == [2]
@@ -103,7 +249,14 @@ def test_non_finite_loss_is_blamed_on_its_clips() -> None:
         check_finite(result.loss, result.per_clip, batch.ids)
 
 
-def test_unknown_loss_lists_the_known_ones() -> None:
-    batch = a_batch()
-    with pytest.raises(ConfigError, match=r'training.loss: unknown "mse"; choose from l1, l2, smooth_l1'):
-        next_step_loss(batch.latents[:, 1:], batch, [1], "mse")
+def test_wrong_choices_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r'training.loss: unknown "mse"; choose from l1, l2, smooth_l1, cosine'):
+        an_objective("mse")
+    with pytest.raises(ConfigError, match=r'training.targets: unknown "normed"; choose from raw, layer_norm'):
+        an_objective(targets="normed")
+    for weights in ((), (-1.0, 2.0), (0.0,)):
+        with pytest.raises(ConfigError, match=r"training\.horizon_weights"):
+            an_objective(weights=weights)
+    with pytest.raises(ConfigError, match=r"flow_matching learns velocities.*set training\.loss=l2"):
+        check_objective(an_objective("l1"), predictor("flow_matching"))
+    check_objective(an_objective("l2"), predictor("flow_matching"))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from flcache.predictor.transformer import QUERY_TOKENS, block_causal_attention, block_causal_mask
+from flcache.predictor.attention import QUERY_TOKENS, block_causal_attention, block_causal_mask
 
 STEP_TOKENS = [1, 48, QUERY_TOKENS // 2, QUERY_TOKENS, QUERY_TOKENS + 16]
 

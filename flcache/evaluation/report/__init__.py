@@ -1,0 +1,18 @@
+"""`flcache report`: one self-contained HTML page of a run, with a player of predictions as colours."""
+
+from flcache.evaluation.report.colours import ColourBasis, TargetMoments
+from flcache.evaluation.report.page import Report, render, write_report
+from flcache.evaluation.report.player import RolledClip, clips_that_fit, frame_side, player_content, seen_region
+
+__all__ = [
+    "ColourBasis",
+    "Report",
+    "RolledClip",
+    "TargetMoments",
+    "clips_that_fit",
+    "frame_side",
+    "player_content",
+    "render",
+    "seen_region",
+    "write_report",
+]

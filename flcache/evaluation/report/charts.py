@@ -1,0 +1,234 @@
+"""The geometry of the line charts: everything in percent of the plot, so that the page can stretch it to any width.
+
+The lines are SVG paths that stretch without their strokes; all words are HTML, which does not stretch.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from matplotlib.ticker import MaxNLocator
+
+from flcache.evaluation.report.verdict import Row, baselines, display_name, interval
+
+MAX_POINTS = 240
+"""Of a line of losses; longer runs are averaged over neighbours."""
+MIN_LABEL_GAP = 6.5
+"""Percent of the height between the names at the ends of lines."""
+MAX_HORIZON_TICKS = 12
+REFERENCE = "copy_last"
+FLOOR = -0.5
+"""A baseline with less skill over copying than this leaves the plot, unless the prediction has less still."""
+
+Point = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Tick:
+    position: float
+    """Percent from the left or from the top."""
+    text: str
+    note: str = ""
+    """Smaller, under the text."""
+
+
+@dataclass(frozen=True)
+class Line:
+    name: str
+    key: str
+    """Decides its colour: a number for baselines, a word for losses."""
+    path: str
+    band: str
+    """The 95 % interval as a closed path; empty where there is none."""
+    marks: tuple[Point, ...]
+    label_top: float
+    """Percent from the top where its name stands at the right end, clear of the others."""
+
+
+@dataclass(frozen=True)
+class Chart:
+    name: str
+    description: str
+    """What a reader who cannot see it needs to know."""
+    x_title: str
+    x_ticks: tuple[Tick, ...]
+    y_ticks: tuple[Tick, ...]
+    zero: float | None
+    """Percent from the top of the line of no skill; None where zero is just the floor."""
+    lines: tuple[Line, ...]
+
+
+@dataclass(frozen=True)
+class _Scale:
+    """From values to percent of the plot."""
+
+    x: tuple[float, float]
+    y: tuple[float, float]
+
+    def point(self, x: float, y: float) -> Point:
+        return round(self.left(x), 3), round(self.top(y), 3)
+
+    def left(self, x: float) -> float:
+        return 100 * (x - self.x[0]) / max(1e-12, self.x[1] - self.x[0])
+
+    def top(self, y: float) -> float:
+        return 100 * (self.y[1] - y) / (self.y[1] - self.y[0])
+
+
+@dataclass(frozen=True)
+class _Series:
+    """One line before it is scaled."""
+
+    name: str
+    key: str
+    points: Sequence[Point]
+    bounds: Sequence[tuple[float, float, float]] = ()
+    """x, low, high of its interval."""
+
+
+def reference_chart(rows: Sequence[Row]) -> Chart | None:
+    """The prediction and every baseline on one scale: skill over copying the last step, which is the line at 0.
+
+    None where the evaluation does not have these skills. Baselines far below 0 leave the plot at its floor.
+    """
+    names = [name for name in baselines(rows) if name != REFERENCE]
+    found = {name: [(row, row.get("baselines", {}).get(name, {})) for row in rows] for name in names}
+    lines = [
+        _series(
+            display_name(name), str(index), [(row["horizon"], *_own_skill(baseline)) for row, baseline in found[name]]
+        )
+        for index, name in enumerate(baselines(rows), start=1)
+        if name in found
+    ]
+    prediction = [(row["horizon"], row["skill"].get(REFERENCE), interval(row, REFERENCE)) for row in rows]
+    lines = [line for line in (_series("prediction", "prediction", prediction), *lines) if line.points]
+    if len(lines) < 2 or lines[0].name != "prediction":
+        return None
+    floor = min(FLOOR, *(value for _, value in lines[0].points))
+    return _horizon_chart("reference", _describe(lines, "over copying the last step"), rows, lines, floor)
+
+
+def skill_chart(rows: Sequence[Row]) -> Chart:
+    """Skill of the prediction over each baseline."""
+    lines = [
+        _series(
+            display_name(name),
+            str(index),
+            [(row["horizon"], row["skill"].get(name), interval(row, name)) for row in rows],
+        )
+        for index, name in enumerate(baselines(rows), start=1)
+    ]
+    return _horizon_chart("skill", _describe(lines, "of the prediction over each baseline"), rows, lines, -math.inf)
+
+
+def loss_chart(losses: Sequence[Mapping[str, float]]) -> Chart | None:
+    """Training loss over steps beside that of copying the last step; None where nothing was logged."""
+    named = {"prediction": "loss/prediction", "copy last": "loss/copy_last"}
+    lines = [_Series(name, name.replace(" ", "-"), _thinned(losses, key)) for name, key in named.items()]
+    lines = [line for line in lines if line.points]
+    if not lines:
+        return None
+    points = [point for line in lines for point in line.points]
+    last_step = max(step for step, _ in points)
+    y_ticks = nice_ticks(0.0, max(loss for _, loss in points))
+    scale = _Scale((0.0, last_step), (y_ticks[0], y_ticks[-1]))
+    latest = ", ".join(f"{line.name} {line.points[-1][1]:.3f}" for line in lines)
+    return Chart(
+        name="loss",
+        description=f"Training loss over steps. At the last logged step: {latest}.",
+        x_title="training steps",
+        x_ticks=tuple(Tick(scale.left(x), f"{x:,.0f}") for x in nice_ticks(0.0, last_step) if x <= last_step),
+        y_ticks=_y_ticks(y_ticks, scale),
+        zero=None,
+        lines=_separate_labels([_line(line, scale) for line in lines]),
+    )
+
+
+def nice_ticks(low: float, high: float) -> list[float]:
+    """Round numbers that enclose `low` and `high`."""
+    ticks = MaxNLocator(nbins=6, steps=[1, 2, 2.5, 5, 10]).tick_values(low, max(high, low + 1e-6))
+    return [float(round(tick, 10)) for tick in ticks]
+
+
+def _own_skill(baseline: Mapping[str, Any]) -> tuple[float | None, tuple[float, float] | None]:
+    """Skill of a baseline over copying the last step, and its interval."""
+    low, high = baseline.get("skill_over_copy_last_interval") or (None, None)
+    return baseline.get("skill_over_copy_last"), None if low is None or high is None else (low, high)
+
+
+def _series(name: str, key: str, values: Iterable[tuple[float, float | None, tuple[float, float] | None]]) -> _Series:
+    """A line of (x, value, interval), without what is None."""
+    known = [(x, value, bounds) for x, value, bounds in values if value is not None]
+    return _Series(
+        name, key, [(x, value) for x, value, _ in known], [(x, *bounds) for x, _, bounds in known if bounds is not None]
+    )
+
+
+def _horizon_chart(name: str, description: str, rows: Sequence[Row], lines: Sequence[_Series], floor: float) -> Chart:
+    values = [value for line in lines for _, value in line.points]
+    values += [bound for line in lines for _, low, high in line.bounds for bound in (low, high)]
+    y_ticks = nice_ticks(max(floor, min(0.0, *values)), min(1.0, max(0.1, *values)))
+    scale = _Scale((rows[0]["horizon"] - 0.4, rows[-1]["horizon"] + 0.25), (y_ticks[0], y_ticks[-1]))
+    every = math.ceil(len(rows) / MAX_HORIZON_TICKS)
+    return Chart(
+        name=name,
+        description=description,
+        x_title="steps after the context; below, seconds",
+        x_ticks=tuple(_horizon_tick(row, scale) for row in rows[::every]),
+        y_ticks=_y_ticks(y_ticks, scale),
+        zero=scale.top(0),
+        lines=_separate_labels([_line(line, scale, marked=True) for line in lines]),
+    )
+
+
+def _line(line: _Series, scale: _Scale, *, marked: bool = False) -> Line:
+    points = [scale.point(x, y) for x, y in line.points]
+    upper = [scale.point(x, high) for x, _, high in line.bounds]
+    lower = [scale.point(x, low) for x, low, _ in line.bounds]
+    band = f"{_path([*upper, *reversed(lower)])}Z" if len(line.bounds) > 1 else ""
+    end = points[-1][1]
+    name = f"{line.name} \N{DOWNWARDS ARROW}" if end > 100 else line.name
+    marks = tuple(point for point in points if marked and point[1] <= 100)
+    return Line(name, line.key, _path(points), band, marks, min(end, 100.0))
+
+
+def _y_ticks(values: Sequence[float], scale: _Scale) -> tuple[Tick, ...]:
+    return tuple(Tick(scale.top(value), f"{value:g}".replace("-", "\N{MINUS SIGN}")) for value in values)
+
+
+def _path(points: Sequence[Point]) -> str:
+    return "M" + "L".join(f"{x:g},{y:g}" for x, y in points)
+
+
+def _separate_labels(lines: Sequence[Line]) -> tuple[Line, ...]:
+    """The lines with their names moved apart where they end too close: down first, then up from the floor."""
+    tops: dict[str, float] = {}
+    lowest = -MIN_LABEL_GAP
+    for line in sorted(lines, key=lambda line: line.label_top):
+        lowest = tops[line.key] = max(line.label_top, lowest + MIN_LABEL_GAP)
+    ceiling = 100.0
+    for key in reversed(tops):
+        tops[key] = min(tops[key], ceiling)
+        ceiling = tops[key] - MIN_LABEL_GAP
+    return tuple(replace(line, label_top=round(tops[line.key], 2)) for line in lines)
+
+
+def _thinned(losses: Sequence[Mapping[str, float]], key: str) -> list[Point]:
+    """(step, loss) of the lines that have `key`, at most `MAX_POINTS` of them, each the mean of its neighbours."""
+    points = np.array([(line["step"], line[key]) for line in losses if np.isfinite(line.get(key, np.nan))])
+    chunks = np.array_split(points, min(MAX_POINTS, len(points))) if len(points) else []
+    return [(float(chunk[:, 0].mean()), float(chunk[:, 1].mean())) for chunk in chunks]
+
+
+def _horizon_tick(row: Row, scale: _Scale) -> Tick:
+    seconds = row.get("seconds")
+    return Tick(scale.left(row["horizon"]), str(row["horizon"]), "" if seconds is None else f"{seconds:.3g}")
+
+
+def _describe(lines: Sequence[_Series], what: str) -> str:
+    parts = [f"{line.name} from {line.points[0][1]:.2f} to {line.points[-1][1]:.2f}" for line in lines]
+    return f"Skill {what}, from the first horizon to the last: {'; '.join(parts)}."

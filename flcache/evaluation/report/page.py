@@ -1,0 +1,108 @@
+"""One self-contained HTML page of a run: everything inline, nothing from a network, the same bytes for the same run."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+from rich.filesize import decimal
+
+from flcache.evaluation.report import charts
+from flcache.evaluation.report.colours import heat_stops
+from flcache.evaluation.report.tables import motion_table, number, quality_table
+from flcache.evaluation.report.verdict import (
+    baselines,
+    display_name,
+    evaluated_rows,
+    has_intervals,
+    interval,
+    outcome,
+    strongest,
+    verdict,
+)
+
+MAX_FAILURES = 200
+"""Listed one by one; the page counts the rest."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a page shows, as plain values; what is None or empty is left out of the page."""
+
+    name: str
+    split: str
+    evaluation: Mapping[str, Any] | None
+    """The content of evaluation.json."""
+    losses: Sequence[Mapping[str, float]]
+    """The lines of metrics.jsonl: `step`, `loss/prediction` and `loss/copy_last`."""
+    cache: Mapping[str, Any] | None
+    """As `flcache.cache.summary` gives it."""
+    player: Mapping[str, Any] | None
+    """As `player_content` gives it."""
+    provenance: Mapping[str, str]
+    """What the numbers rest on: a value by its name."""
+    config: str
+    """The configuration of the run, as YAML."""
+    leak: bool
+    """True if the contexts had seen the future."""
+    notes: Sequence[str] = ()
+    """What the page does not show, and what to do about it."""
+
+
+def write_report(report: Report, path: Path) -> None:
+    """Write the page; it appears at `path` only when it is whole."""
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(render(report), encoding="utf-8")
+    partial.replace(path)
+
+
+def render(report: Report) -> str:
+    """The page as HTML."""
+    environment = Environment(
+        loader=PackageLoader("flcache.evaluation.report", "template"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"number": number, "size": decimal, "count": _count, "display_name": display_name}
+    environment.globals |= {"interval": interval, "outcome": outcome, "strongest": strongest}
+    rows = evaluated_rows(report.evaluation)
+    return environment.get_template("page.html").render(
+        report=report,
+        verdict=verdict(report.evaluation, leak=report.leak),
+        rows=rows,
+        baselines=baselines(rows),
+        has_intervals=has_intervals(rows),
+        reference_chart=charts.reference_chart(rows) if rows else None,
+        skill_chart=charts.skill_chart(rows) if rows else None,
+        loss_chart=charts.loss_chart(report.losses),
+        quality=quality_table(rows),
+        motion=motion_table(rows),
+        heat_stops=heat_stops(),
+        failure_kinds=_failure_kinds(report.cache),
+        max_failures=MAX_FAILURES,
+        style=_inline("page.css"),
+        script=_inline("page.js"),
+    )
+
+
+def _failure_kinds(cache: Mapping[str, Any] | None) -> list[tuple[str, int]]:
+    """Stage and class of error with how many clips failed so, the most frequent first."""
+    failures = cache["failures"] if cache else []
+    return Counter(f"{failure['stage']}: {failure['error']}" for failure in failures).most_common()
+
+
+def _inline(name: str) -> Markup:
+    """A file of the template that is ours and goes into the page as it is."""
+    return Markup(files("flcache.evaluation.report").joinpath("template", name).read_text(encoding="utf-8"))
+
+
+def _count(value: int) -> str:
+    return f"{value:,}".replace(",", "\N{NARROW NO-BREAK SPACE}")

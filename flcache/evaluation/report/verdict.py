@@ -1,0 +1,122 @@
+"""What an evaluation says in one line: where the prediction is ahead of every baseline, and where it is not.
+
+Ahead of a baseline means that the whole 95 % interval of the skill over it is above 0; behind, that all of it is below.
+Where an evaluation has no intervals, the sign of the skill decides, and the page says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+Outcome = Literal["ahead", "level", "behind", "unknown"]
+Row = Mapping[str, Any]
+"""One entry of `horizons` in evaluation.json."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    headline: str
+    detail: str
+    tone: Literal["good", "mixed", "bad", "none"]
+
+
+def verdict(evaluation: Mapping[str, Any] | None, *, leak: bool) -> Verdict:
+    """The headline of an evaluation, read from its JSON form."""
+    rows = evaluated_rows(evaluation)
+    if leak:
+        return Verdict("These numbers do not measure prediction", "The contexts had seen the future.", "bad")
+    if not rows:
+        return Verdict("Not evaluated yet", 'Run "flcache evaluate", then make this page again.', "none")
+    names = baselines(rows)
+    won = [row["horizon"] for row in rows if all(outcome(row, name) == "ahead" for name in names)]
+    opponent = "every baseline" if len(names) > 1 else display_name(names[0])
+    if len(won) == len(rows):
+        return Verdict(f"Beats {opponent} at {_every(rows)}", _detail(rows, names), "good")
+    if won:
+        return Verdict(f"Beats {opponent} at {horizon_words(won)}", _detail(rows, names), "mixed")
+    return Verdict(f"Does not beat {opponent} at any horizon", _detail(rows, names), "bad")
+
+
+def evaluated_rows(evaluation: Mapping[str, Any] | None) -> list[Row]:
+    """The horizons that have clips and at least one baseline."""
+    rows = evaluation.get("horizons", []) if evaluation else []
+    return [row for row in rows if any(value is not None for value in row.get("skill", {}).values())]
+
+
+def baselines(rows: Sequence[Row]) -> list[str]:
+    """Names of the baselines that any horizon has a skill over, in the order in which they are reported."""
+    return list(dict.fromkeys(name for row in rows for name, skill in row["skill"].items() if skill is not None))
+
+
+def interval(row: Row, baseline: str) -> tuple[float, float] | None:
+    """The 95 % interval of the skill over `baseline`; None where the evaluation has none."""
+    found = (row.get("skill_interval") or {}).get(baseline)
+    if found is None or any(bound is None for bound in found):
+        return None
+    return float(found[0]), float(found[1])
+
+
+def has_intervals(rows: Sequence[Row]) -> bool:
+    return any(interval(row, name) for row in rows for name in row["skill"])
+
+
+def outcome(row: Row, baseline: str) -> Outcome:
+    """How the prediction compares with `baseline` at one horizon."""
+    skill = row["skill"].get(baseline)
+    if skill is None:
+        return "unknown"
+    low, high = interval(row, baseline) or (skill, skill)
+    if low > 0:
+        return "ahead"
+    return "behind" if high < 0 else "level"
+
+
+def strongest(row: Row) -> tuple[str, float]:
+    """The baseline over which the skill is least, and that skill."""
+    known = [(name, value) for name, value in row["skill"].items() if value is not None]
+    return min(known, key=lambda pair: pair[1])
+
+
+def display_name(baseline: str) -> str:
+    """`copy_last` as `copy last`."""
+    return baseline.replace("_", " ")
+
+
+def horizon_words(horizons: Sequence[int]) -> str:
+    """[1, 2, 3, 5] as `horizons 1 to 3 and 5`."""
+    runs: list[list[int]] = []
+    for horizon in horizons:
+        if runs and horizon == runs[-1][-1] + 1:
+            runs[-1].append(horizon)
+        else:
+            runs.append([horizon])
+    words = [[f"{run[0]} to {run[-1]}"] if len(run) > 2 else list(map(str, run)) for run in runs]
+    return ("horizon " if len(horizons) == 1 else "horizons ") + _enumerate([word for run in words for word in run])
+
+
+def _every(rows: Sequence[Row]) -> str:
+    horizons = [row["horizon"] for row in rows]
+    return "its only horizon" if len(rows) == 1 else f"every horizon, {horizons[0]} to {horizons[-1]}"
+
+
+def _detail(rows: Sequence[Row], names: Sequence[str]) -> str:
+    """Where it is not ahead, of whom; and what the comparison rests on."""
+    sentences = []
+    for words, what in (("level", "level with"), ("behind", "behind")):
+        for name in names:
+            horizons = [row["horizon"] for row in rows if outcome(row, name) == words]
+            if horizons:
+                sentences.append(f"{what.capitalize()} {display_name(name)} at {horizon_words(horizons)}.")
+    if not sentences:
+        name, skill = min((strongest(row) for row in rows), key=lambda pair: pair[1])
+        sentences.append(f"The least skill at any horizon is {skill:.2f}, over {display_name(name)}.")
+    if not has_intervals(rows):
+        sentences.append("This evaluation has no intervals: the comparison is of means alone.")
+    return " ".join(sentences)
+
+
+def _enumerate(words: Iterable[str]) -> str:
+    *first, last = words
+    return f"{', '.join(first)} and {last}" if first else last

@@ -1,0 +1,105 @@
+"""An evaluation as tables for the terminal, readable on 80 columns."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+
+from flcache.evaluation.bootstrap import Interval
+from flcache.evaluation.result import EvaluationResult, HorizonResult
+
+LEAK_WARNING = "LEAK: the contexts have seen the future; these numbers do not measure prediction"
+
+
+def evaluation_table(result: EvaluationResult) -> Table:
+    """One row a horizon: time ahead, clips, error, and skill over every baseline with half its interval."""
+    headings = ["step", "seconds", "clips", "error", *map(spoken, _names(result))]
+    table = _table("Predicted latents by step ahead: error, skill over each baseline (± 95 %)", headings, result)
+    for row in result.horizons:
+        skills = [_estimate(skill, row.skill_interval.get(name)) for name, skill in row.skill.items()]
+        table.add_row(*_head(row), str(row.clips), _number(row.prediction.error), *skills)
+    return table
+
+
+def detail_table(result: EvaluationResult) -> Table:
+    """One row a horizon: skill by how much the truth moves, retrieval of the true future, and whether it blurs.
+
+    `found` and `in 5` are the fractions of clips whose true future is the nearest, or among the five nearest, to the
+    prediction; `by copy` is `found` for copying the last step.
+    """
+    motion = ["least", "less", "more", "most"]
+    headings = ["step", "cosine", *motion, "found", "in 5", "by copy", "variance", "rank", "of truth"]
+    title = "Skill over copying by quartile of motion, retrieval, variance, rank"
+    table = _table(title, headings, result)
+    for row in result.horizons:
+        head = [str(row.horizon), _number(row.prediction.cosine)]
+        table.add_row(*head, *_motion(row), *_retrieval(row), *_spread(row))
+    return table
+
+
+def baselines_table(result: EvaluationResult) -> Table:
+    """One row a horizon: the skill of every baseline over copying the last step."""
+    table = _table(
+        "Baselines by step ahead: error of copying, skill of others over it (± 95 %)",
+        ["step", "seconds", "clips", "error", *map(spoken, _names(result)[1:])],
+        result,
+    )
+    for row in result.horizons:
+        skills = [
+            _estimate(row.baseline_skill[name], row.baseline_skill_interval.get(name)) for name in _names(result)[1:]
+        ]
+        table.add_row(*_head(row), str(row.clips), _number(row.baselines["copy_last"].error), *skills)
+    return table
+
+
+def spoken(name: str) -> str:
+    """A baseline's name as words."""
+    return name.replace("_", " ")
+
+
+def _table(title: str, headings: Sequence[str], result: EvaluationResult) -> Table:
+    caption = LEAK_WARNING if result.leak else None
+    table = Table(title=title, caption=caption, box=SIMPLE_HEAD, padding=(0, 0), show_edge=False)
+    for heading in headings:
+        table.add_column(heading, justify="right")
+    return table
+
+
+def _names(result: EvaluationResult) -> list[str]:
+    return list(result.horizons[0].skill) if result.horizons else []
+
+
+def _head(row: HorizonResult) -> list[str]:
+    return [str(row.horizon), _number(row.seconds)]
+
+
+def _motion(row: HorizonResult) -> list[str]:
+    skills = [quartile.skill.get("copy_last", math.nan) for quartile in row.quartiles]
+    return [_number(skill, 2) for skill in skills] or ["-"] * 4
+
+
+def _retrieval(row: HorizonResult) -> list[str]:
+    predicted, copied = row.retrieval.get("prediction"), row.retrieval.get("copy_last")
+    if predicted is None or copied is None:
+        return ["-"] * 3
+    return [_number(share, 2) for share in (predicted.at_1, predicted.at_5, copied.at_1)]
+
+
+def _spread(row: HorizonResult) -> list[str]:
+    if row.spread is None:
+        return ["-"] * 3
+    ranks = [_number(row.spread.prediction_rank, 1), _number(row.spread.truth_rank, 1)]
+    return [_number(row.spread.variance_ratio, 2), *ranks]
+
+
+def _estimate(value: float, interval: Interval | None) -> str:
+    if interval is None or not math.isfinite(value) or not math.isfinite(interval.high - interval.low):
+        return _number(value, 2)
+    return f"{value:.2f}±{(interval.high - interval.low) / 2:.2f}"
+
+
+def _number(value: float, digits: int = 3) -> str:
+    return f"{value:.{digits}f}" if math.isfinite(value) else "-"

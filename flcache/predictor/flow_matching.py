@@ -1,0 +1,126 @@
+"""Flow matching: samples of the future, by a conditional flow from noise to standardised latents.
+
+On the straight path `x_t = (1 - t) * noise + t * target` the network estimates the path's end, and the velocity follows
+as `(end - x_t) / (1 - t)`; the loss is the velocity's. Predicting the end and learning the velocity is what works in
+wide latents (arXiv 2511.13720). The head is zero and adds to the context's last step, so that every sample of an
+untrained predictor is exactly a copy of it. Source: flow matching, arXiv 2210.02747.
+
+Shapes: B clips, Tc and Tt steps of context and target, H x W patch grid, D channels; N tokens a step.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from flcache.predictor.interface import Predictor
+from flcache.predictor.rotary import rotation
+from flcache.predictor.tokens import ScalarEmbedding, embedding, merge_patches, split_patches, zero_head
+from flcache.predictor.transformer import Transformer, TransformerSize
+
+SMALLEST_REMAINDER = 0.05
+"""Where less than this of the path is left, the velocity's error counts as if this much were."""
+PROGRESS_MEAN, PROGRESS_STD = -0.8, 0.8
+"""Of the logit of t in training: most of what matters is decided early on the path."""
+
+
+@dataclass(frozen=True)
+class FlowOptions:
+    """How a flow is sampled, and how it learns to be guided."""
+
+    sampler: Literal["euler", "heun"] = "heun"
+    """Heun costs two evaluations a step, Euler one."""
+    sampler_steps: int = 8
+    guidance: float = 1.0
+    """1 samples the learned distribution; above 1 exaggerates what the past adds to the last step."""
+    context_dropout: float = 0.1
+    """Training clips that are shown the last step of their context alone, which is what guidance leads away from."""
+
+
+class FlowMatchingPredictor(Predictor):
+    """`predict` draws one sample of the future per clip, from torch's generator. It returns latents."""
+
+    def __init__(self, size: TransformerSize, *, channels: int, merge: int, flow: FlowOptions) -> None:
+        super().__init__()
+        self.head_dim = size.width // size.heads
+        self.merge = merge
+        self.flow = flow
+        self.embed = embedding(channels, size.width, merge)
+        self.embed_noisy = embedding(channels, size.width, merge)
+        self.hidden_past = nn.Parameter(0.02 * torch.randn(size.width))
+        self.ahead = ScalarEmbedding(size.width)
+        self.progress = ScalarEmbedding(size.width)
+        self.transformer = Transformer(size, causal=False)
+        self.head = zero_head(channels, size.width, merge)
+
+    def forward(
+        self, noisy: Tensor, progress: Tensor, context: Tensor, times: Tensor, hide_past: Tensor | None = None
+    ) -> Tensor:
+        """Where the paths of `noisy` (B, Tt, H, W, D), `progress` (B,) of them done, end: (B, Tt, H, W, D).
+
+        `times` (B, Tc + Tt) are of context and targets; `hide_past` (B,) bool leaves a clip its context's last step.
+        """
+        steps = context.shape[1]
+        seen, (height, width) = self._embed(context, self.embed)  # (B, Tc, N, width)
+        if hide_past is not None:
+            hidden = hide_past[:, None] & (torch.arange(steps, device=seen.device) < steps - 1)  # (B, Tc)
+            seen = torch.where(hidden[:, :, None, None], self.hidden_past.to(seen.dtype), seen)
+        told = self.ahead(times[:, steps:] - times[:, steps - 1 : steps]) + self.progress(progress)[:, None]
+        wanted = self._embed(noisy, self.embed_noisy)[0] + told[:, :, None]
+        tokens = torch.cat((seen, wanted), dim=1).flatten(1, 2)
+        by = rotation(times - times[:, :1], height, width, self.head_dim)
+        tokens, _ = self.transformer(tokens, by, height * width)
+        change = self.head(tokens[:, steps * height * width :]).unflatten(1, (noisy.shape[1], height, width))
+        return context[:, -1:] + split_patches(change, self.merge)
+
+    def predict(self, context: Tensor, context_times: Tensor, target_times: Tensor) -> Tensor:
+        times = torch.cat((context_times, target_times), dim=1)
+        shape = (len(context), target_times.shape[1], *context.shape[2:])
+        state = torch.randn(shape, dtype=context.dtype, device=context.device)
+        steps = self.flow.sampler_steps
+        for now in range(steps - 1):
+            state = self._step(state, now / steps, 1 / steps, context, times)
+        return self._guided_end(state, 1 - 1 / steps, context, times)  # the last Euler step arrives there
+
+    def noisy_ends(
+        self, context: Tensor, context_times: Tensor, targets: Tensor, target_times: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """For training: ends (B, Tt, H, W, D) estimated at random points of the paths to `targets`, and weights (B,).
+
+        The squared error of an end times its weight is the squared error of the velocity.
+        """
+        clips = len(targets)
+        logits = PROGRESS_MEAN + PROGRESS_STD * torch.randn(clips, device=targets.device)
+        progress = logits.sigmoid()
+        done = progress[:, None, None, None, None]
+        noisy = (1 - done) * torch.randn_like(targets) + done * targets
+        hide_past = torch.rand(clips, device=targets.device) < self.flow.context_dropout
+        times = torch.cat((context_times, target_times), dim=1)
+        ends: Tensor = self(noisy, progress, context, times, hide_past)
+        return ends, (1 - progress).clamp(min=SMALLEST_REMAINDER) ** -2
+
+    def _step(self, state: Tensor, done: float, step: float, context: Tensor, times: Tensor) -> Tensor:
+        """`state` moved from `done` of its path by `step`."""
+        velocity = (self._guided_end(state, done, context, times) - state) / (1 - done)
+        arrived = state + step * velocity
+        if self.flow.sampler == "euler":
+            return arrived
+        later = (self._guided_end(arrived, done + step, context, times) - arrived) / (1 - done - step)
+        return state + step * (velocity + later) / 2
+
+    def _guided_end(self, state: Tensor, done: float, context: Tensor, times: Tensor) -> Tensor:
+        progress = torch.full((len(state),), done, device=state.device)
+        end: Tensor = self(state, progress, context, times)
+        if self.flow.guidance == 1:
+            return end
+        everyone = torch.ones(len(state), dtype=torch.bool, device=state.device)
+        plain: Tensor = self(state, progress, context, times, everyone)
+        return plain + self.flow.guidance * (end - plain)
+
+    def _embed(self, latents: Tensor, by: nn.Linear) -> tuple[Tensor, tuple[int, int]]:
+        """(B, T, H, W, D) to tokens (B, T, N, width), and the height and width of their grid."""
+        patches = merge_patches(latents, self.merge)
+        return by(patches.flatten(2, 3)), (patches.shape[2], patches.shape[3])

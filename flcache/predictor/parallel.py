@@ -1,0 +1,48 @@
+"""The parallel predictor: all target steps at once, from mask tokens among the tokens of the context.
+
+Starts as "copy the last step", exactly: the head is zero and its output is added to the context's last step.
+
+Shapes: B clips, Tc and Tt steps of context and target, H x W patch grid, D channels; N tokens a step.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from flcache.predictor.interface import Predictor
+from flcache.predictor.rotary import rotation
+from flcache.predictor.tokens import ScalarEmbedding, embedding, merge_patches, split_patches, zero_head
+from flcache.predictor.transformer import Transformer, TransformerSize
+
+
+class ParallelPredictor(Predictor):
+    """Context and mask tokens attend to all of each other; what the mask tokens become is the prediction."""
+
+    def __init__(self, size: TransformerSize, *, channels: int, merge: int) -> None:
+        super().__init__()
+        self.head_dim = size.width // size.heads
+        self.merge = merge
+        self.embed = embedding(channels, size.width, merge)
+        self.mask = nn.Parameter(0.02 * torch.randn(size.width))
+        self.ahead = ScalarEmbedding(size.width)
+        self.transformer = Transformer(size, causal=False)
+        self.head = zero_head(channels, size.width, merge)
+
+    def forward(self, context: Tensor, context_times: Tensor, target_times: Tensor) -> Tensor:
+        """As `predict`."""
+        patches = merge_patches(context, self.merge)  # (B, Tc, h, w, merge * merge * D)
+        height, width = patches.shape[2:4]
+        seen = self.embed(patches.flatten(2, 3))  # (B, Tc, N, width)
+        masked = self.mask + self.ahead(target_times - context_times[:, -1:])  # (B, Tt, width)
+        tokens = torch.cat((seen, masked[:, :, None].expand(-1, -1, height * width, -1)), dim=1)
+        times = torch.cat((context_times, target_times), dim=1) - context_times[:, :1]
+        by = rotation(times, height, width, self.head_dim)
+        hidden, _ = self.transformer(tokens.flatten(1, 2), by, height * width)
+        targets = hidden[:, -target_times.shape[1] * height * width :]
+        change = self.head(targets).unflatten(1, (target_times.shape[1], height, width))
+        return context[:, -1:] + split_patches(change, self.merge)
+
+    def predict(self, context: Tensor, context_times: Tensor, target_times: Tensor) -> Tensor:
+        prediction: Tensor = self(context, context_times, target_times)
+        return prediction

@@ -1,0 +1,54 @@
+"""flcache baselines --config CONFIG [--json] [KEY=VALUE ...]: how well one predicts without any training."""
+
+from __future__ import annotations
+
+import json
+from itertools import islice
+
+import torch
+from rich.console import Console
+
+from flcache.config import Config
+from flcache.evaluation import Predict, baselines_table, copy_last, evaluate, fit_baselines
+from flcache.training import WorldModel
+
+from .encoder import pick_device
+from .source import Reading, latent_batches, open_source
+from .train import build_world_model
+
+
+def run(config: Config, as_json: bool = False) -> None:
+    """Score every baseline on `evaluation.split`; copying the last step takes the place of the prediction."""
+    device = pick_device(config.training.device)
+    reading = Reading(config.evaluation.split, config.evaluation.batch_size, shuffle=False)
+    with open_source(config, reading, device=device) as source:
+        model = build_world_model(config, source).to(device)
+        result = evaluate(
+            copy_last,
+            latent_batches(model, source, device),
+            seen_until=source.seen_until,
+            fingerprint=source.fingerprint,
+            allow_leak=config.allow_leak,
+            horizons=config.evaluation.horizons,
+            baselines=fitted_baselines(config, model, device),
+            device=device,
+        )
+    if as_json:
+        print(json.dumps(result.to_json()))
+        return
+    Console().print(baselines_table(result))
+    print(f"the {reading.split} split; ridge and dataset mean fitted to the training clips")
+
+
+@torch.no_grad()
+def fitted_baselines(config: Config, model: WorldModel, device: str) -> dict[str, Predict]:
+    """Every baseline, fitted to the first `evaluation.baseline_clips` training clips as `model` sees them."""
+    options = config.evaluation
+    batch_size = min(options.batch_size, options.baseline_clips)
+    with open_source(config, Reading("train", batch_size, shuffle=False), device=device) as source:
+        return fit_baselines(
+            islice(latent_batches(model, source, device), options.baseline_clips // batch_size),
+            seen_until=source.seen_until,
+            ridge_steps=options.ridge_steps,
+            allow_leak=config.allow_leak,
+        )

@@ -1,0 +1,113 @@
+"""flcache report DIR [--out FILE] [KEY=VALUE ...]: a trained run as one HTML page that opens anywhere."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from rich.filesize import decimal
+
+from flcache.cache import summary
+from flcache.config import Config, load_config, to_yaml
+from flcache.evaluation.report import Report, write_report
+from flcache.training import RunRecord, latest_checkpoint, read_metrics, read_record
+
+from .player import Pictures, gather_pictures
+
+
+def run(directory: Path, overrides: Sequence[str] = (), out: Path | None = None) -> None:
+    """Write `report.html` of the run in `directory`, a `training.dir` or the folder that holds it as `training`.
+
+    The configuration is the one that the newest checkpoint was trained with, under `overrides`.
+    """
+    training = directory if (directory / "checkpoints").is_dir() else directory / "training"
+    checkpoint = latest_checkpoint(training / "checkpoints")
+    record = read_record(checkpoint)
+    config = _read_config(checkpoint, training, overrides)
+    evaluation = _read_evaluation(training / "evaluation.json")
+    pictures = gather_pictures(config, checkpoint)
+    page = Report(
+        name=_run_name(training.resolve()),
+        split=config.evaluation.split,
+        evaluation=evaluation,
+        losses=read_metrics(training / "metrics.jsonl"),
+        cache=summary(config.cache.dir) if config.training.source == "cache" and config.cache.dir else None,
+        player=pictures.player,
+        provenance=_provenance(config, record, checkpoint),
+        config=to_yaml(config),
+        leak=record.leak or bool(evaluation and evaluation["leak"]),
+        notes=_notes(evaluation, record, pictures),
+    )
+    path = out or directory / "report.html"
+    write_report(page, path)
+    print(f"{path}: {decimal(path.stat().st_size)}; open it in a browser")
+
+
+def _run_name(training: Path) -> str:
+    """What to call the run: its folder, or the one around it where that is just "training"."""
+    return training.parent.name if training.name == "training" else training.name
+
+
+def _read_config(checkpoint: Path, training: Path, overrides: Sequence[str]) -> Config:
+    """The checkpoint's configuration; what a moved folder no longer has where it was is looked for beside the run."""
+    config = load_config(checkpoint / "config.yaml", overrides)
+    home = training.resolve().parent
+    return replace(
+        config,
+        dataset=replace(config.dataset, root=_existing(config.dataset.root, home / "videos")),
+        cache=replace(config.cache, dir=_existing(config.cache.dir, home / "cache")),
+        training=replace(config.training, dir=str(training)),
+    )
+
+
+def _existing(configured: str | None, beside: Path) -> str | None:
+    if configured is not None and not Path(configured).exists() and beside.is_dir():
+        return str(beside)
+    return configured
+
+
+def _read_evaluation(path: Path) -> dict[str, Any] | None:
+    if not path.exists():
+        return None
+    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return content
+
+
+def _provenance(config: Config, record: RunRecord, checkpoint: Path) -> dict[str, str]:
+    """What the numbers rest on, for the page."""
+    encoder, training = config.encoder, config.training
+    architecture = encoder.architecture.get("model_type", "unknown")
+    revision = f" at {encoder.revision}" if encoder.revision else ""
+    overrides = ", ".join(f"{key}={value}" for key, value in config.predictor.overrides.items())
+    return {
+        "Latents": record.fingerprint,
+        "Encoder": f"{encoder.name}{revision}"
+        if encoder.name
+        else f"{architecture}, random weights of seed {encoder.seed}",
+        "Context mode": config.encode.context,
+        "Predictor": " ".join(filter(None, [config.predictor.preset, overrides])),
+        "Trained": f"{record.step} steps of {training.batch_size * training.accumulate} clips, {training.loss} loss",
+        "Checkpoint": str(checkpoint),
+        "Split": f"{config.evaluation.split}: {getattr(config.dataset, config.evaluation.split)}",
+        "Versions": ", ".join(f"{name} {version(name)}" for name in ("flcache", "torch", "transformers")),
+    }
+
+
+def _notes(evaluation: dict[str, Any] | None, record: RunRecord, pictures: Pictures) -> list[str]:
+    notes = []
+    if evaluation and evaluation["fingerprint"] != record.fingerprint:
+        notes.append(
+            f"evaluation.json is of other latents ({evaluation['fingerprint'][:12]}) than the checkpoint "
+            f"({record.fingerprint[:12]}): run flcache evaluate again."
+        )
+    if pictures.unread:
+        clip_id, reason = next(iter(pictures.unread.items()))
+        notes.append(
+            f"The player lacks the frames of {len(pictures.unread)} clips, such as {clip_id}: {reason}. If the videos "
+            f"are elsewhere, give dataset.root=PATH."
+        )
+    return notes
