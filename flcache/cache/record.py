@@ -46,7 +46,7 @@ def read_record(path: Path, *, repair: str) -> dict[str, Any]:
 
 def read_bytes(path: Path, limit: int) -> bytes:
     """All of a small file. Raises DamagedError if it is larger than `limit`, CacheError if it cannot be read."""
-    with storage_errors(path), open(path, "rb", buffering=0, opener=_open_without_waiting) as stream:  # noqa: PTH123
+    with storage_errors(path), open(path, "rb", buffering=0, opener=_open_without_waiting) as stream:
         status = os.fstat(stream.fileno())
         if not stat.S_ISREG(status.st_mode) or status.st_size > limit:
             raise DamagedError(f"{path}: more than {limit} bytes, or no plain file, and so none of this format")
