@@ -158,6 +158,26 @@ def import_latents(manifest: str, root: str, out: str, spec: str | None, **optio
     stage.run(Path(manifest), Path(root), Path(out), chosen)
 
 
+@cli.group()
+def bench() -> None:
+    """Measure this machine."""
+
+
+@bench.command()
+@click.argument("directory", metavar="[DIR]", required=False)
+@_JSON
+def loader(directory: str | None, as_json: bool) -> None:
+    """Clips per second: the loader, a bare ring of preadv, and other loaders that are installed.
+
+    Reads the training split of the cache in DIR; without it, one of noise that is made here and removed.
+    """
+    from pathlib import Path
+
+    from . import bench as stage
+
+    stage.run(Path(directory) if directory else None, as_json=as_json)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """The entry point: runs a command, and turns what went wrong into one line and an exit code."""
     if not sys.warnoptions:

@@ -22,6 +22,7 @@ import numpy as np
 import torch
 
 from flcache.cache import LatentCache, LatentLoader
+from flcache.encoder.torchvision_ops import ensure_torchvision
 
 BATCH_SIZE = 8
 WARM_EPOCHS = 3
@@ -30,6 +31,7 @@ RING_SLOTS_SPARE = 2
 
 def write_rivals(folder: Path, names: Iterable[str]) -> None:
     """The clips of `folder / "cache"` as each of the rivals wants them."""
+    ensure_torchvision()  # rivals import it
     cache = LatentCache(folder / "cache", "train")
     if "litdata" in names:
         from litdata import optimize
@@ -42,12 +44,14 @@ def write_rivals(folder: Path, names: Iterable[str]) -> None:
         shape = ",".join(map(str, cache.latent_shape))
         columns = {"latents": f"ndarray:{cache[0].latents.dtype}:{shape}"}
         with MDSWriter(out=f"{folder}/mosaicml-streaming", columns=columns, size_limit="256mb") as writer:
-            for clip in cache:
+            for clip in map(cache.__getitem__, range(len(cache))):
                 writer.write({"latents": clip.latents})
 
 
 def measure(folder: Path, name: str, workers: int, *, cold: bool) -> dict[str, float]:
     """`workers` are threads for the loader and the ring, processes for the rivals."""
+    if name in RIVALS:
+        ensure_torchvision()
     loader, num_bytes = LOADERS[name](folder, workers)
     best, cpu_s, clips = 0.0, 0.0, 0
     for epoch in range(1 if cold else WARM_EPOCHS + 1):
@@ -94,7 +98,8 @@ def _ring(folder: Path, threads: int) -> tuple[Callable[[], Iterable[Any]], int]
     """Bare preadv of whole clips into a reused ring: what the memory system allows."""
     cache = LatentCache(folder / "cache", "train")
     num_bytes = cache.spec.codec.clip_bytes(cache.latent_shape)
-    places, descriptors = [], {}
+    places: list[tuple[int, int]] = []
+    descriptors: dict[int, int] = {}
     for index in range(len(cache)):
         shard, row = cache.locate(index)
         path = cache.path / "shards" / f"{cache.commits[shard].name}.tar"
