@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import resource
 import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ def write_rivals(folder: Path, names: Iterable[str]) -> None:
     if "litdata" in names:
         from litdata import optimize
 
-        sample = partial(_sample, cache)
+        sample = partial(_sample, folder / "cache")  # litdata sends it to other processes
         optimize(fn=sample, inputs=list(range(len(cache))), output_dir=f"{folder}/litdata", chunk_bytes="256MB")
     if "mosaicml-streaming" in names:
         from streaming import MDSWriter
@@ -178,8 +179,13 @@ LOADERS: dict[str, Callable[[Path, int], tuple[Callable[[], Iterable[Any]], int]
 RIVALS = ("webdataset", "litdata", "mosaicml-streaming")
 
 
-def _sample(cache: LatentCache, index: int) -> dict[str, Any]:
-    return {"latents": cache[index].latents}
+@lru_cache
+def _opened(cache_dir: Path) -> LatentCache:
+    return LatentCache(cache_dir, "train")
+
+
+def _sample(cache_dir: Path, index: int) -> dict[str, Any]:
+    return {"latents": _opened(cache_dir)[index].latents}
 
 
 def _first_tensor(sample: tuple[Any]) -> torch.Tensor:
@@ -211,8 +217,9 @@ def _cpu_s() -> float:
 
 def _peak_mb(workers: int) -> float:
     """Of this process, and as much for each worker as the largest has taken."""
-    own, child = (resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-    return (own + workers * child) / 1024
+    status = Path("/proc/self/status").read_text()  # getrusage would give the peak of the process that started this one
+    own = int(re.findall(r"VmHWM:\s+(\d+) kB", status)[0])
+    return (own + workers * resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss) / 1024
 
 
 if __name__ == "__main__":
