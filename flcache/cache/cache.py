@@ -133,11 +133,11 @@ class LatentCache:
 
     def clip_id(self, index: int) -> str:
         """The id of clip number `index`."""
-        return self.clip_ids([index])[0]
+        return self.ids_at([self.locate(index)])[0]
 
-    def clip_ids(self, indices: Sequence[int]) -> tuple[str, ...]:
-        """The ids of the clips of these numbers."""
-        return tuple(self._plan.values("clip_id", [self._plan_row(*self.locate(index)) for index in indices]))
+    def ids_at(self, places: Sequence[tuple[int, int]]) -> tuple[str, ...]:
+        """The ids of the clips at these places, as `locate` gives them."""
+        return tuple(self._plan.values("clip_id", [self._plan_row(shard, row) for shard, row in places]))
 
     def __len__(self) -> int:
         if self._chosen is not None:

@@ -6,6 +6,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,13 +32,14 @@ class StoredBatch:
     ids: tuple[str, ...]
 
 
-@dataclass(frozen=True)
-class _Place:
+class _Place(NamedTuple):
     """Where a clip lies."""
 
     cache: LatentCache
-    index: int
+    clip: int
+    """Its number in the cache."""
     reader: ShardReader
+    shard: int
     row: int
 
 
@@ -88,7 +90,7 @@ class ClipReader:
         cache = self._caches[source]
         index = number - self._ends[source] + len(cache)
         shard, row = cache.locate(index)
-        return _Place(cache, index, cache.reader(shard), row)
+        return _Place(cache, index, cache.reader(shard), shard, row)
 
     def _read_clip(
         self, number: int, place: _Place, buffers: Sequence[memoryview], scratch: Sequence[memoryview]
@@ -100,9 +102,9 @@ class ClipReader:
                 place.reader.read_checked(place.row, self._start, buffers, scratch)
                 self._checked[number] = True
         except DamagedError as error:
-            raise place.cache.damaged_clip(place.index, error) from error
+            raise place.cache.damaged_clip(place.clip, error) from error
 
     def _ids(self, places: Sequence[_Place]) -> tuple[str, ...]:
         if len(self._caches) == 1:
-            return self._caches[0].clip_ids([place.index for place in places])
-        return tuple(place.cache.clip_id(place.index) for place in places)
+            return self._caches[0].ids_at([(place.shard, place.row) for place in places])
+        return tuple(place.cache.clip_id(place.clip) for place in places)

@@ -227,3 +227,10 @@ def test_memory_does_not_grow_with_the_cache(tmp_path: Path) -> None:
         result = subprocess.run([sys.executable, "-c", program, cache_dir], capture_output=True, text=True, check=True)
         peaks.append(int(result.stdout))
     assert peaks[1] < 1.05 * peaks[0], f"{peaks} kB"
+
+
+def test_accelerate_leaves_it_as_it_is(cache: LatentCache) -> None:
+    from accelerate import Accelerator
+
+    loader = LatentLoader(cache, batch_size=2, context_steps=2)
+    assert Accelerator(cpu=True).prepare(loader) is loader
