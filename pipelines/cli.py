@@ -189,6 +189,25 @@ def report(directory: str, out: str | None, overrides: tuple[str, ...]) -> None:
     stage.run(Path(directory), overrides, out=Path(out) if out else None)
 
 
+@cli.group()
+def bench() -> None:
+    """Measure this machine."""
+
+
+@bench.command()
+@click.argument("directory", metavar="[DIR]", required=False)
+@_JSON
+def loader(directory: str | None, as_json: bool) -> None:
+    """Clips per second: the loader, a bare ring of preadv, and other loaders that are installed.
+
+    Reads the training split of the cache in DIR; without it, one of noise that is made here and removed.
+    """
+
+    from . import bench as stage
+
+    stage.run(Path(directory) if directory else None, as_json=as_json)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """The entry point: runs a command, and turns what went wrong into one line and an exit code."""
     if not sys.warnoptions:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from flcache.cache import is_committed
+from flcache.cache import finalize_statistics, is_committed
 from flcache.cache.plan import plan_path
 from flcache.cache.repair import prove, prove_spec, set_aside, set_spec_aside, shards_aside, spec_waits
 from flcache.cache.spec import read_spec
@@ -33,7 +33,8 @@ def run(directory: Path | str, config: Config) -> None:
         if shard is not None:
             set_aside(cache_dir, *shard)
     if not found.missing and not shards_aside(cache_dir):
-        print(f"{cache_dir}: nothing to repair")
+        finalize_statistics(cache_dir)  # a spec that was made anew lacks them
+        print(f"{cache_dir}: no shard to repair")
         return
     try:
         encode.run(config)

@@ -5,8 +5,7 @@ from __future__ import annotations
 import copy
 from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
@@ -134,11 +133,11 @@ class LatentCache:
 
     def clip_id(self, index: int) -> str:
         """The id of clip number `index`."""
-        return self.clip_ids([index])[0]
+        return self.ids_at([self.locate(index)])[0]
 
-    def clip_ids(self, indices: Sequence[int]) -> tuple[str, ...]:
-        """The ids of the clips of these numbers."""
-        return tuple(self._plan.values("clip_id", [self._plan_row(*self.locate(index)) for index in indices]))
+    def ids_at(self, places: Sequence[tuple[int, int]]) -> tuple[str, ...]:
+        """The ids of the clips at these places, as `locate` gives them."""
+        return tuple(self._plan.values("clip_id", [self._plan_row(shard, row) for shard, row in places]))
 
     def __len__(self) -> int:
         if self._chosen is not None:
@@ -159,11 +158,13 @@ class LatentCache:
         layouts = self.spec.codec.payloads(self.latent_shape)
         payloads = [payload_buffer(layout, stop - start, 1) for layout in layouts]
         buffers = [memoryview(payload.reshape(-1).view(np.uint8).data) for payload in payloads]
-        with self.naming(index):
+        try:
             if stop - start == self.latent_shape[0]:
                 reader.read_checked(row, start, buffers, ())
             else:
                 reader.read_into(row, start, buffers)
+        except DamagedError as error:
+            raise self.damaged_clip(index, error) from error
         return CachedClip(
             clip_id=str(self._plan.value("clip_id", plan_row)),
             latents=self.spec.codec.restore([payload[0] for payload in payloads]),
@@ -175,13 +176,9 @@ class LatentCache:
             seen_until=tuple(seen - start for seen in self.seen_until[start:stop]),
         )
 
-    @contextmanager
-    def naming(self, index: int) -> Iterator[None]:
-        """Damage that the block finds is damage of clip number `index`, and says so."""
-        try:
-            yield
-        except DamagedError as error:
-            raise DamagedError(f"clip {self.clip_id(index)}: {error}") from error
+    def damaged_clip(self, index: int, error: DamagedError) -> DamagedError:
+        """What to raise where `error` was met while reading clip number `index`."""
+        return DamagedError(f"clip {self.clip_id(index)}: {error}")
 
     def check_window(self, start: int, stop: int) -> None:
         """Raises CacheError unless steps `start` to `stop` are steps of these clips."""

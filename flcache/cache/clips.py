@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,7 +14,7 @@ from numpy.typing import NDArray
 from flcache.cache.cache import LatentCache
 from flcache.cache.reader import ShardReader
 from flcache.cache.ring import Slot
-from flcache.errors import CacheError
+from flcache.errors import CacheError, DamagedError
 
 VERIFY = ("always", "first_epoch", "off")
 
@@ -21,7 +23,7 @@ VERIFY = ("always", "first_epoch", "off")
 class StoredBatch:
     """What a slot of the ring holds besides latents."""
 
-    sources: NDArray[np.int64]
+    sources: tuple[int, ...]
     """(B,) which of the caches each clip is of."""
     times: NDArray[np.float32]
     """(B, steps) seconds."""
@@ -30,13 +32,14 @@ class StoredBatch:
     ids: tuple[str, ...]
 
 
-@dataclass(frozen=True)
-class _Place:
+class _Place(NamedTuple):
     """Where a clip lies."""
 
     cache: LatentCache
-    index: int
+    clip: int
+    """Its number in the cache."""
     reader: ShardReader
+    shard: int
     row: int
 
 
@@ -53,7 +56,7 @@ class ClipReader:
             raise CacheError(f"verify={verify!r}; it is one of {', '.join(VERIFY)}")
         self._caches, self._verify, self._read_ahead = tuple(caches), verify, read_ahead
         self._start, self._stop = steps
-        self._ends = np.array(list(accumulate(map(len, caches))), dtype=np.int64)
+        self._ends = list(accumulate(map(len, caches)))
         self._checked = np.zeros(self._ends[-1], dtype=np.bool_)
 
     def check_sizes(self) -> None:
@@ -66,42 +69,42 @@ class ClipReader:
 
         Raises DamagedError naming shard, clip and remedy.
         """
-        sources = np.searchsorted(self._ends, numbers, side="right")
-        places = [
-            self._place(source, number) for source, number in zip(sources.tolist(), numbers.tolist(), strict=True)
-        ]
+        sources = [bisect_right(self._ends, number) for number in numbers.tolist()]
+        places = [self._place(source, number) for source, number in zip(sources, numbers.tolist(), strict=True)]
         views = slot.views[: len(places)]
         if self._read_ahead:
             for place, buffers in zip(places, views, strict=True):
                 place.reader.will_need(place.row, self._start, buffers)
-        for clip, (number, place) in enumerate(zip(numbers.tolist(), places, strict=True)):
-            self._read_clip(number, place, views[clip], slot.scratch)
-            take(slot, clip, int(sources[clip]))
-        valid_steps = np.array([place.reader.rows["valid_steps"][place.row] for place in places])
+        for clip, (number, place, buffers) in enumerate(zip(numbers.tolist(), places, views, strict=True)):
+            self._read_clip(number, place, buffers, slot.scratch)
+            take(slot, clip, sources[clip])
+        rows = np.array([place.reader.rows[place.row] for place in places])
         return StoredBatch(
-            sources=sources,
-            times=np.stack([place.reader.rows["times"][place.row] for place in places])[:, self._start : self._stop],
-            valid=np.arange(self._start, self._stop) < valid_steps[:, None],
+            sources=tuple(sources),
+            times=rows["times"][:, self._start : self._stop].copy(),
+            valid=np.arange(self._start, self._stop) < rows["valid_steps"][:, None],
             ids=self._ids(places),
         )
 
     def _place(self, source: int, number: int) -> _Place:
         cache = self._caches[source]
-        index = number - int(self._ends[source]) + len(cache)
+        index = number - self._ends[source] + len(cache)
         shard, row = cache.locate(index)
-        return _Place(cache, index, cache.reader(shard), row)
+        return _Place(cache, index, cache.reader(shard), shard, row)
 
     def _read_clip(
         self, number: int, place: _Place, buffers: Sequence[memoryview], scratch: Sequence[memoryview]
     ) -> None:
-        with place.cache.naming(place.index):
+        try:
             if self._verify == "off" or (self._verify == "first_epoch" and self._checked[number]):
                 place.reader.read_into(place.row, self._start, buffers)
             else:
                 place.reader.read_checked(place.row, self._start, buffers, scratch)
                 self._checked[number] = True
+        except DamagedError as error:
+            raise place.cache.damaged_clip(place.clip, error) from error
 
     def _ids(self, places: Sequence[_Place]) -> tuple[str, ...]:
         if len(self._caches) == 1:
-            return self._caches[0].clip_ids([place.index for place in places])
-        return tuple(place.cache.clip_id(place.index) for place in places)
+            return self._caches[0].ids_at([(place.shard, place.row) for place in places])
+        return tuple(place.cache.clip_id(place.clip) for place in places)

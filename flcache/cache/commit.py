@@ -139,7 +139,7 @@ def _is_commit(content: dict[str, Any]) -> bool:
     texts = [content[name] for name in ("split", "fingerprint", "tar_xxh3_64", "idx_xxh3_64")]
     decoders = content["decoders"]
     return (
-        all(type(count) is int and count >= 0 for count in counts)
+        all(type(count) is int and 0 <= count < 2**63 for count in counts)
         and all(isinstance(text, str) for text in texts)
         and isinstance(content["failures_xxh3_64"], str | None)
         and isinstance(decoders, dict)

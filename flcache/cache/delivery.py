@@ -9,9 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from flcache.batch import ChannelStatistics
@@ -45,7 +43,7 @@ class Delivery(Protocol):
     def take(self, slot: Slot, clip: int, source: int) -> None:
         """Clip number `clip` of the batch has been read."""
 
-    def stage(self, slot: Slot, sources: NDArray[np.int64]) -> Any:
+    def stage(self, slot: Slot, sources: Sequence[int]) -> Any:
         """All clips of the batch have been read, each of the source at its place in `sources` (B,)."""
 
     def deliver(self, slot: Slot, num_clips: int, staged: Any) -> Tensor:
@@ -62,7 +60,7 @@ class HostDelivery:
         if slot.decoded is not None:
             self._decoder.decode_into(source, slot.payloads, slot.decoded[clip : clip + 1])
 
-    def stage(self, slot: Slot, sources: NDArray[np.int64]) -> None:
+    def stage(self, slot: Slot, sources: Sequence[int]) -> None:
         """Nothing: the slot stays as it is until its turn."""
 
     def deliver(self, slot: Slot, num_clips: int, staged: None) -> Tensor:
@@ -81,7 +79,7 @@ class CudaDelivery:
     def take(self, slot: Slot, clip: int, source: int) -> None:
         """Nothing: the whole batch goes to the device at once."""
 
-    def stage(self, slot: Slot, sources: NDArray[np.int64]) -> tuple[Tensor, torch.cuda.Event]:
+    def stage(self, slot: Slot, sources: Sequence[int]) -> tuple[Tensor, torch.cuda.Event]:
         """The latents, and the event after which they are there. Waits until the slot has been copied."""
         with torch.cuda.device(self._device), torch.cuda.stream(self._stream):
             payloads = [payload[: len(sources)].to(self._device, non_blocking=True) for payload in slot.payloads]
@@ -100,13 +98,13 @@ class CudaDelivery:
         latents.record_stream(consumer)  # its memory is not given away while the consumer may still read it
         return latents
 
-    def _decode(self, payloads: Sequence[Tensor], sources: NDArray[np.int64]) -> Tensor:
+    def _decode(self, payloads: Sequence[Tensor], sources: Sequence[int]) -> Tensor:
         """(B, T, H, W, D); clip by clip where they are of several sources."""
         latents = torch.empty((len(sources), *self._shape), device=self._device)
-        if np.all(sources == sources[0]):
-            self._decoder.decode_into(int(sources[0]), payloads, latents)
+        if len(set(sources)) == 1:
+            self._decoder.decode_into(sources[0], payloads, latents)
             return latents
-        for clip, source in enumerate(sources.tolist()):
+        for clip, source in enumerate(sources):
             one = slice(clip, clip + 1)
             self._decoder.decode_into(source, [payload[one] for payload in payloads], latents[one])
         return latents

@@ -78,4 +78,6 @@ def rank_share(
     other, are that batch. A short last batch is shared evenly, so that a rank may get one clip less, or none.
     """
     batch = order[start : start + batch_size * world_size]
-    return np.array_split(batch, world_size)[rank]
+    least, longer = divmod(len(batch), world_size)
+    first = rank * least + min(rank, longer)
+    return batch[first : first + least + (rank < longer)]

@@ -16,7 +16,7 @@ from flcache.cache.commit import Commit, repair_hint
 from flcache.cache.index import Rows, index_size, parse_index
 from flcache.cache.record import read_bytes
 from flcache.cache.spec import CacheSpec
-from flcache.cache.storage import shard_paths, storage_errors
+from flcache.cache.storage import shard_paths, storage_error, storage_errors
 from flcache.errors import DamagedError
 
 
@@ -29,6 +29,7 @@ class ShardReader:
     def __init__(self, cache_dir: Path, commit: Commit, spec: CacheSpec) -> None:
         self._descriptor = -1
         self._layouts = spec.codec.payloads(spec.latent_shape)
+        self._step_bytes = [layout.num_bytes // layout.shape[0] for layout in self._layouts]
         self._hint = repair_hint(cache_dir)
         paths = shard_paths(cache_dir, commit.split, commit.shard)
         self._path = paths.tar
@@ -48,11 +49,13 @@ class ShardReader:
     def read_into(self, row: int, start: int, buffers: Sequence[memoryview]) -> None:
         """Fill one buffer per payload of clip `row`, from step `start` on."""
         for payload, buffer in enumerate(buffers):
-            offset = self._offsets[row][payload] + start * self._step_bytes(payload)
+            offset = self._offsets[row][payload] + start * self._step_bytes[payload]
             remaining = buffer
             while remaining:
-                with storage_errors(self._path):
+                try:
                     num_read = os.preadv(self._descriptor, [remaining], offset)
+                except OSError as error:
+                    raise storage_error(self._path, error) from error
                 if not num_read:
                     raise DamagedError(f"{self._path}: ends in the middle of {self._slot(row)}; {self._hint}")
                 remaining, offset = remaining[num_read:], offset + num_read
@@ -73,18 +76,14 @@ class ShardReader:
         self.read_into(row, 0, whole)
         self.check(row, whole)
         for payload, content in enumerate(scratch):
-            first = start * self._step_bytes(payload)
+            first = start * self._step_bytes[payload]
             buffers[payload][:] = content[first : first + buffers[payload].nbytes]
 
     def will_need(self, row: int, start: int, buffers: Sequence[memoryview]) -> None:
         """Tell the kernel that `read_into` comes with the same arguments, so that the disk starts now."""
         for payload, buffer in enumerate(buffers):
-            offset = self._offsets[row][payload] + start * self._step_bytes(payload)
+            offset = self._offsets[row][payload] + start * self._step_bytes[payload]
             os.posix_fadvise(self._descriptor, offset, buffer.nbytes, os.POSIX_FADV_WILLNEED)
-
-    def _step_bytes(self, payload: int) -> int:
-        layout = self._layouts[payload]
-        return layout.num_bytes // layout.shape[0]
 
     def _slot(self, row: int) -> str:
         return f"slot {self.rows['slot'][row]}"

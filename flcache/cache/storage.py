@@ -82,8 +82,13 @@ def storage_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        advice = _ADVICE.get(error.errno or 0, error.strerror or str(error))
-        raise CacheError(f"{error.filename or path}: {advice}") from error
+        raise storage_error(path, error) from error
+
+
+def storage_error(path: Path, error: OSError) -> CacheError:
+    """What to raise for an OSError about `path`; for where a context manager costs too much."""
+    advice = _ADVICE.get(error.errno or 0, error.strerror or str(error))
+    return CacheError(f"{error.filename or path}: {advice}")
 
 
 def is_file(path: Path) -> bool:

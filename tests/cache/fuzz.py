@@ -30,7 +30,7 @@ from flcache.cache import LatentCache, LatentLoader, summary, verify_cache
 from flcache.cache.record import canonical_json, seal
 from flcache.errors import FlcacheError
 
-LIMIT_S = 10
+LIMIT_S = 60
 SPARE_BYTES = 2**30
 """Address space that reading a cache of a few hundred kilobytes may take beyond what is mapped at the start."""
 SPEC, COMMIT = "spec.json", "commits/train-000000.json"

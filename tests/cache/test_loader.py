@@ -185,7 +185,7 @@ def test_torch_may_wrap_it(cache: LatentCache) -> None:
         list(DataLoader(loader, batch_size=None, num_workers=1))
 
 
-def test_training_does_not_wait_for_a_slow_consumer(cache: LatentCache) -> None:
+def test_a_slow_consumer_holds_the_threads_back(cache: LatentCache) -> None:
     """Back-pressure: with nobody asking, the ring is filled and no more."""
     loader = LatentLoader(cache, batch_size=1, context_steps=2)
     iterator = iter(loader)
@@ -210,3 +210,27 @@ def test_shuffle_window_reads_neighbours_together(cache: LatentCache) -> None:
     other = LatentLoader(cache, batch_size=1, context_steps=2)
     other.load_state_dict(state)
     assert [b.ids for b in islice(other, 5)] == [b.ids for b in islice(loader, 5)]
+
+
+def test_memory_does_not_grow_with_the_cache(tmp_path: Path) -> None:
+    """Peak memory of two epochs over ten times the clips, in processes of their own."""
+    program = (
+        "import sys; from pathlib import Path; from flcache.cache import LatentCache, LatentLoader\n"
+        "loader = LatentLoader(LatentCache(sys.argv[1], 'train'), batch_size=8, context_steps=2)\n"
+        "for _ in range(2):\n"
+        "    for batch in loader: batch.latents.sum()\n"
+        "print(Path('/proc/self/status').read_text().split('VmHWM:')[1].split()[0])\n"
+    )
+    peaks = []
+    for number in (30, 300):
+        cache_dir = make_cache(tmp_path / str(number), num_train=number, num_val=1, shape=(4, 8, 8, 64))
+        result = subprocess.run([sys.executable, "-c", program, cache_dir], capture_output=True, text=True, check=True)
+        peaks.append(int(result.stdout))
+    assert peaks[1] < 1.05 * peaks[0], f"{peaks} kB"
+
+
+def test_accelerate_leaves_it_as_it_is(cache: LatentCache) -> None:
+    from accelerate import Accelerator
+
+    loader = LatentLoader(cache, batch_size=2, context_steps=2)
+    assert Accelerator(cpu=True).prepare(loader) is loader
