@@ -73,8 +73,15 @@ class EncoderConfig:
 
 @dataclass(frozen=True)
 class EncodeConfig:
-    context: Literal["step", "full"] = "step"
-    """`step` encodes every step alone, `full` the whole clip jointly; see docs on the leak rule."""
+    context: Literal["step", "window", "prefix", "full"] = "step"
+    """Every step alone, windows of steps, a context alone beside targets from the whole clip, or the whole clip
+    jointly; see docs/leak-rule.md."""
+    window: Positive | None = None
+    """Steps encoded jointly by `window`."""
+    prefix_steps: Positive | None = None
+    """Steps of the context that `prefix` encodes alone; null is half of the clip."""
+    repeat_frames: bool = False
+    """With `step`: every frame is a step, shown to a video encoder as often as its step is long."""
     batch_size: Positive = 8
     """Clips per forward pass."""
     decode_workers: Positive = 2
@@ -132,7 +139,7 @@ class TrainingConfig:
     """Clips per process and optimiser step, before accumulation."""
     accumulate: Positive = 1
     context_steps: Positive | None = None
-    """Steps the evaluation's predictor sees; null is half of the clip."""
+    """Steps the evaluation's predictor sees; null is half of the clip, or the nearest split that does not leak."""
     loss: Literal["l1", "l2", "smooth_l1", "cosine"] = "l1"
     """`flow_matching` takes `l2` alone."""
     targets: Literal["raw", "layer_norm"] = "raw"
