@@ -85,8 +85,15 @@ class KeepConfig:
 
 @dataclass(frozen=True)
 class EncodeConfig:
-    context: Literal["step", "full"] = "step"
-    """`step` encodes every step alone, `full` the whole clip jointly; see docs on the leak rule."""
+    context: Literal["step", "window", "prefix", "full"] = "step"
+    """Every step alone, windows of steps, a context alone beside targets from the whole clip, or the whole clip
+    jointly; see docs/leak-rule.md."""
+    window: Positive | None = None
+    """Steps encoded jointly by `window`."""
+    prefix_steps: Positive | None = None
+    """Steps of the context that `prefix` encodes alone; null is half of the clip."""
+    repeat_frames: bool = False
+    """With `step`: every frame is a step, shown to a video encoder as often as its step is long."""
     keep: KeepConfig = field(default_factory=KeepConfig)
     """What of the latents is stored."""
     batch_size: Positive = 8
@@ -156,7 +163,7 @@ class TrainingConfig:
     accumulate: Positive = 1
     """Batches per optimiser step."""
     context_steps: Positive | None = None
-    """Steps the evaluation's predictor sees; null is half of the clip."""
+    """Steps the evaluation's predictor sees; null is half of the clip, or the nearest split that does not leak."""
     loss: Literal["l1", "l2", "smooth_l1", "cosine"] = "l1"
     """`flow_matching` takes `l2` alone."""
     targets: Literal["raw", "layer_norm"] = "raw"

@@ -23,6 +23,12 @@ def legal_splits(seen_until: Sequence[int]) -> list[int]:
     return legal
 
 
+def middle_split(seen_until: Sequence[int]) -> int:
+    """The legal split nearest to the middle of the clip; the middle where none is legal."""
+    middle = len(seen_until) // 2
+    return min(legal_splits(seen_until), key=lambda split: abs(split - middle), default=middle)
+
+
 def check_split(seen_until: Sequence[int], split: int, *, allow_leak: bool = False) -> bool:
     """Whether a split at `split` leaks; False is clean. Raises LeakError if it does and `allow_leak` is False."""
     if not 0 < split < len(seen_until):
@@ -39,6 +45,7 @@ def check_split(seen_until: Sequence[int], split: int, *, allow_leak: bool = Fal
     splits = f"split at one of {legal}, or " if legal else ""
     raise LeakError(
         f"a context of steps 0 to {split - 1} has already seen step {seen}: its prediction of step {split} would be "
-        f'worthless; {splits}encode with "encode.context=step" (every step alone), "window" of a divisor of {split}, '
-        f'or "prefix" at {split}; "allow_leak=true" goes on and marks every result'
+        f'worthless; {splits}encode with "encode.context=step" (every step alone), with "encode.context=window" and '
+        f'an "encode.window" that divides {split}, or with "encode.context=prefix" and "encode.prefix_steps={split}"; '
+        f'"allow_leak=true" goes on and marks every result'
     )

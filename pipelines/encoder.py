@@ -10,7 +10,7 @@ import torch
 
 from flcache.cache import keep_fields, kept_shape
 from flcache.config import Config
-from flcache.encoder import EncoderSource, LatentVideoModel, hard_keys, load_encoder
+from flcache.encoder import ContextRule, EncoderSource, LatentVideoModel, hard_keys, load_encoder
 
 from .clips import clip_rule
 
@@ -19,12 +19,18 @@ def encoder_source(config: Config) -> EncoderSource:
     return EncoderSource(**asdict(config.encoder))
 
 
+def context_rule(config: Config) -> ContextRule:
+    """How steps are encoded. Raises EncoderError where the settings contradict each other."""
+    encode = config.encode
+    return ContextRule(encode.context, encode.window, encode.prefix_steps, encode.repeat_frames)
+
+
 def load_configured_encoder(
     config: Config, *, trainable: bool | Sequence[str] = False, device: str
 ) -> LatentVideoModel:
     """The encoder of the configuration on `device`, in its context mode. Raises EncoderError."""
-    context = config.encode.context
-    return load_encoder(encoder_source(config), context=context, trainable=trainable, device=pick_device(device))
+    rule, device = context_rule(config), pick_device(device)
+    return load_encoder(encoder_source(config), context=rule, trainable=trainable, device=device)
 
 
 def hard_spec(config: Config, model: LatentVideoModel) -> dict[str, Any]:
@@ -36,7 +42,7 @@ def hard_spec(config: Config, model: LatentVideoModel) -> dict[str, Any]:
     return {
         **hard_keys(model),
         "clip": clip_rule(config).as_dict(),
-        "context": {"mode": model.context, "seen_until": model.seen_until(frames)},
+        "context": model.context.as_dict(steps),
         "layout": {"shape": list(stored), "tubelet_size": frames // steps},
         "codec": config.cache.codec,
         **({"keep": keep} if keep else {}),

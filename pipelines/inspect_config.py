@@ -18,12 +18,12 @@ from flcache.cache import get_codec
 from flcache.config import Config, ResolvedConfig, as_dict
 from flcache.encoder import EncoderDescription, describe_encoder, seen_until
 from flcache.errors import ConfigError, FlcacheError
-from flcache.leak import check_split
+from flcache.leak import check_split, middle_split
 from flcache.videos import ClipRule, Video, VideoFolder, needs_duration, plan_clips, read_annotations
 from flcache.yaml_lines import Origin, shown
 
 from .clips import SPLITS, clip_rule
-from .encoder import encoder_source
+from .encoder import context_rule, encoder_source
 from .predictor import configured_predictor
 
 WIDEST_VALUE = 64
@@ -57,7 +57,7 @@ def run(resolved: ResolvedConfig) -> None:
     config, findings = resolved.config, Findings()
     _print_section("Configuration", _tree(as_dict(config), resolved.origins))
     _print_section("Conflicts", [str(conflict) for conflict in resolved.conflicts] or ["none"])
-    encoder = findings.attempt(lambda: describe_encoder(encoder_source(config), trainable=config.encoder_trainable))
+    encoder = findings.attempt(lambda: _describe_encoder(config))
     shape = findings.attempt(lambda: _latent_shape(config, encoder)) if encoder else None
     _print_section("Parameters", _parameters(config, encoder, shape, findings))
     _print_section("Latents", _latents(config, encoder, shape, findings))
@@ -91,6 +91,11 @@ def _rows(
             yield from _rows(value, origins, key)
         else:
             yield f"{indent}{name}: {shown(value)}", str(origins.get(".".join(key), "default"))
+
+
+def _describe_encoder(config: Config) -> EncoderDescription:
+    rule, trainable = context_rule(config), config.encoder_trainable
+    return describe_encoder(encoder_source(config), trainable=trainable, context=rule)
 
 
 def _latent_shape(config: Config, encoder: EncoderDescription) -> Shape:
@@ -127,9 +132,9 @@ def _latents(config: Config, encoder: EncoderDescription | None, shape: Shape | 
     if not encoder or not shape:
         return ["unknown: see the errors"]
     steps, height, width, channels = shape
-    context_steps = config.training.context_steps or steps // 2
-    mode, allow_leak = config.encode.context, config.allow_leak
-    leak = findings.attempt(lambda: check_split(seen_until(mode, steps), context_steps, allow_leak=allow_leak))
+    seen = findings.attempt(lambda: seen_until(encoder.context, steps)) or list(range(steps))
+    context_steps, mode = config.training.context_steps or middle_split(seen), encoder.context.mode
+    leak = findings.attempt(lambda: check_split(seen, context_steps, allow_leak=config.allow_leak))
     clip_bytes = get_codec(config.cache.codec).clip_bytes(shape)
     return [
         f"shape    {steps} x {height} x {width} x {channels} (steps, rows, columns, channels)",

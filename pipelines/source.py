@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +21,7 @@ from flcache.cache import (
 from flcache.config import Config
 from flcache.encoder import LatentVideoModel
 from flcache.errors import CacheError, ConfigError, DataError
-from flcache.leak import check_split
+from flcache.leak import check_split, middle_split
 from flcache.training import LiveClip, Source, VideoSource, WorldModel
 from flcache.videos import DecodePool
 
@@ -77,7 +77,7 @@ def latent_batches(model: WorldModel, source: LatentSource, device: str) -> Iter
 
 def _cached(config: Config, reading: Reading) -> LatentSource:
     cache = LatentCache(config.require("cache.dir"), reading.split)
-    context_steps = _context_steps(config, cache.latent_shape[0])
+    context_steps = _context_steps(config, cache.seen_until)
     loader = LatentLoader(
         cache,
         batch_size=reading.batch_size,
@@ -105,7 +105,7 @@ def _live(config: Config, reading: Reading, pool: DecodePool, device: str) -> La
     model = load_configured_encoder(config, trainable=config.encoder_trainable, device=device)
     frames = config.clip.frames
     latent_shape, seen_until = model.latent_shape(frames), model.seen_until(frames)
-    context_steps = _context_steps(config, latent_shape[0])
+    context_steps = _context_steps(config, seen_until)
     leak = check_split(seen_until, context_steps, allow_leak=config.allow_leak)
     clips = _live_clips(config, reading.split, latent_shape)
     sampler = EpochSampler(
@@ -146,8 +146,8 @@ def _live_clips(config: Config, split: str, latent_shape: tuple[int, int, int, i
     return [LiveClip(task.clip_id, task.path, task.request) for task in tasks if task.path is not None]
 
 
-def _context_steps(config: Config, num_steps: int) -> int:
-    return config.training.context_steps or num_steps // 2
+def _context_steps(config: Config, seen_until: Sequence[int]) -> int:
+    return config.training.context_steps or middle_split(seen_until)
 
 
 def _fingerprint(config: Config, model: LatentVideoModel) -> str:

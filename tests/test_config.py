@@ -81,7 +81,7 @@ def test_wrong_values_fail_all_at_once_with_line_and_what_is_allowed() -> None:
         "my.yaml:12: training.learning_rate: expected a number above 0, got .inf",
         "my.yaml:14: encode.device: expected text such as auto, cpu, mps, cuda or cuda:1, got gpu",
         "my.yaml:16: dataset.max_missing_fraction: expected a number from 0 to 1, got 2",
-        "command line: encode.context: expected one of step, full, got whole",
+        "command line: encode.context: expected one of step, window, prefix, full, got whole",
     ]
 
 

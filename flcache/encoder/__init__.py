@@ -1,6 +1,7 @@
 """Frozen or trainable encoders: uint8 frames in, latents out."""
 
-from flcache.encoder.context import MODES, seen_until
+from flcache.encoder.audit import Distance, FutureTest, change_future, distance
+from flcache.encoder.context import MODES, ContextRule, seen_until
 from flcache.encoder.digest import weight_digest
 from flcache.encoder.identity import hard_keys
 from flcache.encoder.loading import EncoderDescription, EncoderSource, describe_encoder, load_encoder
@@ -9,10 +10,15 @@ from flcache.encoder.trainable import set_trainable
 
 __all__ = [
     "MODES",
+    "ContextRule",
+    "Distance",
     "EncoderDescription",
     "EncoderSource",
+    "FutureTest",
     "LatentVideoModel",
+    "change_future",
     "describe_encoder",
+    "distance",
     "hard_keys",
     "load_encoder",
     "seen_until",

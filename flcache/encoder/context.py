@@ -1,25 +1,95 @@
 """Context modes: which steps are encoded jointly, and so what each latent step has seen.
 
-A mode is a partition of the T steps into groups; a group is encoded from its own frames alone. `step` has T groups
-of one step, `full` has one group of T.
+step      every step alone
+window    disjoint windows of k steps, each jointly; the last may be shorter
+prefix    the steps before s from their own frames alone, the later ones from the whole clip: a context and its targets
+full      the whole clip jointly
+
+A mode is a list of passes. A pass encodes the frames of a range of steps jointly and keeps some of these steps; what it
+keeps has seen all of the range.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Any
+
 from flcache.errors import EncoderError
 
-MODES = ("step", "full")
+MODES = ("step", "window", "prefix", "full")
 
 
-def groups(mode: str, num_steps: int) -> list[range]:
-    """The groups of steps that are encoded jointly, in order, all of one length. Raises EncoderError."""
-    if mode == "step":
-        return [range(step, step + 1) for step in range(num_steps)]
-    if mode == "full":
-        return [range(num_steps)]
-    raise EncoderError(f'encode.context: "{mode}" is none of {", ".join(MODES)}')
+@dataclass(frozen=True)
+class ContextRule:
+    """How the steps of a clip are encoded; the fields are those of the configuration's `encode` section."""
+
+    mode: str = "step"
+    window: int | None = None
+    """Steps encoded jointly; for `window` alone."""
+    prefix_steps: int | None = None
+    """Steps of the context; for `prefix` alone, None is half of the clip."""
+    repeat_frames: bool = False
+    """Every frame is a step of its own, shown as often as the encoder's step is long, as V-JEPA 2-AC does with V-JEPA 2
+    (arXiv 2506.09985); for `step` alone. An encoder of images does so anyway."""
+
+    def __post_init__(self) -> None:
+        if self.mode not in MODES:
+            raise EncoderError(f'encode.context: "{self.mode}" is none of {", ".join(MODES)}')
+        if (self.window is not None) != (self.mode == "window"):
+            raise EncoderError(
+                'encode.window: it belongs to "encode.context=window", which needs it: the steps that are encoded '
+                "jointly; set both or neither"
+            )
+        if self.prefix_steps is not None and self.mode != "prefix":
+            raise EncoderError(f'encode.prefix_steps: it belongs to "encode.context=prefix", not to "{self.mode}"')
+        if self.repeat_frames and self.mode != "step":
+            raise EncoderError(f'encode.repeat_frames: it belongs to "encode.context=step", not to "{self.mode}"')
+
+    def as_dict(self, num_steps: int) -> dict[str, Any]:
+        """The `context` of a spec, for clips of `num_steps` steps."""
+        repeated = {"repeat_frames": True} if self.repeat_frames else {}
+        return {"mode": self.mode, **repeated, "seen_until": seen_until(self, num_steps)}
 
 
-def seen_until(mode: str, num_steps: int) -> list[int]:
+def applied_rule(rule: ContextRule | None, video: bool) -> ContextRule:
+    """The rule as it applies to an encoder: one of images never sees another frame; None is every step alone."""
+    return rule if rule is not None and video else ContextRule()
+
+
+@dataclass(frozen=True)
+class Pass:
+    """Steps that are encoded jointly, and those of them that are kept."""
+
+    steps: range
+    kept: range
+
+
+def passes(rule: ContextRule, num_steps: int) -> list[Pass]:
+    """The passes that make a clip of `num_steps` steps; together they keep every step once, in order.
+
+    Raises EncoderError for a prefix that leaves no context or no target.
+    """
+    whole = range(num_steps)
+    if rule.mode == "full":
+        return [Pass(whole, whole)]
+    if rule.mode == "prefix":
+        prefix = _prefix(rule, num_steps)
+        return [Pass(whole[:prefix], whole[:prefix]), Pass(whole, whole[prefix:])]
+    length = rule.window or 1
+    pieces = [whole[start : start + length] for start in range(0, num_steps, length)]
+    return [Pass(piece, piece) for piece in pieces]
+
+
+def seen_until(rule: ContextRule, num_steps: int) -> list[int]:
     """For each step the last step whose pixels could have influenced it."""
-    return [group[-1] for group in groups(mode, num_steps) for _ in group]
+    return [encoded.steps[-1] for encoded in passes(rule, num_steps) for _ in encoded.kept]
+
+
+def _prefix(rule: ContextRule, num_steps: int) -> int:
+    prefix = num_steps // 2 if rule.prefix_steps is None else rule.prefix_steps
+    if not 0 < prefix < num_steps:
+        raise EncoderError(
+            f"encode.prefix_steps: a prefix of {prefix} steps leaves no context or no target in clips of {num_steps}; "
+            f"choose 1 to {num_steps - 1}"
+        )
+    return prefix

@@ -85,8 +85,9 @@ def check_pixels(family: Family, config: Any, pixels: Tensor) -> None:
     if family.fixed_frames and frames != getattr(config, family.fixed_frames):
         wanted = getattr(config, family.fixed_frames)
         raise EncoderError(
-            f"encoder: this model accepts exactly {wanted} frames, not {frames}: set clip.frames={wanted} and "
-            f"encode.context=full, or take an encoder that can encode a step alone (V-JEPA 2, DINOv2, DINOv3)"
+            f"encoder: this model accepts exactly {wanted} frames, not {frames}: set encode.context=window and "
+            f"encode.window={wanted // tubelet}, or take an encoder that can encode a step alone (V-JEPA 2, DINOv2, "
+            f"DINOv3)"
         )
     check_size(family, config, height, width)
 

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from flcache.encoder.context import ContextRule, applied_rule
 from flcache.encoder.families import Family, check_size, family_of, patch_shape
 from flcache.encoder.model import LatentVideoModel
 from flcache.encoder.processing import load_processor, output_size
@@ -43,10 +44,13 @@ class EncoderDescription:
     total_parameters: int
     trainable_parameters: int
     tubelet_size: int
+    """Frames of a clip that a step is made of."""
     grid: tuple[int, int]
     """Patch rows and columns."""
     width: int
     """Channels of a latent."""
+    context: ContextRule
+    """As it applies: an image encoder takes every step alone, whatever is asked."""
 
     def latent_shape(self, num_frames: int) -> tuple[int, int, int, int]:
         """(T, H, W, D) of a clip of `num_frames` frames."""
@@ -56,7 +60,7 @@ class EncoderDescription:
 def load_encoder(
     source: EncoderSource,
     *,
-    context: str = "step",
+    context: ContextRule | None = None,
     trainable: bool | Sequence[str] = False,
     device: str = "cpu",
 ) -> LatentVideoModel:
@@ -74,7 +78,9 @@ def load_encoder(
     return latent_model.eval().to(device)
 
 
-def describe_encoder(source: EncoderSource, *, trainable: bool | Sequence[str] = False) -> EncoderDescription:
+def describe_encoder(
+    source: EncoderSource, *, trainable: bool | Sequence[str] = False, context: ContextRule | None = None
+) -> EncoderDescription:
     """Counts and shapes of the stated architecture, or of the config of `source.name` where nothing is stated."""
     transformers = import_transformers()
     if source.architecture:
@@ -89,13 +95,15 @@ def describe_encoder(source: EncoderSource, *, trainable: bool | Sequence[str] =
     tubelet, patch_height, patch_width = patch_shape(config)
     height, width = output_size(processor)
     check_size(family, config, height, width)
+    rule = applied_rule(context, family.video)
     return EncoderDescription(
         model_type=config.model_type,
         total_parameters=sum(parameter.numel() for parameter in encoder.parameters()),
         trainable_parameters=sum(p.numel() for p in encoder.parameters() if p.requires_grad),
-        tubelet_size=tubelet,
+        tubelet_size=1 if rule.repeat_frames else tubelet,
         grid=(height // patch_height, width // patch_width),
         width=config.hidden_size,
+        context=rule,
     )
 
 

@@ -6,12 +6,13 @@ B clips, F frames, T steps, H x W patch grid, D channels; h, w pixels.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import groupby
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from flcache.encoder.context import groups, seen_until
+from flcache.encoder.context import ContextRule, Pass, applied_rule, passes, seen_until
 from flcache.encoder.families import Family, check_pixels, patch_shape, to_grid
 from flcache.encoder.processing import output_size
 from flcache.encoder.trainable import set_trainable
@@ -25,7 +26,7 @@ class LatentVideoModel(nn.Module):
     """Preprocessing and encoding in one place: uint8 frames (B, F, h, w, 3) in, float32 latents (B, T, H, W, D) out.
 
     Frozen unless told otherwise: without gradients, in eval mode, and it stays so under `.train()`. `context` says
-    which steps are encoded jointly (`flcache.encoder.context`); `trainable` is False, True or name patterns.
+    which steps are encoded jointly (None: every step alone); `trainable` is False, True or name patterns.
     """
 
     def __init__(
@@ -34,16 +35,17 @@ class LatentVideoModel(nn.Module):
         processor: Any,
         family: Family,
         *,
-        context: str = "step",
+        context: ContextRule | None = None,
         trainable: bool | Sequence[str] = False,
     ) -> None:
         super().__init__()
         self.encoder = encoder
         self.processor = processor
         self.family = family
-        self.context = context if family.video else "step"  # an image encoder never sees another frame
+        self.context = applied_rule(context, family.video)
         self.config: Any = encoder.config
-        self.tubelet_size = patch_shape(self.config)[0]
+        self.tubelet_size = 1 if self.context.repeat_frames else patch_shape(self.config)[0]
+        """Frames of the clip that a step is made of."""
         set_trainable(encoder, trainable)
         self.trainable = any(parameter.requires_grad for parameter in encoder.parameters())
         self.train(self.training)
@@ -91,16 +93,26 @@ class LatentVideoModel(nn.Module):
     def encode(self, pixels: Tensor) -> Tensor:
         """Preprocessed pixels (B, F, 3, h, w) -> latents (B, T, H, W, D), float32."""
         steps = self.num_steps(pixels.shape[1])
-        joint = groups(self.context, steps)
-        pieces = pixels.reshape(len(pixels) * len(joint), -1, *pixels.shape[2:])  # (B * groups, frames, 3, h, w)
-        check_pixels(self.family, self.config, pieces)
+        by_length = groupby(passes(self.context, steps), key=lambda piece: len(piece.steps))
         with torch.set_grad_enabled(self.trainable and torch.is_grad_enabled()):
-            latents = self._encode_jointly(pieces)
-        return latents.reshape(len(pixels), steps, *latents.shape[2:]).float()
+            latents = [self._encode_passes(pixels, list(pieces)) for _, pieces in by_length]
+        return torch.cat(latents, dim=1).float()
 
     def forward(self, clips: Clips) -> Tensor:
         """uint8 frames (B, F, h, w, 3), or a sequence of (F, h, w, 3) -> latents (B, T, H, W, D), float32."""
         return self.encode(self.preprocess(clips))
+
+    def _encode_passes(self, pixels: Tensor, pieces: Sequence[Pass]) -> Tensor:
+        """The kept steps (B, T', H, W, D) of passes of one length over pixels (B, F, 3, h, w), in one forward pass."""
+        frames = [_frames(pixels, piece.steps, self.tubelet_size) for piece in pieces]
+        joint = torch.stack(frames, dim=1).flatten(0, 1)  # (B * passes, frames, 3, h, w)
+        if self.context.repeat_frames:
+            joint = joint.repeat_interleave(patch_shape(self.config)[0], dim=1)
+        check_pixels(self.family, self.config, joint)
+        latents = self._encode_jointly(joint)
+        latents = latents.reshape(len(pixels), len(pieces), *latents.shape[1:])  # (B, passes, steps, H, W, D)
+        kept = [latents[:, number, _within(piece)] for number, piece in enumerate(pieces)]
+        return torch.cat(kept, dim=1)
 
     def _encode_jointly(self, pixels: Tensor) -> Tensor:
         """(B, F, 3, h, w) -> (B, T, H, W, D), every step attending to every other where the model does."""
@@ -116,6 +128,16 @@ class LatentVideoModel(nn.Module):
 
     def _dtype(self) -> torch.dtype:
         return next(self.encoder.parameters()).dtype
+
+
+def _frames(pixels: Tensor, steps: range, tubelet_size: int) -> Tensor:
+    """The frames of `steps`."""
+    return pixels[:, steps.start * tubelet_size : steps.stop * tubelet_size]
+
+
+def _within(piece: Pass) -> slice:
+    """Where the kept steps lie among those of the pass."""
+    return slice(piece.kept.start - piece.steps.start, piece.kept.stop - piece.steps.start)
 
 
 def _channels_first(clip: Tensor, device: torch.device) -> Tensor:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from flcache.encoder import EncoderSource, LatentVideoModel, describe_encoder, hard_keys, load_encoder
+from flcache.encoder import ContextRule, EncoderSource, LatentVideoModel, describe_encoder, hard_keys, load_encoder
 from flcache.errors import EncoderError
 
 SMALL = {"hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
@@ -55,7 +55,7 @@ def vjepa2() -> LatentVideoModel:
 @pytest.mark.parametrize("family", ARCHITECTURES)
 def test_latents_have_the_described_shape(family: str) -> None:
     description = describe_encoder(EncoderSource(architecture=ARCHITECTURES[family]))
-    model = build(ARCHITECTURES[family], context="full")
+    model = build(ARCHITECTURES[family], context=ContextRule("full"))
     latents = model(random_frames(2, 8, 40, 56))
     steps = 8 if family in ONE_FRAME_A_STEP else 4
     assert tuple(latents.shape) == (2, steps, 4, 4, 48) == (2, *description.latent_shape(8))
@@ -66,7 +66,7 @@ def test_latents_have_the_described_shape(family: str) -> None:
 @pytest.mark.parametrize("family", ARCHITECTURES)
 def test_a_patch_of_pixels_lands_in_its_cell_of_the_grid(family: str) -> None:
     """The cell whose pixels change moves most, in space and in time."""
-    model = build(ARCHITECTURES[family], context="full")
+    model = build(ARCHITECTURES[family], context=ContextRule("full"))
     frames = random_frames(1, 8, 32, 32)
     changed = frames.clone()
     changed[:, 6:8, 0:8, 24:32] = 255 - changed[:, 6:8, 0:8, 24:32]
@@ -80,7 +80,7 @@ def test_a_patch_of_pixels_lands_in_its_cell_of_the_grid(family: str) -> None:
 
 @pytest.mark.parametrize("family", sorted(set(ARCHITECTURES) - FIXED_FRAMES))
 def test_contexts_of_step_ignore_the_future(family: str) -> None:
-    model = build(ARCHITECTURES[family], context="step")
+    model = build(ARCHITECTURES[family], context=ContextRule("step"))
     frames = random_frames(2, 8, 32, 40)
     for boundary in range(model.tubelet_size, 8, model.tubelet_size):
         changed = frames.clone()
@@ -93,7 +93,7 @@ def test_contexts_of_step_ignore_the_future(family: str) -> None:
 
 
 def test_full_sees_the_future() -> None:
-    model = build(VJEPA2, context="full")
+    model = build(VJEPA2, context=ContextRule("full"))
     frames = random_frames(1, 8, 32, 32)
     changed = frames.clone()
     changed[:, 6:] = 255 - changed[:, 6:]

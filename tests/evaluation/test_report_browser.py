@@ -69,10 +69,11 @@ def status(browser: Chrome) -> str:
 
 
 def shown_step(browser: Chrome) -> int:
-    """From 1, as the page counts."""
-    value = browser.find_element(By.ID, "step").get_property("value")
-    assert status(browser).startswith(f"Step {int(str(value)) + 1} of {STEPS}")
-    return int(str(value)) + 1
+    """From 1, as the page counts. Slider and words are read in one go: they may be playing."""
+    read = "return ['step', 'status'].map((id) => document.getElementById(id).value)"
+    index, words = browser.execute_script(read)
+    assert words.startswith(f"Step {int(index) + 1} of {STEPS}")
+    return int(index) + 1
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
