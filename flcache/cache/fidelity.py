@@ -10,6 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+LARGEST = 1e100
+"""No norm of stored latents comes near; the square of a larger number might be none."""
+
 
 @dataclass(frozen=True)
 class Fidelity:
@@ -66,7 +69,7 @@ def parse_fidelity(content: Any) -> Fidelity | None:
     names = {field.name for field in fields(Fidelity)}
     if not isinstance(content, dict) or set(content) != names or type(content["vectors"]) is not int:
         return None
-    if not all(type(value) in (int, float) for value in content.values()):
+    if not all(type(value) in (int, float) and abs(value) < LARGEST for value in content.values()):
         return None
     return Fidelity(**content)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from small_cache import hard_spec, make_cache, plan_cache, write_shard
 from flcache.batch import ChannelStatistics
 from flcache.cache import CODECS, LatentCache, ValueRangeError, get_codec, make_spec, read_plan, summary
 from flcache.cache.calibration import Calibrator
-from flcache.cache.fidelity import measure, merge
+from flcache.cache.fidelity import measure, merge, parse_fidelity
 from flcache.errors import CacheError
 
 SHAPE = T, H, W, D = (5, 4, 4, 48)
@@ -193,3 +194,10 @@ def test_room_loads_no_torch_for_any_codec(tmp_path: Path) -> None:
     )
     for codec in ("bfloat16", "int8"):
         subprocess.run([sys.executable, "-c", program, make_cache(tmp_path / codec, codec=codec)], check=True)
+
+
+@pytest.mark.parametrize("value", [1e300, -1e300, float("inf"), float("nan"), True, "1"])
+def test_a_fidelity_that_nothing_has_is_none(value: object) -> None:
+    content = asdict(measure(np.ones((3, 4), np.float32), np.ones((3, 4), np.float32)))
+    assert parse_fidelity(content) is not None
+    assert parse_fidelity(content | {"norm": value}) is None
