@@ -206,6 +206,16 @@ class EvaluationConfig:
 
 
 @dataclass(frozen=True)
+class ProbeConfig:
+    epochs: Positive = 20
+    """Passes over the training clips."""
+    batch_size: Positive = 16
+    learning_rate: PositiveFloat = 2e-3
+    """At the start; it falls to zero along a cosine."""
+    weight_decay: NonNegative = 0.01
+
+
+@dataclass(frozen=True)
 class Config:
     seed: int = 0
     """Of the predictor's weights and the order of the clips."""
@@ -221,6 +231,7 @@ class Config:
     predictor: PredictorConfig = field(default_factory=PredictorConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    probe: ProbeConfig = field(default_factory=ProbeConfig)
     unset: dict[str, str] = field(default_factory=dict, repr=False, compare=False, metadata={"schema": False})
     """Not a key: why a path that a file does name is null, such as an environment variable that is not set."""
 

@@ -103,6 +103,41 @@ def baselines(config: str, as_json: bool, overrides: tuple[str, ...]) -> None:
 
 
 @cli.command()
+@click.argument("directory", metavar="DIR")
+@_CONFIG
+@click.option(
+    "--clips", default=8, show_default=True, metavar="N", type=click.IntRange(min=1), help="How many to check."
+)
+@_JSON
+@_OVERRIDES
+def audit(directory: str, config: str, clips: int, as_json: bool, overrides: tuple[str, ...]) -> None:
+    """Prove that a cache holds what its encoder gives, and that contexts have not seen the future.
+
+    Encodes some clips again, then changes every frame after a split and looks whether a context moves.
+    """
+    resolved = _load(config, overrides)
+    from . import audit as stage
+
+    stage.run(Path(directory), resolved.config, clips=clips, as_json=as_json)
+
+
+@cli.command()
+@_CONFIG
+@click.option("--checkpoint", metavar="P", help="A checkpoint folder; the last one in training.dir by default.")
+@_JSON
+@_OVERRIDES
+def probe(config: str, checkpoint: str | None, as_json: bool, overrides: tuple[str, ...]) -> None:
+    """Train classifiers of the labels on true latents, and test them on true, predicted and copied ones.
+
+    Shows how much of what matters a prediction has kept.
+    """
+    resolved = _load(config, overrides)
+    from . import probe as stage
+
+    stage.run(resolved.config, checkpoint=Path(checkpoint) if checkpoint else None, as_json=as_json)
+
+
+@cli.command()
 @_CONFIG
 @_OVERRIDES
 def inspect_config(config: str, overrides: tuple[str, ...]) -> None:

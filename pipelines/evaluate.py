@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 
+import torch
 from rich.console import Console
 from safetensors.torch import load_model
+from torch import Tensor
 
 from flcache.config import Config
 from flcache.errors import TrainingError
 from flcache.evaluation import EvaluationResult, Sampling, detail_table, evaluate, evaluation_table, plot_skill
+from flcache.predictor import FlowMatchingPredictor
 from flcache.training import RunRecord, WorldModel, latest_checkpoint, read_record
 
 from .baselines import fitted_baselines
@@ -24,6 +28,7 @@ def run(config: Config, checkpoint: Path | None = None, as_json: bool = False) -
     directory = Path(config.require("training.dir"))
     checkpoint = checkpoint or latest_checkpoint(directory / "checkpoints")
     device = pick_device(config.training.device)
+    torch.manual_seed(config.seed)  # for what a flow samples
     reading = Reading(config.evaluation.split, config.evaluation.batch_size, shuffle=False)
     with open_source(config, reading, device=device) as source:
         model = load_trained(config, source, checkpoint).to(device)
@@ -64,8 +69,16 @@ def load_trained(config: Config, source: LatentSource, checkpoint: Path) -> Worl
 
 def _sampling(config: Config, model: WorldModel) -> Sampling | None:
     """How a generative predictor is asked for several futures; None for one that gives a single future."""
-    sample = getattr(model.predictor, "sample", None)
-    return Sampling(sample, config.evaluation.samples) if sample else None
+    if not isinstance(model.predictor, FlowMatchingPredictor):
+        return None
+    return Sampling(partial(_draw, model.predictor), config.evaluation.samples)
+
+
+def _draw(
+    predictor: FlowMatchingPredictor, context: Tensor, context_times: Tensor, target_times: Tensor, num_samples: int
+) -> Tensor:
+    """(S, B, K, H, W, D): each prediction of a flow is a sample of its own."""
+    return torch.stack([predictor.predict(context, context_times, target_times) for _ in range(num_samples)])
 
 
 def _check_latents(record: RunRecord, source: LatentSource, checkpoint: Path) -> None:

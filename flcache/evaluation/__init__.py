@@ -3,6 +3,7 @@
 from flcache.evaluation.baselines import BASELINES, Predict, copy_last, fit_baselines
 from flcache.evaluation.bootstrap import Interval
 from flcache.evaluation.plot import plot_skill
+from flcache.evaluation.probe import Accuracy, Labelled, ProbeOptions, ProbeTest, train_probes
 from flcache.evaluation.result import Errors, EvaluationResult, HorizonResult
 from flcache.evaluation.rollout import evaluate
 from flcache.evaluation.sampling import Sampling
@@ -10,11 +11,15 @@ from flcache.evaluation.table import baselines_table, detail_table, evaluation_t
 
 __all__ = [
     "BASELINES",
+    "Accuracy",
     "Errors",
     "EvaluationResult",
     "HorizonResult",
     "Interval",
+    "Labelled",
     "Predict",
+    "ProbeOptions",
+    "ProbeTest",
     "Sampling",
     "baselines_table",
     "copy_last",
@@ -23,4 +28,5 @@ __all__ = [
     "evaluation_table",
     "fit_baselines",
     "plot_skill",
+    "train_probes",
 ]

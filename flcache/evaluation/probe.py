@@ -1,0 +1,174 @@
+"""How much of what matters is in latents: classifiers of the dataset's labels, trained on true latents alone.
+
+linear      a linear layer on the mean over steps and positions
+attentive   a learned query attends to all tokens, then a linear layer (the attentive probe of V-JEPA, arXiv 2404.08471,
+            with one block and no MLP)
+
+Both are then shown latents that were predicted, or copied, in place of the true ones: what accuracy is left says how
+much of the labels the prediction kept. Mind copying: a label that no motion decides survives it too.
+
+Shapes: B clips, T steps, H x W patch grid, D channels, L = T * H * W tokens, C classes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy, scaled_dot_product_attention
+
+from flcache.errors import DataError
+from flcache.evaluation.bootstrap import Interval, ratio_intervals
+
+PROBES = ("linear", "attentive")
+ATTENTION_WIDTH = 64
+"""Channels of a head of the attentive probe, where D is a multiple of it; one head otherwise."""
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """Latents of clips whose label is known."""
+
+    latents: Tensor
+    """(B, T, H, W, D) standardised."""
+    valid: Tensor
+    """(B, T) bool; a clip has at least one."""
+    labels: Tensor
+    """(B,) int64 numbers of classes."""
+
+
+@dataclass(frozen=True)
+class ProbeOptions:
+    epochs: int
+    learning_rate: float
+    weight_decay: float
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """Of one probe on one kind of latents."""
+
+    accuracy: float
+    interval: Interval
+
+
+class LinearProbe(nn.Module):
+    def __init__(self, channels: int, classes: int) -> None:
+        super().__init__()
+        self.classify = nn.Linear(channels, classes)
+
+    def forward(self, latents: Tensor, valid: Tensor) -> Tensor:
+        """(B, T, H, W, D) and (B, T) to logits (B, C)."""
+        weights = valid.to(latents.dtype) / valid.sum(1, keepdim=True)  # (B, T)
+        pooled = torch.einsum("bt,btd->bd", weights, latents.mean(dim=(2, 3)))
+        logits: Tensor = self.classify(pooled)
+        return logits
+
+
+class AttentiveProbe(nn.Module):
+    def __init__(self, channels: int, classes: int) -> None:
+        super().__init__()
+        self.heads = channels // ATTENTION_WIDTH if channels % ATTENTION_WIDTH == 0 else 1
+        self.norm = nn.LayerNorm(channels)
+        self.query = nn.Parameter(torch.randn(channels) * channels**-0.5)
+        self.key_value = nn.Linear(channels, 2 * channels)
+        self.classify = nn.Linear(channels, classes)
+
+    def forward(self, latents: Tensor, valid: Tensor) -> Tensor:
+        """(B, T, H, W, D) and (B, T) to logits (B, C)."""
+        tokens = self.norm(latents.flatten(1, 3))  # (B, L, D)
+        keys, values = (self._split(part) for part in self.key_value(tokens).chunk(2, dim=-1))
+        queries = self._split(self.query.expand(len(tokens), 1, -1))  # (B, heads, 1, D / heads)
+        per_step = tokens.shape[1] // valid.shape[1]
+        mask = valid.repeat_interleave(per_step, dim=1)[:, None, None]  # (B, 1, 1, L)
+        attended = scaled_dot_product_attention(queries, keys, values, attn_mask=mask)
+        logits: Tensor = self.classify(attended.transpose(1, 2).flatten(1))
+        return logits
+
+    def _split(self, tokens: Tensor) -> Tensor:
+        """(B, L, D) to (B, heads, L, D / heads)."""
+        parts: Tensor = tokens.reshape(*tokens.shape[:2], self.heads, -1)
+        return parts.transpose(1, 2)
+
+
+def train_probes(
+    epoch: Callable[[], Iterable[Labelled]], *, channels: int, classes: int, options: ProbeOptions, device: str = "cpu"
+) -> dict[str, nn.Module]:
+    """Both probes, by name, trained together on `options.epochs` calls of `epoch`, which streams the training clips.
+
+    Raises DataError if it streams none.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(options.seed)
+        probes: dict[str, nn.Module] = {
+            "linear": LinearProbe(channels, classes).to(device),
+            "attentive": AttentiveProbe(channels, classes).to(device),
+        }
+    parameters = [parameter for probe in probes.values() for parameter in probe.parameters()]
+    optimiser = torch.optim.AdamW(parameters, lr=options.learning_rate, weight_decay=options.weight_decay)
+    for number in range(options.epochs):
+        for group in optimiser.param_groups:
+            group["lr"] = options.learning_rate * (1 + math.cos(math.pi * number / options.epochs)) / 2
+        if not _train_epoch(probes, epoch(), optimiser, device):
+            raise DataError('no training clip has a label to probe for; "dataset.train" must annotate labels')
+    return {name: probe.eval() for name, probe in probes.items()}
+
+
+def _train_epoch(
+    probes: Mapping[str, nn.Module], batches: Iterable[Labelled], optimiser: torch.optim.Optimizer, device: str
+) -> int:
+    """One step a batch; returns how many clips there were."""
+    clips = 0
+    for batch in batches:
+        latents, valid, labels = (part.to(device) for part in (batch.latents, batch.valid, batch.labels))
+        # the probes share no parameter, so the sum trains each as if alone
+        loss = torch.stack([cross_entropy(probe(latents, valid), labels) for probe in probes.values()]).sum()
+        optimiser.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimiser.step()
+        clips += len(labels)
+    return clips
+
+
+class ProbeTest:
+    """Right and wrong answers of probes on several kinds of latents of the same clips, batch by batch."""
+
+    def __init__(self, probes: Mapping[str, nn.Module]) -> None:
+        self._probes = probes
+        self._right: dict[tuple[str, str], list[Tensor]] = {}
+        self._labels: list[Tensor] = []
+
+    @torch.no_grad()
+    def add(self, kinds: Mapping[str, Tensor], valid: Tensor, labels: Tensor) -> None:
+        """Ask about latents (B, T, H, W, D) of each kind; all are of the clips with these `labels` (B,)."""
+        self._labels.append(labels.cpu())
+        for name, probe in self._probes.items():
+            for kind, latents in kinds.items():
+                answers = probe(latents, valid).argmax(dim=1)
+                self._right.setdefault((name, kind), []).append((answers == labels).cpu())
+
+    @property
+    def clips(self) -> int:
+        return sum(map(len, self._labels))
+
+    @property
+    def chance(self) -> float:
+        """Accuracy of always naming the most frequent label of the tested clips."""
+        return torch.cat(self._labels).bincount().max().item() / self.clips
+
+    def accuracies(self) -> dict[str, dict[str, Accuracy]]:
+        """By probe and kind of latents. Raises DataError where no clip was tested."""
+        if not self.clips:
+            raise DataError(
+                "no clip of the tested split has a label that a training clip has, so nothing is probed"
+            )
+        right = torch.stack([torch.cat(parts).double() for parts in self._right.values()], dim=1)  # (N, probes * kinds)
+        found = zip(self._right, right.mean(0).tolist(), ratio_intervals(right, torch.ones_like(right)), strict=True)
+        accuracies: dict[str, dict[str, Accuracy]] = {name: {} for name in self._probes}
+        for (name, kind), accuracy, interval in found:
+            accuracies[name][kind] = Accuracy(accuracy, Interval(max(0.0, interval.low), min(1.0, interval.high)))
+        return accuracies

@@ -1,0 +1,150 @@
+"""flcache probe --config CONFIG [--checkpoint P] [--json] [KEY=VALUE ...]: how much of the labels is left?"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+
+from flcache.batch import LatentBatch
+from flcache.cache import read_plan
+from flcache.config import Config
+from flcache.errors import DataError
+from flcache.evaluation import Accuracy, Labelled, ProbeOptions, ProbeTest, copy_last, train_probes
+from flcache.training import WorldModel, latest_checkpoint
+
+from .clips import read_split
+from .encoder import pick_device
+from .evaluate import load_trained
+from .source import Reading, latent_batches, open_source
+
+KINDS = ("true", "predicted", "copied")
+
+
+@dataclass(frozen=True)
+class _Classes:
+    """Labels by clip, as numbers of the classes that the training split has."""
+
+    names: tuple[str, ...]
+    of_clip: Mapping[str, int]
+
+    def pick(self, batch: LatentBatch) -> tuple[Tensor, Tensor]:
+        """Which clips of `batch` have a label and a target that is not padding, and the labels of these (b,)."""
+        usable = batch.target_valid.any(1).tolist()
+        known = [row for row, clip in enumerate(batch.ids) if clip in self.of_clip and usable[row]]
+        labels = torch.tensor([self.of_clip[batch.ids[row]] for row in known], dtype=torch.long)
+        return torch.tensor(known, dtype=torch.long), labels
+
+
+def run(config: Config, checkpoint: Path | None = None, as_json: bool = False) -> None:
+    """Train probes on the true targets of the training split; test them on those of `evaluation.split`, on what the
+    newest checkpoint, or the named one, predicts in their place, and on copies of the last context step."""
+    directory = Path(config.require("training.dir"))
+    checkpoint = checkpoint or latest_checkpoint(directory / "checkpoints")
+    device = pick_device(config.training.device)
+    train_classes, test_classes = _classes(config, config.evaluation.split)
+    options = config.probe
+    with open_source(config, Reading("train", options.batch_size, shuffle=True), device=device) as source:
+        model = load_trained(config, source, checkpoint).to(device)
+        probes = train_probes(
+            lambda: _labelled(latent_batches(model, source, device), train_classes),
+            channels=source.latent_shape[-1],
+            classes=len(train_classes.names),
+            options=ProbeOptions(options.epochs, options.learning_rate, options.weight_decay, config.seed),
+            device=device,
+        )
+        leak = source.leak
+    test = _test(config, probes, model, test_classes, device)
+    found = test.accuracies()
+    content = _to_json(found, test, len(train_classes.names), leak)
+    (directory / "probe.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    if as_json:
+        print(json.dumps(content))
+        return
+    Console().print(_table(found, test))
+    print(f"{checkpoint}: probed on {test.clips} clips of {config.evaluation.split}; kept in {directory}/probe.json")
+
+
+@torch.no_grad()
+def _test(
+    config: Config, probes: Mapping[str, nn.Module], model: WorldModel, classes: _Classes, device: str
+) -> ProbeTest:
+    test = ProbeTest(probes)
+    reading = Reading(config.evaluation.split, config.evaluation.batch_size, shuffle=False)
+    with open_source(config, reading, device=device) as source:
+        for batch in latent_batches(model, source, device):
+            chosen, labels = classes.pick(batch)
+            if not len(chosen):
+                continue
+            asked = (batch.context, batch.context_times, batch.target_times)
+            kinds = {"true": batch.target, "predicted": model.predictor.predict(*asked), "copied": copy_last(*asked)}
+            chosen = chosen.to(device)
+            kept = {kind: latents[chosen] for kind, latents in kinds.items()}
+            test.add(kept, batch.target_valid[chosen], labels.to(device))
+    return test
+
+
+def _labelled(batches: Iterator[LatentBatch], classes: _Classes) -> Iterator[Labelled]:
+    """The true targets of clips that have a label."""
+    for batch in batches:
+        chosen, labels = classes.pick(batch)
+        chosen = chosen.to(batch.targets.device)
+        if len(chosen):
+            yield Labelled(batch.target[chosen].detach(), batch.target_valid[chosen], labels)
+
+
+def _classes(config: Config, tested: str) -> tuple[_Classes, _Classes]:
+    """Of the training split, and of the `tested` one in the same numbers. Raises DataError without two labels."""
+    train, test = _labels(config, "train"), _labels(config, tested)
+    names = tuple(sorted(set(train.values())))
+    if len(names) < 2:
+        raise DataError(
+            f"dataset.train: {len(names)} labels; a probe needs at least two to tell apart: take annotations with "
+            f"labels (Kinetics CSV, or dataset.labels)"
+        )
+    numbers = {name: number for number, name in enumerate(names)}
+    known = [{clip: numbers[label] for clip, label in of.items() if label in numbers} for of in (train, test)]
+    return _Classes(names, known[0]), _Classes(names, known[1])
+
+
+def _labels(config: Config, split: str) -> dict[str, str]:
+    """The label of every clip that has one."""
+    if config.training.source == "cache":
+        plan = read_plan(Path(config.require("cache.dir")))
+        clips = plan[plan["split"] == split]
+    else:
+        clips = read_split(config, split).clips
+    labelled = clips[clips["label"].notna()]
+    return dict(zip(labelled["clip_id"].astype(str), labelled["label"].astype(str), strict=True))
+
+
+def _to_json(found: Mapping[str, Mapping[str, Accuracy]], test: ProbeTest, classes: int, leak: bool) -> dict[str, Any]:
+    probes = {
+        name: {
+            kind: {"accuracy": value.accuracy, "interval": [value.interval.low, value.interval.high]}
+            for kind, value in kinds.items()
+        }
+        for name, kinds in found.items()
+    }
+    return {"clips": test.clips, "classes": classes, "chance": test.chance, "probes": probes, "leak": leak}
+
+
+def _table(found: Mapping[str, Mapping[str, Accuracy]], test: ProbeTest) -> Table:
+    table = Table("probe", title=f"Accuracy on latents that are (chance {test.chance:.3f})")
+    for kind in KINDS:
+        table.add_column(kind, justify="right")
+    for name, kinds in found.items():
+        cells = [f"{kinds[kind].accuracy:.3f} ±{_half(kinds[kind]):.3f}" for kind in KINDS]
+        table.add_row(name, *cells)
+    return table
+
+
+def _half(value: Accuracy) -> float:
+    return (value.interval.high - value.interval.low) / 2

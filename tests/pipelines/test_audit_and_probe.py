@@ -1,0 +1,136 @@
+"""Audits, baselines and probes as a user runs them, over caches of every context mode."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from flcache.cache import LatentCache
+from flcache.config import load_config
+from flcache.errors import CacheError, DataError, EncoderError, LeakError, SpecMismatch
+from flcache.pipelines import audit, baselines, encode, evaluate, probe, train
+
+
+def printed(capsys: pytest.CaptureFixture[str]) -> Any:
+    return json.loads(capsys.readouterr().out.splitlines()[-1])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "seen_until", "split"),
+    [
+        ([], [0, 1, 2, 3], 2),
+        (["encode.repeat_frames=true", "clip.frames=5"], [0, 1, 2, 3, 4], 2),
+        (["encode.context=window", "encode.window=2"], [1, 1, 3, 3], 2),
+        (["encode.context=prefix", "encode.prefix_steps=1"], [0, 3, 3, 3], 1),
+    ],
+)
+def test_every_honest_mode_encodes_trains_evaluates_and_is_proven_to_be_honest(
+    config_file: Path, overrides: list[str], seen_until: list[int], split: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = load_config(config_file, overrides)
+    encode.run(config)
+    cache = LatentCache(str(config.cache.dir), "val")
+    assert list(cache[0].seen_until) == list(cache.seen_until) == seen_until
+    capsys.readouterr()
+    audit.run(cache.path, config, clips=3, as_json=True)
+    found = printed(capsys)
+    assert found["ok"] is True and found["legal"] is True and found["split"] == split
+    assert found["clips"] == found["contexts_bit_identical"] == 3 and found["contexts_moved_by"] == 0
+    assert found["targets_moved_by"] > 0.01 and found["distance_to_cache"] < 1e-4
+    train.run(config)
+    evaluate.run(config, as_json=True)
+    rows = printed(capsys)["horizons"]
+    assert len(rows) == len(seen_until) - split
+    assert set(rows[0]["skill"]) == {"copy_last", "mean_of_context", "linear", "dataset_mean", "ridge"}
+
+
+def test_full_is_shown_to_move_and_by_how_much(config_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = load_config(config_file, ["encode.context=full"])
+    encode.run(config)
+    capsys.readouterr()
+    audit.run(Path(str(config.cache.dir)), config, clips=2, as_json=True)
+    found = printed(capsys)
+    assert found["ok"] is True and found["legal"] is False and found["contexts_bit_identical"] == 0
+    assert found["contexts_moved_by"] > 1e-4
+    audit.run(Path(str(config.cache.dir)), config, clips=2)
+    assert "it has seen the future" in capsys.readouterr().out
+
+
+def test_a_cache_that_claims_too_much_is_caught(config_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An encoder whose steps see everything, in a cache that says they do not."""
+    config = load_config(config_file, ["encode.context=full"])
+    claim = [0, 1, 2, 3]
+    monkeypatch.setattr("flcache.encoder.context.seen_until", lambda rule, steps: claim)
+    encode.run(config)
+    with pytest.raises(LeakError, match=r"the context of clip .* moved by .* step 2 on changed"):
+        audit.run(Path(str(config.cache.dir)), config, clips=2)
+
+
+def test_latents_of_other_videos_are_caught(config_file: Path, videos: Path, tmp_path: Path) -> None:
+    """The cache is whole and its spec is right, but the videos have changed since."""
+    config = load_config(config_file)
+    encode.run(config)
+    paths = sorted(videos.rglob("*.mp4"))
+    for path, other in zip(paths, reversed(paths), strict=True):
+        copy = tmp_path / "other" / path.relative_to(videos)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        copy.write_bytes(other.read_bytes())
+    moved = load_config(config_file, [f"dataset.root={tmp_path / 'other'}"])
+    with pytest.raises(CacheError, match="away from what the encoder gives now"):
+        audit.run(Path(str(config.cache.dir)), moved, clips=4)
+    gone = load_config(config_file, [f"dataset.root={tmp_path / 'nowhere'}"])
+    with pytest.raises(DataError, match="its video is missing"):
+        audit.run(Path(str(config.cache.dir)), gone, clips=4)
+
+
+def test_audit_with_another_configuration_is_refused(encoded: Path) -> None:
+    config = load_config(encoded, ["encoder.seed=1"])
+    with pytest.raises(SpecMismatch, match=r"does not make these latents: encoder\.weights"):
+        audit.run(Path(str(config.cache.dir)), config)
+
+
+def test_settings_that_do_not_belong_together_are_errors(encoded: Path) -> None:
+    for override, message in (("encode.window=2", "encode.window"), ("encode.prefix_steps=1", "encode.prefix_steps")):
+        with pytest.raises(EncoderError, match=message):
+            encode.run(load_config(encoded, [override]))
+
+
+def test_baselines_need_no_training(encoded: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = load_config(encoded, [f"training.dir={tmp_path}/none"])
+    baselines.run(config, as_json=True)
+    rows = printed(capsys)["horizons"]
+    assert [row["horizon"] for row in rows] == [1, 2] and not (tmp_path / "none").exists()
+    for row in rows:
+        assert row["skill"]["copy_last"] == 0 and row["error"] == row["baselines"]["copy_last"]["error"]
+        assert len(row["baselines"]["ridge"]["skill_over_copy_last_interval"]) == 2
+    baselines.run(load_config(encoded, ["training.source=videos", "evaluation.baseline_clips=8"]), as_json=True)
+    live = printed(capsys)["horizons"]
+    assert live[0]["error"] == pytest.approx(rows[0]["error"], rel=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["causal", "flow_matching"])
+def test_probe_of_a_trained_predictor(
+    encoded: Path, tmp_path: Path, kind: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flow = ["predictor.kind=flow_matching", "training.loss=l2"] if kind == "flow_matching" else []
+    config = load_config(encoded, [f"training.dir={tmp_path}", "probe.epochs=2", "evaluation.samples=2", *flow])
+    train.run(config)
+    probe.run(config, as_json=True)
+    found = printed(capsys)
+    assert found == json.loads((tmp_path / "probe.json").read_text(encoding="utf-8"))
+    assert found["clips"] == 6 and found["classes"] > 1 and found["leak"] is False
+    for kinds in found["probes"].values():
+        assert set(kinds) == {"true", "predicted", "copied"}
+        assert all(0 <= value["accuracy"] <= 1 and np.isfinite(value["interval"]).all() for value in kinds.values())
+    evaluate.run(config, as_json=True)
+    samples = [row.get("samples") for row in printed(capsys)["horizons"]]
+    if kind == "causal":
+        assert samples == [None, None]
+    else:
+        assert all(row["samples"] == 2 and row["best"] > 0 and row["diversity"] > 0 for row in samples)
+    probe.run(config)
+    assert "attentive" in capsys.readouterr().out
