@@ -55,7 +55,7 @@ def test_unknown_keys_fail_all_at_once_with_line_and_near_name() -> None:
         "my.yaml:2: encoder.nme: unknown key, did you mean encoder.name?",
         "my.yaml:4: trainng.steps: unknown key, did you mean training.steps?",
         "my.yaml:5: training.steps: unknown key: write it nested, training: and the rest indented below it",
-        "my.yaml:6: batchsize: unknown key, did you mean encode.batch_size?",
+        "my.yaml:6: batchsize: unknown key, did you mean probe.batch_size?",
         "my.yaml:7: inherit: unknown key, did you mean inherits? It is a list of files at the top of a file",
         "my.yaml:8: seed.a: unknown key, did you mean seed?",
         "command line: clip.fsp: unknown key, did you mean clip.fps?",

@@ -170,11 +170,17 @@ def test_interrupt_ends_the_process(cache: LatentCache) -> None:
         "    print(batch.ids, flush=True)\n"
         "    time.sleep(60)\n"
     )
-    with subprocess.Popen([sys.executable, "-c", program, cache.path], stdout=-1, stderr=-1) as process:
+    command = [sys.executable, "-c", program, str(cache.path)]
+    with subprocess.Popen(command, stdout=-1, stderr=-1, preexec_fn=_heed_interrupts) as process:
         assert process.stdout and process.stdout.readline()
         process.send_signal(signal.SIGINT)
         _, errors = process.communicate(timeout=30)
     assert process.returncode != 0 and errors.decode().splitlines()[-1] == "KeyboardInterrupt"
+
+
+def _heed_interrupts() -> None:
+    """A background job of a shell ignores SIGINT, and so would what it starts."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def test_torch_may_wrap_it(cache: LatentCache) -> None:
