@@ -10,9 +10,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-LARGEST = 1e100
-"""No norm of stored latents comes near; the square of a larger number might be none."""
-
 
 @dataclass(frozen=True)
 class Fidelity:
@@ -64,12 +61,16 @@ def merge(parts: Iterable[Fidelity]) -> Fidelity | None:
     )
 
 
+_LARGEST = 1e60
+"""More than any sum of float32 squares, and small enough to be squared twice."""
+
+
 def parse_fidelity(content: Any) -> Fidelity | None:
     """The fidelity whose fields are in `content`; None if they are not."""
     names = {field.name for field in fields(Fidelity)}
     if not isinstance(content, dict) or set(content) != names or type(content["vectors"]) is not int:
         return None
-    if not all(type(value) in (int, float) and abs(value) < LARGEST for value in content.values()):
+    if not all(type(value) in (int, float) and abs(value) < _LARGEST for value in content.values()):
         return None
     return Fidelity(**content)
 
