@@ -24,7 +24,7 @@ from flcache.yaml_lines import Origin, shown
 
 from .clips import SPLITS, clip_rule
 from .encoder import context_rule, encoder_source
-from .predictor import configured_predictor
+from .predictor import configured_memory_bytes, configured_predictor
 
 WIDEST_VALUE = 64
 """Characters of `key: value` after which origins are no longer aligned."""
@@ -119,7 +119,12 @@ def _parameters(
         counts["predictor"] = (predictor, predictor)
     counts["together"] = (sum(total for total, _ in counts.values()), sum(trained for _, trained in counts.values()))
     rows = [f"{part:10} {total:>15,} {trained:>15,}" for part, (total, trained) in counts.items()]
-    return [f"{'':10} {'total':>15} {'trainable':>15}", *rows]
+    return [f"{'':10} {'total':>15} {'trainable':>15}", *rows, *(_memory(config, shape) if shape and predictor else [])]
+
+
+def _memory(config: Config, shape: Shape) -> list[str]:
+    memory = decimal(configured_memory_bytes(config, shape))
+    return [f"training   {memory} for the predictor with {config.training.batch_size} clips a step, in float32"]
 
 
 def _predictor_parameters(config: Config, shape: Shape) -> int:

@@ -5,17 +5,44 @@ from __future__ import annotations
 from dataclasses import asdict
 
 from flcache.config import Config
-from flcache.predictor import FlowOptions, Predictor, PredictorOptions, build_predictor
+from flcache.predictor import (
+    FlowOptions,
+    Predictor,
+    PredictorOptions,
+    build_predictor,
+    predictor_shape,
+    training_memory_bytes,
+)
+
+Shape = tuple[int, int, int, int]
+"""(T, H, W, D) of latents."""
 
 
-def configured_predictor(config: Config, latent_shape: tuple[int, int, int, int]) -> Predictor:
-    """A fresh predictor for latents of `latent_shape` (T, H, W, D)."""
+def configured_predictor(config: Config, latent_shape: Shape) -> Predictor:
+    """A fresh predictor for latents of `latent_shape`."""
     settings = config.predictor
-    options = PredictorOptions(
+    return build_predictor(
+        settings.preset, settings.overrides, latent_shape=latent_shape, options=predictor_options(config)
+    )
+
+
+def configured_memory_bytes(config: Config, latent_shape: Shape) -> int:
+    """What a training step on a batch of `latent_shape` takes in float32, the encoder apart."""
+    return training_memory_bytes(
+        predictor_shape(config.predictor.preset, config.predictor.overrides),
+        predictor_options(config),
+        latent_shape=latent_shape,
+        batch_size=config.training.batch_size,
+        rollout_steps=config.training.rollout_steps,
+    )
+
+
+def predictor_options(config: Config) -> PredictorOptions:
+    settings = config.predictor
+    return PredictorOptions(
         kind=settings.kind,
         attention=settings.attention,
         checkpoint_activations=settings.checkpoint_activations,
         compile=settings.compile,
         flow=FlowOptions(**asdict(settings.flow)),
     )
-    return build_predictor(settings.preset, settings.overrides, latent_shape=latent_shape, options=options)

@@ -8,6 +8,7 @@ from flcache.predictor.causal import CausalPredictor
 from flcache.predictor.cross_attention import CrossAttentionPredictor
 from flcache.predictor.flow_matching import FlowMatchingPredictor, FlowOptions
 from flcache.predictor.interface import Predictor
+from flcache.predictor.memory import training_memory_bytes
 from flcache.predictor.parallel import ParallelPredictor
 from flcache.predictor.presets import PRESETS, PredictorOptions, PredictorShape, build_predictor, predictor_shape
 
@@ -23,4 +24,5 @@ __all__ = [
     "PredictorShape",
     "build_predictor",
     "predictor_shape",
+    "training_memory_bytes",
 ]

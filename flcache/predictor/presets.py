@@ -101,7 +101,7 @@ def build_predictor(
     shape = predictor_shape(preset, overrides)
     _, height, width, channels = latent_shape
     check_grid(height, width, shape.merge)
-    predictor = _build(shape, channels, options)
+    predictor = build_shape(shape, channels, options)
     if options.compile:
         for module in predictor.modules():
             if isinstance(module, Block):
@@ -109,7 +109,8 @@ def build_predictor(
     return predictor
 
 
-def _build(shape: PredictorShape, channels: int, options: PredictorOptions) -> Predictor:
+def build_shape(shape: PredictorShape, channels: int, options: PredictorOptions) -> Predictor:
+    """As `build_predictor`, of any shape, for latents of `channels`; never compiled."""
     size = TransformerSize(
         depth=shape.depth,
         width=shape.width,

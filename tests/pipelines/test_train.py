@@ -35,9 +35,20 @@ def assert_equal_weights(first: dict[str, torch.Tensor], second: dict[str, torch
         assert torch.equal(tensor, second[name]), name
 
 
-@pytest.mark.parametrize("source", ["cache", "videos"])
-def test_resumed_equals_uninterrupted(encoded: Path, tmp_path: Path, source: str) -> None:
-    common = [f"training.source={source}", "training.accumulate=2"]
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ["training.source=cache"],
+        ["training.source=videos"],
+        ["training.rollout_steps=2", "training.horizon_weights=[2,1]", "training.targets=layer_norm"],
+        ["predictor.kind=parallel", "predictor.attention=factorised", "predictor.checkpoint_activations=true"],
+        ["predictor.kind=cross_attention", "training.loss=cosine"],
+        ["predictor.kind=flow_matching", "training.loss=l2"],
+    ],
+    ids=["cache", "videos", "rollout", "parallel", "cross_attention", "flow_matching"],
+)
+def test_resumed_equals_uninterrupted(encoded: Path, tmp_path: Path, settings: list[str]) -> None:
+    common = [*settings, "training.accumulate=2"]
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     train.run(load_config(encoded, [*common, f"training.dir={whole}"]))
     options = [*common, f"training.dir={parts}"]

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch.nn.attention.flex_attention import flex_attention
 
-from flcache.predictor.attention import QUERY_TOKENS, block_causal_attention, block_causal_mask
+from flcache.predictor.attention import QUERY_TOKENS, block_causal_attention, block_causal_mask, flex_block_causal
 
 STEP_TOKENS = [1, 48, QUERY_TOKENS // 2, QUERY_TOKENS, QUERY_TOKENS + 16]
 
@@ -34,3 +35,14 @@ def test_mask_made_in_inference_mode_serves_training() -> None:
         block_causal_attention(queries, queries, queries, 7)
     block_causal_attention(queries, queries, queries, 7).sum().backward()
     assert queries.grad is not None
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+def test_flex_attention_sees_what_the_cpu_path_sees() -> None:
+    """Uncompiled and on a CPU: the mask is the same there."""
+    queries, keys, values = torch.randn(3, 1, 2, 4 * 48, 16)
+    queries = queries[:, :, -2 * 48 :]
+    expected = block_causal_attention(queries, keys, values, 48)
+    torch.testing.assert_close(
+        flex_block_causal(flex_attention, queries, keys, values, 48), expected, atol=1e-5, rtol=1e-4
+    )

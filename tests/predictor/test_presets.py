@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
+from torch import Tensor
 
 from flcache.errors import ConfigError
-from flcache.predictor import PRESETS, build_predictor
+from flcache.predictor import (
+    PRESETS,
+    CausalPredictor,
+    FlowMatchingPredictor,
+    Predictor,
+    PredictorOptions,
+    build_predictor,
+    predictor_shape,
+    training_memory_bytes,
+)
+from flcache.predictor.presets import Kind
+from flcache.predictor.transformer import Attention
 
 CHANNELS = 1024
 
@@ -50,3 +62,62 @@ def test_published_sizes() -> None:
 def test_wrong_choices_are_refused(preset: str, overrides: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         build_predictor(preset, overrides, latent_shape=(8, 16, 16, CHANNELS))
+
+
+def stated(batch_size: int = 1, rollout_steps: int = 1, merge: int = 1, checkpointed: bool = False) -> int:
+    """Bytes of a training step of preset S on latents of a V-JEPA 2 ViT-L."""
+    return training_memory_bytes(
+        predictor_shape("small", {"merge": merge}),
+        PredictorOptions(checkpoint_activations=checkpointed),
+        latent_shape=(8, 16, 16, CHANNELS),
+        batch_size=batch_size,
+        rollout_steps=rollout_steps,
+    )
+
+
+def test_training_memory_is_near_what_was_measured() -> None:
+    """By tests/benchmarks/predictor_step.py, on a CPU."""
+    assert stated(1) == pytest.approx(1.13e9, rel=0.1)
+    assert stated(4) == pytest.approx(3.74e9, rel=0.1)
+
+
+def test_training_memory_grows_with_what_it_is_for() -> None:
+    assert stated(3) - stated(2) == pytest.approx(stated(2) - stated(1), abs=2)
+    assert stated(1, rollout_steps=4) > stated(1)
+    assert stated(4, checkpointed=True) < 0.4 * stated(4)
+    assert stated(1, merge=2) < 0.6 * stated(1)
+
+
+def autograd_bytes(model: Predictor, latents: Tensor, times: Tensor) -> int:
+    """What a forward pass keeps for the backward pass, weights apart."""
+    weights = {weight.untyped_storage().data_ptr() for weight in model.parameters()}
+    kept: dict[int, torch.UntypedStorage] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = storage
+        return tensor
+
+    context = (latents[:, :4], times[:, :4])
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        if isinstance(model, CausalPredictor):
+            model.force_and_roll_out(latents, times, 4, 4)
+        elif isinstance(model, FlowMatchingPredictor):
+            model.noisy_ends(*context, latents[:, 4:], times[:, 4:])
+        else:
+            model.predict(*context, times[:, 4:])
+    return sum(storage.nbytes() for storage in kept.values())
+
+
+@pytest.mark.parametrize("attention", ["joint", "factorised"])
+@pytest.mark.parametrize("kind", get_args(Kind))
+def test_stated_memory_covers_what_autograd_keeps(kind: Kind, attention: Attention) -> None:
+    overrides = {"depth": 4, "width": 96, "heads": 2, "mlp_width": 384, "merge": 1}
+    options, latent_shape = PredictorOptions(kind=kind, attention=attention), (8, 8, 8, 16)
+    model = build_predictor("tiny", overrides, latent_shape=latent_shape, options=options)
+    kept = autograd_bytes(model, torch.randn(2, *latent_shape), torch.arange(8.0).expand(2, 8))
+    states = 16 * sum(weight.numel() for weight in model.parameters())
+    shape = predictor_shape("tiny", overrides)
+    memory = training_memory_bytes(shape, options, latent_shape=latent_shape, batch_size=2, rollout_steps=4)
+    assert 1.0 < (memory - states) / kept < 1.4
