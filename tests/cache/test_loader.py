@@ -171,16 +171,11 @@ def test_interrupt_ends_the_process(cache: LatentCache) -> None:
         "    time.sleep(60)\n"
     )
     command = [sys.executable, "-c", program, str(cache.path)]
-    with subprocess.Popen(command, stdout=-1, stderr=-1, preexec_fn=_heed_interrupts) as process:
+    with subprocess.Popen(command, stdout=-1, stderr=-1) as process:
         assert process.stdout and process.stdout.readline()
         process.send_signal(signal.SIGINT)
         _, errors = process.communicate(timeout=30)
     assert process.returncode != 0 and errors.decode().splitlines()[-1] == "KeyboardInterrupt"
-
-
-def _heed_interrupts() -> None:
-    """A background job of a shell ignores SIGINT, and so would what it starts."""
-    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def test_torch_may_wrap_it(cache: LatentCache) -> None:

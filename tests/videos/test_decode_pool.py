@@ -149,15 +149,6 @@ threading.Event().wait()
     wait_until(lambda: not any(alive(pid) for pid in pids))
 
 
-@pytest.fixture
-def heeded_interrupts() -> Iterator[None]:
-    """SIGINT raises, also where the tests run as a background job of a shell, which ignores it."""
-    previous = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, previous)
-
-
-@pytest.mark.usefixtures("heeded_interrupts")
 def test_leaving_early_stops_the_workers_at_once(endless: Path) -> None:
     start = time.monotonic()
     with DecodePool(2, 600) as pool, pytest.raises(KeyboardInterrupt):
