@@ -163,9 +163,7 @@ class ProbeTest:
     def accuracies(self) -> dict[str, dict[str, Accuracy]]:
         """By probe and kind of latents. Raises DataError where no clip was tested."""
         if not self.clips:
-            raise DataError(
-                "no clip of the tested split has a label that a training clip has, so nothing is probed"
-            )
+            raise DataError("no clip of the tested split has a label that a training clip has, so nothing is probed")
         right = torch.stack([torch.cat(parts).double() for parts in self._right.values()], dim=1)  # (N, probes * kinds)
         found = zip(self._right, right.mean(0).tolist(), ratio_intervals(right, torch.ones_like(right)), strict=True)
         accuracies: dict[str, dict[str, Accuracy]] = {name: {} for name in self._probes}
