@@ -14,7 +14,7 @@ from flcache.videos import write_dataset
 
 from . import encode, evaluate, report, train
 
-TRAIN_VIDEOS, VAL_VIDEOS = 448, 64
+TRAIN_VIDEOS, VAL_VIDEOS = 448, 128
 DEFAULT_FOLDER = Path("flcache-demo")
 
 
