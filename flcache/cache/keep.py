@@ -18,7 +18,8 @@ from flcache.cache.payload import Shape
 from flcache.errors import CacheError
 
 POOL = 2
-_LARGEST = float(np.finfo(np.float32).max)
+LARGEST = float(np.finfo(np.float32).max)
+"""Of float32, in which constants are applied."""
 _SMALLEST = float(np.finfo(np.float32).tiny)
 
 
@@ -122,7 +123,7 @@ def are_constants(fields: Any, width: int) -> bool:
     lists: list[Any] = [fields.get("mean"), fields.get("std")]
     if not all(isinstance(values, list) and len(values) == width for values in lists):
         return False
-    if not all(isinstance(value, float) and abs(value) <= _LARGEST for values in lists for value in values):
+    if not all(isinstance(value, float) and abs(value) <= LARGEST for values in lists for value in values):
         return False
     return all(value >= _SMALLEST for value in fields["std"])
 

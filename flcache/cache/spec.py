@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from flcache.cache.codec import Codec, get_codec
-from flcache.cache.keep import Keep, are_constants, kept_shape, parse_keep
+from flcache.cache.keep import LARGEST, Keep, are_constants, kept_shape, parse_keep
 from flcache.cache.record import MAX_RECORD_BYTES, canonical_json, parse_object, read_bytes, read_record, seal
 from flcache.cache.storage import is_file, remove_leftovers, write_file, write_new_file
 from flcache.errors import CacheError, DamagedError, SpecMismatch
@@ -167,7 +167,9 @@ def _check_layout(spec: CacheSpec, where: str) -> None:
     get_codec(hard.get("codec"))
     _check_calibration(hard, shape, where)
     if spec.channels is not None and not _is_channels(spec.channels, shape[3]):
-        raise CacheError(f"{where}: channels must hold mean and rms of {shape[3]} channels and their count")
+        raise CacheError(
+            f"{where}: channels must hold mean and rms, finite in float32, of {shape[3]} channels and their count"
+        )
 
 
 def _check_calibration(hard: dict[str, Any], shape: list[int], where: str) -> None:
@@ -186,7 +188,7 @@ def _is_channels(channels: Any, width: int) -> bool:
         return False
     lists = [channels["mean"], channels["rms"]]
     return all(isinstance(values, list) and len(values) == width for values in lists) and all(
-        isinstance(value, float) for values in lists for value in values
+        isinstance(value, float) and abs(value) <= LARGEST for values in lists for value in values
     )
 
 

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from flcache.cache.codec import needs_calibration
 from flcache.cache.commit import Commit, read_commits, repair_hint
+from flcache.cache.keep import LARGEST
 from flcache.cache.plan import PlanTable
 from flcache.cache.spec import CacheSpec, read_spec, write_channels
 from flcache.cache.storage import shard_paths, storage_errors
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 TRAINING_SPLIT = "train"
 _CONSTANT = 1e-6
 """A channel whose deviation is below this part of its RMS is constant: rounding is all that is left of it."""
+_ROUNDING = 1e-6
 
 
 @dataclass
@@ -124,4 +126,14 @@ def _read_sums(cache_dir: Path, commit: Commit, width: int) -> NDArray[np.float6
         if os.fstat(stream.fileno()).st_size != commit.tar_bytes or commit.tar_bytes < num_bytes:
             raise DamagedError(f"{path}: not the {commit.tar_bytes} bytes of its commit; {repair_hint(cache_dir)}")
         stream.seek(last_member_offset(commit.tar_bytes, num_bytes))
-        return np.frombuffer(stream.read(num_bytes), dtype="<f8").reshape(2, width)
+        sums = np.frombuffer(stream.read(num_bytes), dtype="<f8").reshape(2, width)
+    if not _are_sums(sums, commit.positions):
+        raise DamagedError(f"{path}: its channel sums are of no latents; {repair_hint(cache_dir)}")
+    return sums
+
+
+def _are_sums(sums: NDArray[np.float64], positions: int) -> bool:
+    """Whether `positions` float32 vectors can have these sums and sums of squares."""
+    total, square = sums
+    bounded = np.isfinite(sums).all() and (square >= 0).all() and (square <= positions * LARGEST**2).all()
+    return bool(bounded and (np.abs(total) <= np.sqrt(positions * square) * (1 + _ROUNDING)).all())

@@ -6,6 +6,7 @@ import gc
 import json
 import subprocess
 import sys
+import tarfile
 import warnings
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ import pytest
 import webdataset
 from small_cache import CODECS, SHAPE, D, T, clip_latents, make_cache
 
-from flcache.cache import LatentCache, read_plan
+from flcache.cache import LatentCache, create_or_check, read_plan, read_spec
 from flcache.cache.index import read_index
 from flcache.errors import CacheError, DamagedError
 
@@ -130,6 +131,28 @@ def test_statistics_without_the_calibrated_spec_are_the_same(tmp_path: Path) -> 
     complete = LatentCache(make_cache(tmp_path / "cache"))
     channels = complete._merged_channels
     assert channels == complete.spec.channels
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -1.0, 1e300])
+def test_sums_that_no_latents_have_are_damage(tmp_path: Path, value: float) -> None:
+    """Whoever reads statistics of a half-finished cache reads them from the tars, which were not verified."""
+    cache_dir = make_cache(tmp_path / "cache")
+    spec = read_spec(cache_dir)
+    (cache_dir / "spec.json").unlink()
+    create_or_check(cache_dir, spec.hard, spec.soft)
+    path = tars(cache_dir)[0]
+    with tarfile.open(path) as tar:
+        sums = tar.getmember("__flc__/channels").offset_data
+    squares = sums + 8 * D
+    for place in (squares,) if value == -1 else (sums, squares):  # a sum may be negative
+        content = bytearray(path.read_bytes())
+        whole = bytes(content)
+        content[place : place + 8] = np.array(value, "<f8").tobytes()
+        path.write_bytes(content)
+        with pytest.raises(DamagedError, match=f"{path.name}: its channel sums are of no latents"):
+            LatentCache(cache_dir).statistics()
+        path.write_bytes(whole)
+    LatentCache(cache_dir).statistics()
 
 
 def test_shard_of_other_size_is_damaged(tmp_path: Path) -> None:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
-
 import pytest
 import torch
 from torch import Tensor, nn
@@ -94,32 +91,19 @@ def test_rollout_equals_a_loop_that_computes_everything_anew() -> None:
     torch.testing.assert_close(rolled, steps[:, 3:], atol=1e-5, rtol=0)
 
 
-def test_key_value_cache_makes_rollouts_at_least_twice_as_fast() -> None:
-    model = build_predictor("tiny", {"merge": 1, "depth": 1}, latent_shape=(16, 6, 6, 16))
-    latents, times = torch.randn(1, 8, 6, 6, 16), torch.arange(16.0)[None]
+def test_key_value_cache_spares_the_steps_that_were_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """8 steps of context and 8 of rollout: 15 steps pass the layers, 92 without a cache."""
+    latents, times = clips(1, 16)
+    model, passed = predictor(), []
+    forward = model.transformer.forward
 
-    def anew() -> Tensor:
-        steps = latents
-        for known in range(8, 16):
-            steps = torch.cat((steps, model(steps, times[:, :known], times[:, 1 : known + 1])[:, -1:]), dim=1)
-        return steps[:, 8:]
+    def counting(tokens: Tensor, *rest: object) -> object:
+        passed.append(tokens.shape[1] // (H * W))
+        return forward(tokens, *rest)
 
-    def cached() -> Tensor:
-        return model.predict(latents, times[:, :8], times[:, 8:])
-
-    with torch.inference_mode():
-        torch.testing.assert_close(cached(), anew(), atol=1e-5, rtol=0)
-        assert 2 * fastest_s(cached) < fastest_s(anew)
-
-
-def fastest_s(roll_out: Callable[[], Tensor]) -> float:
-    """The best of some runs: what others do on the machine only adds."""
-    seconds = []
-    for _ in range(3):
-        started = time.process_time()
-        roll_out()
-        seconds.append(time.process_time() - started)
-    return min(seconds)
+    monkeypatch.setattr(model.transformer, "forward", counting)
+    model.predict(latents[:, :8], times[:, :8], times[:, 8:])
+    assert passed == [8] + [1] * 7
 
 
 def test_third_step_comes_from_the_predicted_second() -> None:
