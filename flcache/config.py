@@ -201,6 +201,8 @@ class EvaluationConfig:
     """Training clips, the first of the plan, that the dataset mean and the ridge are fitted to."""
     ridge_steps: Positive = 3
     """Past steps that the ridge looks at."""
+    own_predictor: bool = True
+    """Also score the predictor that the encoder's checkpoint ships, where it ships one (V-JEPA 2)."""
     samples: Annotated[int, Bound("of at least 2", lambda value: value >= 2)] = 8
     """Futures drawn of every context from a generative predictor."""
 

@@ -9,11 +9,12 @@ import torch
 from rich.console import Console
 
 from flcache.config import Config
+from flcache.encoder import load_own_predictor, own_predictor_weights
 from flcache.evaluation import Predict, baselines_table, copy_last, evaluate, fit_baselines
 from flcache.training import WorldModel
 
-from .encoder import pick_device
-from .source import Reading, latent_batches, open_source
+from .encoder import encoder_source, pick_device
+from .source import LatentSource, Reading, latent_batches, open_source
 from .train import build_world_model
 
 
@@ -46,9 +47,20 @@ def fitted_baselines(config: Config, model: WorldModel, device: str) -> dict[str
     options = config.evaluation
     batch_size = min(options.batch_size, options.baseline_clips)
     with open_source(config, Reading("train", batch_size, shuffle=False), device=device) as source:
-        return fit_baselines(
+        fitted = fit_baselines(
             islice(latent_batches(model, source, device), options.baseline_clips // batch_size),
             seen_until=source.seen_until,
             ridge_steps=options.ridge_steps,
             allow_leak=config.allow_leak,
         )
+        return fitted | _own_predictor(config, source, model, device)
+
+
+def _own_predictor(config: Config, source: LatentSource, model: WorldModel, device: str) -> dict[str, Predict]:
+    """What the encoder's checkpoint ships to predict the encoder's latents; nothing where these are not those."""
+    weights = own_predictor_weights(source.hard)
+    wanted = config.evaluation.own_predictor and config.encoder.name and not config.encoder_trainable
+    if weights is None or not wanted:
+        return {}
+    found = load_own_predictor(encoder_source(config), model.statistics, weights=weights, device=device)
+    return {"own_predictor": found} if found else {}

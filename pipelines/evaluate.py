@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -43,9 +44,10 @@ def run(config: Config, checkpoint: Path | None = None, as_json: bool = False) -
             sampling=_sampling(config, model),
             device=device,
         )
-    _keep(directory, result)
+    found = {"step": read_record(checkpoint).step, "split": reading.split, **result.to_json()}
+    _keep(directory, result, found)
     if as_json:
-        print(json.dumps(result.to_json()))
+        print(json.dumps(found))
         return
     Console().print(evaluation_table(result))
     Console().print(detail_table(result))
@@ -89,8 +91,8 @@ def _check_latents(record: RunRecord, source: LatentSource, checkpoint: Path) ->
         )
 
 
-def _keep(directory: Path, result: EvaluationResult) -> None:
-    text = json.dumps(result.to_json(), indent=1) + "\n"
+def _keep(directory: Path, result: EvaluationResult, found: dict[str, Any]) -> None:
+    text = json.dumps(found, indent=1) + "\n"
     (directory / "evaluation.json").write_text(text, encoding="utf-8")
     with (directory / "evaluation.csv").open("w", encoding="utf-8", newline="") as stream:
         result.write_csv(stream)

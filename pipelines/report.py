@@ -104,6 +104,11 @@ def _notes(evaluation: dict[str, Any] | None, record: RunRecord, pictures: Pictu
             f"evaluation.json is of other latents ({evaluation['fingerprint'][:12]}) than the checkpoint "
             f"({record.fingerprint[:12]}): run flcache evaluate again."
         )
+    elif evaluation and evaluation["step"] != record.step:
+        notes.append(
+            f"evaluation.json is of step {evaluation['step']}, the newest checkpoint of step {record.step}: "
+            f"run flcache evaluate again."
+        )
     if pictures.unread:
         clip_id, reason = next(iter(pictures.unread.items()))
         notes.append(

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from flcache.batch import ChannelStatistics, LatentBatch
 from flcache.cache import (
@@ -37,6 +38,8 @@ class LatentSource:
     """Batches of one split, and what the latents in them are."""
 
     batches: Source
+    hard: Mapping[str, Any]
+    """What decides the latents: the part of a spec that is hashed."""
     fingerprint: str
     latent_shape: tuple[int, int, int, int]
     """(T, H, W, D)"""
@@ -91,6 +94,7 @@ def _cached(config: Config, reading: Reading) -> LatentSource:
     )
     return LatentSource(
         batches=loader,
+        hard=cache.spec.hard,
         fingerprint=cache.fingerprint,
         latent_shape=cache.latent_shape,
         seen_until=cache.seen_until,
@@ -125,11 +129,12 @@ def _live(config: Config, reading: Reading, pool: DecodePool, device: str) -> La
         tubelet_size=model.tubelet_size,
         max_failed_fraction=config.encode.max_failed_fraction,
     )
-    fingerprint = _fingerprint(config, model)
-    statistics = _known_statistics(config, fingerprint) or _calibrate(config, model, pool, latent_shape)
+    spec = CacheSpec(_hard_spec(config, model), {})
+    statistics = _known_statistics(config, spec.fingerprint) or _calibrate(config, model, pool, latent_shape)
     return LatentSource(
         batches=source,
-        fingerprint=fingerprint,
+        hard=spec.hard,
+        fingerprint=spec.fingerprint,
         latent_shape=latent_shape,
         seen_until=tuple(seen_until),
         context_steps=context_steps,
@@ -150,7 +155,7 @@ def _context_steps(config: Config, seen_until: Sequence[int]) -> int:
     return config.training.context_steps or middle_split(seen_until)
 
 
-def _fingerprint(config: Config, model: LatentVideoModel) -> str:
+def _hard_spec(config: Config, model: LatentVideoModel) -> dict[str, Any]:
     """That of a cache of these latents; with the calibration of the configured one, if there is one."""
     hard = hard_spec(config, model)
     if "keep" in hard:
@@ -161,7 +166,7 @@ def _fingerprint(config: Config, model: LatentVideoModel) -> str:
     if config.cache.dir:
         with suppress(CacheError):  # no cache there
             hard = with_calibration(hard, read_spec(Path(config.cache.dir)))
-    return CacheSpec(hard, {}).fingerprint
+    return hard
 
 
 def _known_statistics(config: Config, fingerprint: str) -> ChannelStatistics | None:

@@ -25,6 +25,8 @@ FORMAT = "flc1"
 _FIELDS = {"format", "fingerprint", "spec", "soft", "channels"}
 _RESTORE = "restore it from a copy, or choose another cache.dir"
 _SHOWN_CHARACTERS = 80
+MAX_CLIP_BYTES = 2**48
+"""No file holds a larger clip, and every offset below it fits the integers of an idx."""
 
 
 @dataclass(frozen=True)
@@ -164,7 +166,8 @@ def _check_layout(spec: CacheSpec, where: str) -> None:
     seen = _field(hard, "context", "seen_until")
     if not (_counts(seen, minimum=0) and len(seen) == shape[0]):
         raise CacheError(f"{where}: context.seen_until is {seen!r}; it must hold one step for each of {shape[0]}")
-    get_codec(hard.get("codec"))
+    if get_codec(hard.get("codec")).clip_bytes(tuple(shape)) > MAX_CLIP_BYTES:
+        raise CacheError(f"{where}: layout.shape is {shape!r}; no clip is that large")
     _check_calibration(hard, shape, where)
     if spec.channels is not None and not _is_channels(spec.channels, shape[3]):
         raise CacheError(

@@ -6,6 +6,7 @@ from flcache.encoder.digest import weight_digest
 from flcache.encoder.identity import hard_keys
 from flcache.encoder.loading import EncoderDescription, EncoderSource, describe_encoder, load_encoder
 from flcache.encoder.model import LatentVideoModel
+from flcache.encoder.own_predictor import OwnPredictor, load_own_predictor, own_predictor_weights
 from flcache.encoder.trainable import set_trainable
 
 __all__ = [
@@ -16,11 +17,14 @@ __all__ = [
     "EncoderSource",
     "FutureTest",
     "LatentVideoModel",
+    "OwnPredictor",
     "change_future",
     "describe_encoder",
     "distance",
     "hard_keys",
     "load_encoder",
+    "load_own_predictor",
+    "own_predictor_weights",
     "seen_until",
     "set_trainable",
     "weight_digest",

@@ -31,11 +31,13 @@ class Family:
     space_first: bool = False
     """Tokens run over space, then time (TimeSformer)."""
     submodule: str | None = None
-    """The part of the model that encodes; the rest is dropped (V-JEPA 2's own predictor)."""
+    """The part of the model that encodes; the rest is dropped."""
+    predictor: str | None = None
+    """The part that was pretrained to predict latents from latents."""
 
 
 FAMILIES: dict[str, Family] = {
-    "vjepa2": Family("VJEPA2VideoProcessor", video=True, submodule="encoder"),
+    "vjepa2": Family("VJEPA2VideoProcessor", video=True, submodule="encoder", predictor="predictor"),
     "videomae": Family("VideoMAEVideoProcessor", video=True, fixed_frames="num_frames"),
     "vivit": Family("VivitVideoProcessor", video=True, class_tokens=1, fixed_frames="num_frames"),
     "timesformer": Family(

@@ -68,7 +68,7 @@ def load_encoder(
     not the stated one."""
     transformers = import_transformers()
     model: Any
-    model, missing = _pretrained(transformers, source) if source.name else (_random(transformers, source), [])
+    model, missing = load_pretrained(source) if source.name else (_random(transformers, source), [])
     family = family_of(model.config.model_type)
     check_stated(source.architecture, model.config)
     encoder = _encoding_part(model, family)
@@ -76,6 +76,13 @@ def load_encoder(
     processor = load_processor(transformers, family, model.config, source.name, source.revision, source.processor)
     latent_model = LatentVideoModel(encoder, processor, family, context=context, trainable=trainable)
     return latent_model.eval().to(device)
+
+
+def load_pretrained(source: EncoderSource) -> tuple[Any, list[str]]:
+    """The whole model that `source.name` names, and the names of the weights that its checkpoint lacks."""
+    options = {"dtype": _dtype(source.dtype), "output_loading_info": True}
+    model, information = _load(import_transformers().AutoModel, source, **options)
+    return model, sorted(information["missing_keys"])
 
 
 def describe_encoder(
@@ -139,13 +146,6 @@ def _random(transformers: Any, source: EncoderSource) -> nn.Module:
         torch.manual_seed(source.seed)
         model: nn.Module = transformers.AutoModel.from_config(config)
     return model.to(_dtype(source.dtype))
-
-
-def _pretrained(transformers: Any, source: EncoderSource) -> tuple[nn.Module, list[str]]:
-    """The model, and the names of the weights that its checkpoint lacks."""
-    options = {"dtype": _dtype(source.dtype), "output_loading_info": True}
-    model, information = _load(transformers.AutoModel, source, **options)
-    return model, sorted(information["missing_keys"])
 
 
 def _load(auto_class: Any, source: EncoderSource, **options: Any) -> Any:

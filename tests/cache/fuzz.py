@@ -2,8 +2,8 @@
 
     python tests/cache/fuzz.py --count 20000 [--seed 0] [--codec int8]
 
-Every mutation must be harmless or a FlcacheError: no other exception, no hang, no crash, no memory beyond the file's.
-Half of them are sealed again, digests and all, as a stranger would who means it.
+Every mutation must be harmless or a FlcacheError: no other exception, no warning, no hang, no crash, no memory beyond
+the file's. Half of them are sealed again, digests and all, as a stranger would who means it.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import signal
 import sys
 import tempfile
 import traceback
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -203,6 +204,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--codec", default="float16")
     options = parser.parse_args()
+    warnings.simplefilter("error")
     with tempfile.TemporaryDirectory() as folder:
         cache_dir = make_cache(Path(folder) / "cache", codec=options.codec, num_train=5, num_val=2)
         findings = fuzz(cache_dir, count=options.count, seed=options.seed)

@@ -9,7 +9,6 @@ from fuzz import fuzz
 from small_cache import make_cache
 
 
-@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # of numpy, about numbers that no cache of ours holds
 @pytest.mark.parametrize("codec", ["float16", "int8"])
 def test_every_mutation_is_harmless_or_an_error_of_ours(tmp_path: Path, codec: str) -> None:
     cache_dir = make_cache(tmp_path / "cache", codec=codec, num_train=5, num_val=2)

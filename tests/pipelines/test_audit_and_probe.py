@@ -8,9 +8,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from small_run import ENCODER
+from transformers import AutoConfig, AutoModel
 
 from flcache.cache import LatentCache
 from flcache.config import load_config
+from flcache.encoder import EncoderSource, load_encoder
 from flcache.errors import CacheError, DataError, EncoderError, LeakError, SpecMismatch
 from flcache.pipelines import audit, baselines, encode, evaluate, probe, train
 
@@ -110,6 +114,39 @@ def test_baselines_need_no_training(encoded: Path, tmp_path: Path, capsys: pytes
     baselines.run(load_config(encoded, ["training.source=videos", "evaluation.baseline_clips=8"]), as_json=True)
     live = printed(capsys)["horizons"]
     assert live[0]["error"] == pytest.approx(rows[0]["error"], rel=1e-4)
+
+
+def test_the_predictor_of_the_encoders_own_checkpoint_is_a_baseline(
+    config_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    overrides = [f"encoder.name={saved_checkpoint(tmp_path / 'hub')}", "evaluation.baseline_clips=8"]
+    encode.run(load_config(config_file, overrides))
+    scores = {}
+    for name, override in (("cache", "source=cache"), ("videos", "source=videos"), ("keep", "source=cache")):
+        capsys.readouterr()
+        keep = ["encode.keep.pool=2", f"cache.dir={tmp_path}/kept"] if name == "keep" else []
+        config = load_config(config_file, [*overrides, f"training.{override}", *keep])
+        if keep:
+            encode.run(config)
+            capsys.readouterr()
+        baselines.run(config, as_json=True)
+        scores[name] = [row["baselines"].get("own_predictor", {}).get("error") for row in printed(capsys)["horizons"]]
+    assert scores["cache"] == pytest.approx(scores["videos"], rel=1e-3) and len(scores["cache"]) == 2
+    assert scores["keep"] == [None, None]
+    baselines.run(load_config(config_file, [*overrides, "evaluation.own_predictor=false"]), as_json=True)
+    assert "own_predictor" not in printed(capsys)["horizons"][0]["baselines"]
+    elsewhere = f"encoder.name={saved_checkpoint(tmp_path / 'other', seed=1)}"
+    with pytest.raises(EncoderError, match="other weights"):
+        baselines.run(load_config(config_file, [*overrides, elsewhere]))
+
+
+def saved_checkpoint(folder: Path, seed: int = 0) -> Path:
+    """A V-JEPA 2 with its predictor, as the hub would have it."""
+    source = EncoderSource(architecture=ENCODER, seed=seed)
+    load_encoder(source).processor.save_pretrained(folder)
+    torch.manual_seed(seed)
+    AutoModel.from_config(AutoConfig.for_model(**ENCODER)).save_pretrained(folder)
+    return folder
 
 
 @pytest.mark.parametrize("kind", ["causal", "flow_matching"])

@@ -51,4 +51,4 @@ def test_the_guides_configuration_and_code_run(videos: Path, tmp_path: Path, mon
     encode.run(load_config("demo", data))
     found: dict[str, object] = {}
     exec(compile(code, "guide.md", "exec"), found)
-    assert len(found["cache"]) == 24 and found["batch"].target.shape == (8, 8, 8, 8, 128)  # type: ignore
+    assert len(found["cache"]) == 24 and found["batch"].target.shape == (8, 8, 4, 4, 64)  # type: ignore

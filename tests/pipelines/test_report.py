@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 from pathlib import Path
@@ -69,13 +70,20 @@ def test_a_run_that_is_not_evaluated_has_a_page(finished: Path, tmp_path: Path) 
     assert "Not evaluated yet" in (tmp_path / "report.html").read_text(encoding="utf-8")
 
 
-def test_an_evaluation_of_other_latents_is_noted(finished: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("field", "value", "note"),
+    [("fingerprint", "f00d", "evaluation.json is of other latents"), ("step", 1, "evaluation.json is of step 1, the ")],
+)
+def test_an_evaluation_of_something_else_is_noted(
+    finished: Path, tmp_path: Path, field: str, value: object, note: str
+) -> None:
     shutil.copytree(finished / "training", tmp_path / "training")
-    evaluation = tmp_path / "training" / "evaluation.json"
-    text = re.sub(r'"fingerprint": "\w+"', '"fingerprint": "f00d"', evaluation.read_text(encoding="utf-8"))
-    evaluation.write_text(text, encoding="utf-8")
+    path = tmp_path / "training" / "evaluation.json"
+    evaluation = json.loads(path.read_text(encoding="utf-8"))
+    assert evaluation[field] != value
+    path.write_text(json.dumps(evaluation | {field: value}), encoding="utf-8")
     report.run(tmp_path)
-    assert "evaluation.json is of other latents" in (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert note in (tmp_path / "report.html").read_text(encoding="utf-8")
 
 
 def test_a_live_run_has_pictures_of_what_its_encoder_gives(finished: Path, tmp_path: Path) -> None:
