@@ -102,7 +102,7 @@ def test_every_damaged_spec_is_noticed(tmp_path: Path) -> None:
     [
         {"layout": {"shape": [4, 2, 2]}},
         {"layout": {"shape": [4, 2, 0, 6]}},
-        {"layout": {"shape": [4, 2**40, 2, 6]}},
+        {"layout": {"shape": [4, 2**42, 2, 6]}},
         {"layout": {"shape": [4, 2**62, 2**40, 6]}},
         {"layout": None},
         {"context": {"seen_until": [0, 1]}},
