@@ -13,10 +13,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from small_cache import T, make_cache
+from small_cache import D, T, make_cache
 from torch.utils.data import DataLoader
 
+from flcache.batch import LatentBatch
 from flcache.cache import LatentCache, LatentLoader
+from flcache.encoder.torchvision_ops import ensure_torchvision
 from flcache.errors import CacheError, DamagedError
 
 
@@ -168,7 +170,7 @@ def test_interrupt_ends_the_process(cache: LatentCache) -> None:
         "loader = LatentLoader(LatentCache(sys.argv[1], 'train'), batch_size=2, context_steps=2)\n"
         "for batch in loader:\n"
         "    print(batch.ids, flush=True)\n"
-        "    time.sleep(60)\n"
+        "    while True: time.sleep(0.05)\n"  # a signal just before a long sleep would be heeded after it
     )
     command = [sys.executable, "-c", program, str(cache.path)]
     with subprocess.Popen(command, stdout=-1, stderr=-1) as process:
@@ -235,3 +237,31 @@ def test_accelerate_leaves_it_as_it_is(cache: LatentCache) -> None:
 
     loader = LatentLoader(cache, batch_size=2, context_steps=2)
     assert Accelerator(cpu=True).prepare(loader) is loader
+
+
+@pytest.mark.filterwarnings("ignore:::lightning")
+@pytest.mark.filterwarnings("ignore:::torchmetrics")
+def test_lightning_reads_what_a_plain_loop_reads(cache: LatentCache) -> None:
+    ensure_torchvision()  # torchmetrics imports it
+    from lightning.pytorch import LightningModule, Trainer
+
+    class Module(LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.map = torch.nn.Linear(D, D)
+            self.seen: list[tuple[tuple[str, ...], float]] = []
+
+        def training_step(self, batch: LatentBatch, batch_idx: int) -> torch.Tensor:
+            self.seen.append((batch.ids, batch.latents.sum().item()))
+            loss: torch.Tensor = (self.map(batch.context).mean(1) - batch.target.mean(1)).square().mean()
+            return loss
+
+        def configure_optimizers(self) -> torch.optim.Optimizer:
+            return torch.optim.SGD(self.parameters(), 0.01)
+
+    module, loader = Module(), LatentLoader(cache, batch_size=3, context_steps=2)
+    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    Trainer(max_epochs=3, accelerator="cpu", enable_model_summary=False, **quiet).fit(module, loader)
+    plain = LatentLoader(cache, batch_size=3, context_steps=2)
+    assert module.seen == [(batch.ids, batch.latents.sum().item()) for _ in range(3) for batch in plain]
+    assert loader.state_dict() == plain.state_dict()
