@@ -133,11 +133,12 @@ class LatentCache:
 
     def clip_id(self, index: int) -> str:
         """The id of clip number `index`."""
-        return self.ids_at([self.locate(index)])[0]
+        shard, row = self.locate(index)
+        return self.ids_at([(shard, self.reader(shard).slots[row])])[0]
 
-    def ids_at(self, places: Sequence[tuple[int, int]]) -> tuple[str, ...]:
-        """The ids of the clips at these places, as `locate` gives them."""
-        return tuple(self._plan.values("clip_id", [self._plan_row(shard, row) for shard, row in places]))
+    def ids_at(self, slots: Sequence[tuple[int, int]]) -> tuple[str, ...]:
+        """The ids of the clips at these selected shards and slots."""
+        return tuple(self._plan.values("clip_id", [self._plan_row(shard, slot) for shard, slot in slots]))
 
     def __len__(self) -> int:
         if self._chosen is not None:
@@ -154,7 +155,8 @@ class LatentCache:
         """
         self.check_window(start, stop)
         shard, row = self.locate(index)
-        reader, plan_row = self.reader(shard), self._plan_row(shard, row)
+        reader = self.reader(shard)
+        plan_row = self._plan_row(shard, reader.slots[row])
         layouts = self.spec.codec.payloads(self.latent_shape)
         payloads = [payload_buffer(layout, stop - start, 1) for layout in layouts]
         buffers = [memoryview(payload.reshape(-1).view(np.uint8).data) for payload in payloads]
@@ -168,8 +170,8 @@ class LatentCache:
         return CachedClip(
             clip_id=str(self._plan.value("clip_id", plan_row)),
             latents=self.spec.codec.restore([payload[0] for payload in payloads]),
-            times=reader.rows["times"][row, start:stop].copy(),
-            valid=np.arange(start, stop) < reader.rows["valid_steps"][row],
+            times=reader.times[row, start:stop].copy(),
+            valid=np.arange(start, stop) < reader.valid_steps[row],
             label=self._plan.value("label", plan_row),
             video=str(self._plan.value("video", plan_row)),
             split=self._selected[shard].split,
@@ -261,10 +263,9 @@ class LatentCache:
         found: NDArray[np.bool_] = pc.is_in(values, wanted_values).to_numpy(zero_copy_only=False)
         return found
 
-    def _plan_row(self, shard: int, row: int) -> int:
+    def _plan_row(self, shard: int, slot: int) -> int:
         commit = self._selected[shard]
         first, count = self._plan.first_rows.get((commit.split, commit.shard), (0, 0))
-        slot = int(self.reader(shard).rows["slot"][row])
         self._check_slot(commit, slot, count)
         return first + slot
 

@@ -78,11 +78,11 @@ class ClipReader:
         for clip, (number, place, buffers) in enumerate(zip(numbers.tolist(), places, views, strict=True)):
             self._read_clip(number, place, buffers, slot.scratch)
             take(slot, clip, sources[clip])
-        rows = np.array([place.reader.rows[place.row] for place in places])
+        valid_steps = np.array([[place.reader.valid_steps[place.row]] for place in places])  # (B, 1)
         return StoredBatch(
             sources=tuple(sources),
-            times=rows["times"][:, self._start : self._stop].copy(),
-            valid=np.arange(self._start, self._stop) < rows["valid_steps"][:, None],
+            times=np.array([place.reader.times[place.row, self._start : self._stop] for place in places]),
+            valid=np.arange(self._start, self._stop) < valid_steps,
             ids=self._ids(places),
         )
 
@@ -106,5 +106,5 @@ class ClipReader:
 
     def _ids(self, places: Sequence[_Place]) -> tuple[str, ...]:
         if len(self._caches) == 1:
-            return self._caches[0].ids_at([(place.shard, place.row) for place in places])
+            return self._caches[0].ids_at([(place.shard, place.reader.slots[place.row]) for place in places])
         return tuple(place.cache.clip_id(place.clip) for place in places)

@@ -41,6 +41,11 @@ class ShardReader:
         if tar_bytes != commit.tar_bytes:
             raise DamagedError(f"{paths.tar}: {tar_bytes} bytes, commit says {commit.tar_bytes}; {self._hint}")
         self._offsets = self.rows["payloads"]["offset"].tolist()
+        self.times = self.rows["times"]
+        """(clips, T) seconds, of all steps."""
+        self.valid_steps: list[int] = self.rows["valid_steps"].tolist()
+        self.slots: list[int] = self.rows["slot"].tolist()
+        """Of every clip, its place among the planned ones of the shard."""
 
     def __del__(self) -> None:
         if self._descriptor >= 0:
@@ -86,7 +91,7 @@ class ShardReader:
             os.posix_fadvise(self._descriptor, offset, buffer.nbytes, os.POSIX_FADV_WILLNEED)
 
     def _slot(self, row: int) -> str:
-        return f"slot {self.rows['slot'][row]}"
+        return f"slot {self.slots[row]}"
 
 
 def read_rows(path: Path, commit: Commit, spec: CacheSpec, hint: str) -> Rows:

@@ -8,10 +8,13 @@ from __future__ import annotations
 import mmap
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from math import prod
-from typing import Any, TypeVar
+from queue import Empty, SimpleQueue
+from threading import Thread
+from typing import Any, Generic, NoReturn, TypeVar
 
 import numpy as np
 import torch
@@ -77,14 +80,17 @@ def read_ahead(
     Closing the iterator waits for what is being read and ends the threads.
     """
     free = deque(slots)
-    pending: deque[tuple[Future[Result], Slot]] = deque()
-    pool = ThreadPoolExecutor(threads, thread_name_prefix="flcache-read", initializer=_one_core)
+    orders: SimpleQueue[_Order[Item, Result] | None] = SimpleQueue()
+    pending: deque[_Order[Item, Result]] = deque()
+    crew = [Thread(target=_serve, args=(orders, read), name=f"flcache-read-{n}", daemon=True) for n in range(threads)]
+    for thread in crew:
+        thread.start()
 
     def fill() -> None:
         while free:
             for item in items:
-                slot = free.popleft()
-                pending.append((pool.submit(read, item, slot), slot))
+                pending.append(_Order(item, free.popleft()))
+                orders.put(pending[-1])
                 break
             else:
                 return
@@ -92,12 +98,48 @@ def read_ahead(
     try:
         fill()
         while pending:
-            future, slot = pending.popleft()
-            yield future.result(), slot
-            free.append(slot)
+            order = pending.popleft()
+            yield order.result(), order.slot
+            free.append(order.slot)
             fill()
     finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+        with suppress(Empty):
+            while True:
+                orders.get_nowait()
+        for _ in crew:
+            orders.put(None)
+        for thread in crew:
+            thread.join()
+
+
+class _Order(Generic[Item, Result]):
+    """One item to be read into a slot. Futures of concurrent.futures took 35 of 145 microseconds a batch."""
+
+    def __init__(self, item: Item, slot: Slot) -> None:
+        self.item, self.slot = item, slot
+        self._answer: SimpleQueue[Callable[[], Result]] = SimpleQueue()
+
+    def carry_out(self, read: Callable[[Item, Slot], Result]) -> None:
+        try:
+            result = read(self.item, self.slot)
+        except BaseException as error:
+            self._answer.put(partial(_raise, error))
+        else:
+            self._answer.put(lambda: result)
+
+    def result(self) -> Result:
+        """What `read` returned or raised, once it has."""
+        return self._answer.get()()
+
+
+def _serve(orders: SimpleQueue[_Order[Item, Result] | None], read: Callable[[Item, Slot], Result]) -> None:
+    _one_core()
+    while (order := orders.get()) is not None:
+        order.carry_out(read)
+
+
+def _raise(error: BaseException) -> NoReturn:
+    raise error
 
 
 def _one_core() -> None:
@@ -110,7 +152,8 @@ def _aligned(dtype: np.dtype[Any], shape: tuple[int, ...], *, pinned: bool = Fal
     stored = torch.from_numpy(np.empty(0, dtype=dtype)).dtype
     if pinned:
         return torch.empty(shape, dtype=stored, pin_memory=True)
-    pages = mmap.mmap(-1, max(1, dtype.itemsize * prod(shape)))
+    # Private: shared memory, which is what mmap gives unless told otherwise, has no huge pages on most systems.
+    pages = mmap.mmap(-1, max(1, dtype.itemsize * prod(shape)), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     if hasattr(mmap, "MADV_HUGEPAGE"):
         pages.madvise(mmap.MADV_HUGEPAGE)
     return torch.frombuffer(pages, dtype=stored, count=prod(shape)).view(shape)

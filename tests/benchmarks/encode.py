@@ -19,7 +19,7 @@ import torch
 import webdataset
 
 from flcache.cache import create_or_check
-from flcache.encoder import EncoderSource, LatentVideoModel, hard_keys, load_encoder
+from flcache.encoder import ContextRule, EncoderSource, LatentVideoModel, hard_keys, load_encoder
 from flcache.engines import ClipTask, ShardEncoder, ShardTask
 from flcache.videos import (
     ClipRequest,
@@ -69,7 +69,7 @@ def flcache_encode(files: list[Path], model: LatentVideoModel, out: Path) -> flo
     hard: dict[str, Any] = {
         **hard_keys(model),
         "clip": rule.as_dict(),
-        "context": {"mode": model.context, "seen_until": model.seen_until(FRAMES)},
+        "context": model.context.as_dict(model.num_steps(FRAMES)),
         "layout": {"shape": list(shape)},
         "codec": "float16",
     }
@@ -105,7 +105,7 @@ def main() -> None:
             root, csv = work / "videos", work / "videos" / "train.csv"
             write_dataset(root, train_videos=8, val_videos=0, frames=64, size=340, fps=16)
         files = find_files(root, csv, options.clips)
-        model = load_encoder(EncoderSource(architecture=ENCODER), context="full")
+        model = load_encoder(EncoderSource(architecture=ENCODER), context=ContextRule("full"))
         plain_loop(files[:1], model, work / "warm-up")
         for turn in range(options.rounds):
             plain_s = plain_loop(files, model, work / f"plain-{turn}")

@@ -1,4 +1,4 @@
-"""The table in docs/benchmarks.md: `python tests/benchmarks/loader.py [--json FILE]`, minutes on 2 cores, 4 GB of disk.
+"""The table in docs/benchmarks.md: `python tests/benchmarks/loader.py [--json FILE]`, 4 minutes, 4 GB of disk.
 
 Wants `pip install -e ".[bench]"`; rivals that are not installed are left out. Not a test: nothing is timed in CI.
 """

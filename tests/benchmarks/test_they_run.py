@@ -1,0 +1,30 @@
+"""The benchmarks start and finish, on as little as they take; figures of a busy machine are not looked at."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).parent
+SMALLEST = {
+    "encode.py": ["--clips", "1", "--rounds", "1"],
+    "predictor_step.py": ["--memory", "--preset", "tiny"],
+    "rollout.py": ["--preset", "tiny", "--grid", "4", "--rounds", "1"],
+    "scale.py": ["--clips", "1000"],
+}
+ELSEWHERE = {"loader.py"}
+"""`flcache bench loader` has tests of its own, of which this is the thorough form."""
+
+
+def test_every_benchmark_is_here() -> None:
+    assert {path.name for path in HERE.glob("*.py")} - {Path(__file__).name} == set(SMALLEST) | ELSEWHERE
+
+
+@pytest.mark.parametrize("name", SMALLEST)
+def test_it_runs(name: str) -> None:
+    command = [sys.executable, str(HERE / name), *SMALLEST[name]]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 0 and any(character.isdigit() for character in result.stdout), result.stderr

@@ -1,0 +1,40 @@
+"""`flcache bench loader`: every loader is measured in a process of its own, on a cache of one's own or on noise."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from small_run import flcache
+
+from flcache.cache import CacheWriter
+from flcache.errors import CacheError
+from flcache.pipelines import bench
+
+
+def write_cache(path: Path, clips: int) -> Path:
+    latents = np.random.default_rng(0).standard_normal((clips, 4, 4, 4, 16), dtype=np.float32)
+    writer = CacheWriter(path, latents.shape[1:], codec="float16", spec={"encoder": "noise"}, context="step")
+    writer.write("train", [f"clip-{number:03d}" for number in range(clips)], latents)
+    return path
+
+
+def test_all_loaders_are_measured_on_a_cache(tmp_path: Path) -> None:
+    cache = write_cache(tmp_path / "cache", 64)
+    before = sorted(tmp_path.rglob("*"))
+    result = flcache("bench", "loader", str(cache), "--json", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    found = json.loads(result.stdout)
+    assert found["clips_per_s"] > 0 and found["clips_per_s_verified"] > 0 and found["clips_per_s_2_steps"] > 0
+    assert found["clips_per_s_standardised"] > 0 and found["ring_clips_per_s"] > 0
+    assert found["rivals"]["webdataset"] > 0
+    assert found["clips_per_s_standardised_int8"] is None, "the cache has one codec"
+    assert sorted(tmp_path.rglob("*")) == before, "nothing is left behind"
+
+
+def test_a_cache_that_is_too_small_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(CacheError, match="8 training clips in float16; a measurement wants at least 32"):
+        bench.run(write_cache(tmp_path / "cache", 8))
