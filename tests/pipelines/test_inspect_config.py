@@ -59,13 +59,13 @@ def test_every_key_is_shown_with_its_origin(capsys: pytest.CaptureFixture[str], 
 
 
 def test_counts_are_those_of_models_that_are_built(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    overrides = [*with_data(tmp_path), "encoder_trainable=[layer.3, layernorm]", "training.source=videos"]
+    overrides = [*with_data(tmp_path), "encoder_trainable=[layer.1, layernorm]", "training.source=videos"]
     config = load_resolved("demo", overrides).config
     source = EncoderSource(architecture=config.encoder.architecture, processor=config.encoder.processor)
-    encoder = load_encoder(source, trainable=("layer.3", "layernorm"))
+    encoder = load_encoder(source, trainable=("layer.1", "layernorm"))
     total = sum(p.numel() for p in encoder.parameters())
     trainable = sum(p.numel() for p in encoder.parameters() if p.requires_grad)
-    predictor = build_predictor("tiny", {}, latent_shape=(16, 8, 8, 128))
+    predictor = build_predictor("tiny", config.predictor.overrides, latent_shape=(16, 4, 4, 64))
     predicted = sum(p.numel() for p in predictor.parameters())
     lines = shown(capsys, "demo", *overrides)
     assert 0 < trainable < total and f"encoder {total:,} {trainable:,}" in lines
@@ -88,8 +88,8 @@ def test_bytes_of_the_whole_data_set(
     lines = shown(capsys, "demo", *with_data(tmp_path), *rule)
     train = next(line for line in lines if line.startswith("train "))
     assert train.startswith(f"train 5 videos, {clips} clips, ")
-    num_bytes = int(clips) * 16 * 8 * 8 * 128 * 2
-    size = f"{num_bytes / 1e6:.1f} MB" if num_bytes else "0 bytes"
+    num_bytes = int(clips) * 16 * 4 * 4 * 64 * 2
+    size = f"{num_bytes / 1e3:.1f} kB" if num_bytes else "0 bytes"
     assert train.endswith(f"{size}; 5 videos missing below dataset.root")
 
 
@@ -110,7 +110,7 @@ def test_every_problem_is_named_and_the_rest_still_shown(capsys: pytest.CaptureF
         assert sum(words in problem for problem in problems) == 1, words
     assert len(problems) == 5
     output = capsys.readouterr().out
-    assert "16 x 8 x 8 x 128" in output and "5 videos, 5 clips" in output
+    assert "16 x 4 x 4 x 64" in output and "5 videos, 5 clips" in output
 
 
 @pytest.mark.parametrize(

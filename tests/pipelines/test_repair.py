@@ -19,7 +19,7 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     folder = tmp_path_factory.mktemp("videos")
     write_dataset(folder, train_videos=6, val_videos=2)
     dataset = [f"dataset.root={folder}", f"dataset.train={folder}/train.csv", f"dataset.val={folder}/val.csv"]
-    return [*dataset, "encode.decode_workers=1", f"cache.shard_bytes={2 * 16 * 8 * 8 * 128 * 2}"]
+    return [*dataset, "encode.decode_workers=1", f"cache.shard_bytes={2 * 16 * 4 * 4 * 64 * 2}"]
 
 
 @pytest.fixture(scope="module")
