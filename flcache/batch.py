@@ -97,6 +97,10 @@ class ChannelStatistics:
         """(..., D) latents to zero mean and unit deviation per channel, float32."""
         return (latents.float() - self.mean.to(latents.device)) / self.std.to(latents.device)
 
+    def restore(self, standardised: Tensor) -> Tensor:
+        """What `standardise` made (..., D) of, float32."""
+        return standardised.float() * self.std.to(standardised.device) + self.mean.to(standardised.device)
+
 
 def step_times(timestamps: NDArray[np.float64], tubelet_size: int) -> NDArray[np.float32]:
     """Seconds of each step: the mean of its frames' `timestamps` (F,), measured from the clip's first frame; (T,)."""

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import sys
 from itertools import islice
 
 import torch
 from rich.console import Console
 
 from flcache.config import Config
-from flcache.encoder import load_own_predictor, own_predictor_weights
+from flcache.encoder import encoder_with_predictor, load_own_predictor
+from flcache.errors import EncoderError
 from flcache.evaluation import Predict, baselines_table, copy_last, evaluate, fit_baselines
 from flcache.training import WorldModel
 
@@ -47,20 +49,25 @@ def fitted_baselines(config: Config, model: WorldModel, device: str) -> dict[str
     options = config.evaluation
     batch_size = min(options.batch_size, options.baseline_clips)
     with open_source(config, Reading("train", batch_size, shuffle=False), device=device) as source:
+        own = _own_predictor(config, source, model, device)
         fitted = fit_baselines(
             islice(latent_batches(model, source, device), options.baseline_clips // batch_size),
             seen_until=source.seen_until,
             ridge_steps=options.ridge_steps,
             allow_leak=config.allow_leak,
         )
-        return fitted | _own_predictor(config, source, model, device)
+        return fitted | own
 
 
 def _own_predictor(config: Config, source: LatentSource, model: WorldModel, device: str) -> dict[str, Predict]:
     """What the encoder's checkpoint ships to predict the encoder's latents; nothing where these are not those."""
-    weights = own_predictor_weights(source.hard)
+    encoder = encoder_with_predictor(source.hard)
     wanted = config.evaluation.own_predictor and config.encoder.name and not config.encoder_trainable
-    if weights is None or not wanted:
+    if encoder is None or not wanted:
         return {}
-    found = load_own_predictor(encoder_source(config), model.statistics, weights=weights, device=device)
+    try:
+        found = load_own_predictor(encoder_source(config), model.statistics, encoder=encoder, device=device)
+    except EncoderError as error:
+        print(f"without the baseline own_predictor (evaluation.own_predictor=false): {error}", file=sys.stderr)
+        return {}
     return {"own_predictor": found} if found else {}

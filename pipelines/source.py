@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from flcache.batch import ChannelStatistics, LatentBatch
 from flcache.cache import (
@@ -73,9 +75,20 @@ def open_source(config: Config, reading: Reading, *, device: str) -> Iterator[La
 
 
 def latent_batches(model: WorldModel, source: LatentSource, device: str) -> Iterator[LatentBatch]:
-    """One epoch of the source as standardised latents."""
+    """One epoch of the source as latents, standardised as `model` was trained: a cache may have grown since."""
+    as_they_come = source.encoder is not None or _equal(source.statistics, model.statistics)
     for batch in source.batches:
-        yield model.to_latents(batch.to(device))
+        latents = model.to_latents(batch.to(device))
+        yield latents if as_they_come else _standardised_anew(latents, source.statistics, model.statistics)
+
+
+def _equal(one: ChannelStatistics, other: ChannelStatistics) -> bool:
+    return torch.equal(one.mean.cpu(), other.mean.cpu()) and torch.equal(one.std.cpu(), other.std.cpu())
+
+
+def _standardised_anew(batch: LatentBatch, found: ChannelStatistics, wanted: ChannelStatistics) -> LatentBatch:
+    latents = wanted.standardise(found.restore(batch.latents))
+    return replace(batch, latents=latents, targets=latents)
 
 
 def _cached(config: Config, reading: Reading) -> LatentSource:

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
-from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -77,7 +76,6 @@ class LatentCache:
         self._ends = list(accumulate(commit.clips for commit in self._selected))
         self._chosen: NDArray[np.int64] | None = None
         self._readers: OrderedDict[int, ShardReader] = OrderedDict()
-        self._lock = Lock()
 
     @property
     def fingerprint(self) -> str:
@@ -198,15 +196,16 @@ class LatentCache:
         return shard, position - self._ends[shard] + self._selected[shard].clips
 
     def reader(self, shard: int) -> ShardReader:
-        """The selected shard number `shard`, open; the least used one is closed when there are too many."""
-        with self._lock:
-            reader = self._readers.pop(shard, None)
-            if reader is None:
-                reader = ShardReader(self.path, self._selected[shard], self.spec)
-            self._readers[shard] = reader
-            if len(self._readers) > MAX_OPEN_SHARDS:
-                self._readers.popitem(last=False)
-            return reader
+        """The selected shard number `shard`, open; the least used one is closed when there are too many.
+
+        Safe from many threads without a lock, which a garbage collection in here could wait on: every step is atomic,
+        and a shard that two threads open at once does no harm.
+        """
+        reader = self._readers.pop(shard, None) or ShardReader(self.path, self._selected[shard], self.spec)
+        self._readers[shard] = reader
+        if len(self._readers) > MAX_OPEN_SHARDS:
+            self._readers.popitem(last=False)
+        return reader
 
     def statistics(self) -> ChannelStatistics:
         """Mean and deviation per channel over the valid steps of the training split, as far as it is committed.

@@ -118,14 +118,12 @@ class LatentLoader(IterableDataset[LatentBatch]):
             stored = self._clips.read(numbers, slot, ring.delivery.take)
             return stored, ring.delivery.stage(slot, stored.sources)
 
-        try:
-            with closing(read_ahead(self._sampler.remaining(), ring.slots, self._threads, read)) as batches:
-                for result, slot in batches:
-                    self._sampler.advance()
-                    if result is not None:
-                        yield self._batch(ring, slot, *result)
-        finally:
-            self._idle.append(ring)
+        with closing(read_ahead(self._sampler.remaining(), ring.slots, self._threads, read)) as batches:
+            for result, slot in batches:
+                self._sampler.advance()
+                if result is not None:
+                    yield self._batch(ring, slot, *result)
+        self._idle.append(ring)  # not after an exception: a thread that could not be waited for may still write to it
 
     def state_dict(self) -> dict[str, Any]:
         """Where the next batch starts; small, and JSON."""

@@ -6,15 +6,15 @@ Threads, not processes: `preadv` releases the interpreter lock, and what it fill
 from __future__ import annotations
 
 import mmap
+import weakref
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
 from math import prod
 from queue import Empty, SimpleQueue
-from threading import Thread
-from typing import Any, Generic, NoReturn, TypeVar
+from threading import Thread, current_thread
+from typing import Any, Generic, TypeVar, cast
 
 import numpy as np
 import torch
@@ -80,17 +80,14 @@ def read_ahead(
     Closing the iterator waits for what is being read and ends the threads.
     """
     free = deque(slots)
-    orders: SimpleQueue[_Order[Item, Result] | None] = SimpleQueue()
     pending: deque[_Order[Item, Result]] = deque()
-    crew = [Thread(target=_serve, args=(orders, read), name=f"flcache-read-{n}", daemon=True) for n in range(threads)]
-    for thread in crew:
-        thread.start()
+    crew = _Crew(threads, read)
 
     def fill() -> None:
         while free:
             for item in items:
                 pending.append(_Order(item, free.popleft()))
-                orders.put(pending[-1])
+                crew.give(pending[-1])
                 break
             else:
                 return
@@ -103,13 +100,7 @@ def read_ahead(
             free.append(order.slot)
             fill()
     finally:
-        with suppress(Empty):
-            while True:
-                orders.get_nowait()
-        for _ in crew:
-            orders.put(None)
-        for thread in crew:
-            thread.join()
+        crew.dismiss()
 
 
 class _Order(Generic[Item, Result]):
@@ -117,29 +108,64 @@ class _Order(Generic[Item, Result]):
 
     def __init__(self, item: Item, slot: Slot) -> None:
         self.item, self.slot = item, slot
-        self._answer: SimpleQueue[Callable[[], Result]] = SimpleQueue()
+        self._answer: SimpleQueue[tuple[Result | None, BaseException | None]] = SimpleQueue()
 
     def carry_out(self, read: Callable[[Item, Slot], Result]) -> None:
         try:
-            result = read(self.item, self.slot)
+            self._answer.put((read(self.item, self.slot), None))
         except BaseException as error:
-            self._answer.put(partial(_raise, error))
-        else:
-            self._answer.put(lambda: result)
+            self._answer.put((None, error))
 
     def result(self) -> Result:
         """What `read` returned or raised, once it has."""
-        return self._answer.get()()
+        result, error = self._answer.get()
+        if error is None:
+            return cast(Result, result)
+        try:
+            raise error
+        finally:
+            del error  # it holds this frame, and with it the slot
 
 
-def _serve(orders: SimpleQueue[_Order[Item, Result] | None], read: Callable[[Item, Slot], Result]) -> None:
+Orders = SimpleQueue[_Order[Any, Any] | None]
+
+
+class _Crew:
+    """Threads that carry out orders until they are dismissed, or forgotten, or the interpreter ends.
+
+    They are daemons: the interpreter, which waits for others before it calls anything, would wait for ever on an
+    iterator that was left open.
+    """
+
+    def __init__(self, threads: int, read: Callable[[Any, Slot], Any]) -> None:
+        self._orders: Orders = SimpleQueue()
+        names = [f"flcache-read-{number}" for number in range(threads)]
+        crew = [Thread(target=_serve, args=(self._orders, read), name=name, daemon=True) for name in names]
+        self.dismiss = weakref.finalize(self, _dismiss, self._orders, crew)
+        """Waits for what is being read, and ends the threads."""
+        for thread in crew:
+            thread.start()
+
+    def give(self, order: _Order[Any, Any]) -> None:
+        self._orders.put(order)
+
+
+def _serve(orders: Orders, read: Callable[[Any, Slot], Any]) -> None:
     _one_core()
     while (order := orders.get()) is not None:
         order.carry_out(read)
+        del order  # it holds what was read for a consumer who may be gone
 
 
-def _raise(error: BaseException) -> NoReturn:
-    raise error
+def _dismiss(orders: Orders, crew: Sequence[Thread]) -> None:
+    with suppress(Empty):
+        while True:
+            orders.get_nowait()
+    for _ in crew:
+        orders.put(None)
+    for thread in crew:
+        if thread.ident is not None and thread is not current_thread():  # where garbage is collected, anyone may be
+            thread.join()
 
 
 def _one_core() -> None:
@@ -154,7 +180,7 @@ def _aligned(dtype: np.dtype[Any], shape: tuple[int, ...], *, pinned: bool = Fal
         return torch.empty(shape, dtype=stored, pin_memory=True)
     # Private: shared memory, which is what mmap gives unless told otherwise, has no huge pages on most systems.
     pages = mmap.mmap(-1, max(1, dtype.itemsize * prod(shape)), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    if hasattr(mmap, "MADV_HUGEPAGE"):
+    with suppress(AttributeError, OSError):  # other systems, and kernels without them
         pages.madvise(mmap.MADV_HUGEPAGE)
     return torch.frombuffer(pages, dtype=stored, count=prod(shape)).view(shape)
 

@@ -6,7 +6,7 @@ from flcache.encoder.digest import weight_digest
 from flcache.encoder.identity import hard_keys
 from flcache.encoder.loading import EncoderDescription, EncoderSource, describe_encoder, load_encoder
 from flcache.encoder.model import LatentVideoModel
-from flcache.encoder.own_predictor import OwnPredictor, load_own_predictor, own_predictor_weights
+from flcache.encoder.own_predictor import EncoderOfLatents, OwnPredictor, encoder_with_predictor, load_own_predictor
 from flcache.encoder.trainable import set_trainable
 
 __all__ = [
@@ -14,6 +14,7 @@ __all__ = [
     "ContextRule",
     "Distance",
     "EncoderDescription",
+    "EncoderOfLatents",
     "EncoderSource",
     "FutureTest",
     "LatentVideoModel",
@@ -21,10 +22,10 @@ __all__ = [
     "change_future",
     "describe_encoder",
     "distance",
+    "encoder_with_predictor",
     "hard_keys",
     "load_encoder",
     "load_own_predictor",
-    "own_predictor_weights",
     "seen_until",
     "set_trainable",
     "weight_digest",

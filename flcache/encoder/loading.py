@@ -80,7 +80,7 @@ def load_encoder(
 
 def load_pretrained(source: EncoderSource) -> tuple[Any, list[str]]:
     """The whole model that `source.name` names, and the names of the weights that its checkpoint lacks."""
-    options = {"dtype": _dtype(source.dtype), "output_loading_info": True}
+    options = {"dtype": dtype_of(source.dtype), "output_loading_info": True}
     model, information = _load(import_transformers().AutoModel, source, **options)
     return model, sorted(information["missing_keys"])
 
@@ -145,7 +145,7 @@ def _random(transformers: Any, source: EncoderSource) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(source.seed)
         model: nn.Module = transformers.AutoModel.from_config(config)
-    return model.to(_dtype(source.dtype))
+    return model.to(dtype_of(source.dtype))
 
 
 def _load(auto_class: Any, source: EncoderSource, **options: Any) -> Any:
@@ -180,7 +180,8 @@ def _check_complete(source: EncoderSource, family: Family, missing: Sequence[str
         )
 
 
-def _dtype(name: str) -> torch.dtype:
+def dtype_of(name: str) -> torch.dtype:
+    """The `encoder.dtype` of that name. Raises EncoderError naming the known ones."""
     dtypes = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
     if name not in dtypes:
         raise EncoderError(f'encoder.dtype: "{name}" is none of {", ".join(dtypes)}')

@@ -11,6 +11,7 @@ Shapes: B clips, Tc context steps, Tt target steps, H x W patch grid, D channels
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
 
@@ -20,7 +21,7 @@ from torch import Tensor, nn
 from flcache.batch import ChannelStatistics
 from flcache.encoder.digest import weight_digest
 from flcache.encoder.families import FAMILIES
-from flcache.encoder.loading import EncoderSource, load_pretrained
+from flcache.encoder.loading import EncoderSource, dtype_of, load_pretrained
 from flcache.errors import EncoderError
 
 NORM_EPS = 1e-5
@@ -31,54 +32,60 @@ class OwnPredictor:
     """Predicts standardised latents with the signature of a predictor; times are not looked at, steps count as even."""
 
     def __init__(self, predictor: nn.Module, statistics: ChannelStatistics) -> None:
-        self._predictor, self._statistics = predictor.float().eval(), statistics
+        self._predictor, self._statistics = predictor.eval(), statistics
 
     @torch.no_grad()
     def __call__(self, context: Tensor, context_times: Tensor, target_times: Tensor) -> Tensor:
         """context (B, Tc, H, W, D) -> (B, Tt, H, W, D)"""
-        mean, std = self._statistics.mean.to(context.device), self._statistics.std.to(context.device)
-        latents = context * std + mean  # as they left the encoder
+        latents = self._statistics.restore(context)  # as they left the encoder
         grid = context.shape[2:4]
         steps = context.shape[1] + target_times.shape[1]
         places = torch.arange(steps * prod(grid), device=context.device).expand(len(context), -1)
         seen, masked = places.tensor_split([context.shape[1] * prod(grid)], dim=1)
         normed = self._predictor(latents.flatten(1, 3), [seen], [masked]).last_hidden_state  # (B, Tt * H * W, D)
         variance, level = torch.var_mean(latents[:, -1:], dim=-1, correction=0, keepdim=True)  # (B, 1, H, W, 1)
-        predicted = normed.unflatten(1, (-1, *grid)) * (variance + NORM_EPS).sqrt() + level
-        standardised: Tensor = (predicted - mean) / std
-        return standardised
+        return self._statistics.standardise(normed.unflatten(1, (-1, *grid)) * (variance + NORM_EPS).sqrt() + level)
 
 
-def own_predictor_weights(hard: Mapping[str, Any]) -> str | None:
-    """The digest of the encoder of latents with these hard fields, if its checkpoints ship a predictor for them.
+@dataclass(frozen=True)
+class EncoderOfLatents:
+    """Which encoder made latents that a predictor was pretrained for."""
+
+    weights: str
+    """Digest of its weights, in the type that it ran in."""
+    dtype: str
+
+
+def encoder_with_predictor(hard: Mapping[str, Any]) -> EncoderOfLatents | None:
+    """The encoder of latents with these hard fields, if its checkpoints ship a predictor for them.
 
     None for another family, for latents that are only a part of the encoder's, and for those from elsewhere.
     """
     match hard.get("encoder"):
-        case {"architecture": {"model_type": str(model_type)}, "weights": str(weights)} if "keep" not in hard:
+        case {"architecture": {"model_type": str(model_type)}, "weights": str(weights), "dtype": str(dtype)} if (
+            "keep" not in hard
+        ):
             family = FAMILIES.get(model_type)
-            return weights if family is not None and family.predictor else None
+            return EncoderOfLatents(weights, dtype) if family is not None and family.predictor else None
     return None
 
 
 def load_own_predictor(
-    source: EncoderSource, statistics: ChannelStatistics, *, weights: str, device: str
+    source: EncoderSource, statistics: ChannelStatistics, *, encoder: EncoderOfLatents, device: str
 ) -> OwnPredictor | None:
-    """The predictor of the checkpoint that `source` names; None where the checkpoint lacks it.
+    """The predictor of the checkpoint that `source` names, in float32; None where the checkpoint lacks it.
 
-    `weights` is the digest of the encoder that made the latents. Raises EncoderError if the checkpoint cannot be loaded
-    or is of another encoder.
+    Raises EncoderError if the checkpoint cannot be loaded or is of another encoder.
     """
-    model, missing = load_pretrained(source)
+    model, missing = load_pretrained(replace(source, dtype="float32"))
     family = FAMILIES.get(model.config.model_type)
     if family is None or family.predictor is None or any(name.startswith(f"{family.predictor}.") for name in missing):
         return None
-    found = weight_digest(model.get_submodule(family.submodule or ""))
-    if found != weights:
+    predictor = model.get_submodule(family.predictor).to(device)
+    found = weight_digest(model.get_submodule(family.submodule or "").to(dtype_of(encoder.dtype)))
+    if found != encoder.weights:
         raise EncoderError(
             f'encoder: "{source.name}" has other weights ({found[:12]}) than the encoder of these latents '
-            f"({weights[:12]}), so its predictor is no baseline for them: name that encoder, or set "
-            "evaluation.own_predictor=false"
+            f"({encoder.weights[:12]}), so its predictor is no baseline for them"
         )
-    predictor = model.get_submodule(family.predictor).to(device)
     return OwnPredictor(predictor, statistics)

@@ -7,8 +7,10 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from itertools import islice
 from pathlib import Path
+from queue import SimpleQueue
 
 import numpy as np
 import pytest
@@ -18,6 +20,7 @@ from torch.utils.data import DataLoader
 
 from flcache.batch import LatentBatch
 from flcache.cache import LatentCache, LatentLoader
+from flcache.cache.ring import Slot, _Crew, _Order
 from flcache.encoder.torchvision_ops import ensure_torchvision
 from flcache.errors import CacheError, DamagedError
 
@@ -178,6 +181,42 @@ def test_interrupt_ends_the_process(cache: LatentCache) -> None:
         process.send_signal(signal.SIGINT)
         _, errors = process.communicate(timeout=30)
     assert process.returncode != 0 and errors.decode().splitlines()[-1] == "KeyboardInterrupt"
+
+
+@pytest.mark.parametrize(
+    ("ending", "status"),
+    [
+        ("batches = iter(loader); next(batches)", 0),
+        ("def go():\n    batches = iter(loader); next(batches); raise RuntimeError('stop')\ngo()", 1),
+        ("def go():\n    batches = iter(loader); next(batches); raise KeyboardInterrupt\ngo()", -signal.SIGINT),
+    ],
+)
+def test_an_iterator_that_is_left_open_does_not_keep_the_process(cache: LatentCache, ending: str, status: int) -> None:
+    program = (
+        "import sys; from flcache.cache import LatentCache, LatentLoader\n"
+        f"loader = LatentLoader(LatentCache(sys.argv[1], 'train'), batch_size=2, context_steps=2)\n{ending}\n"
+    )
+    command = [sys.executable, "-c", program, str(cache.path)]
+    result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    assert result.returncode == status and "terminate" not in result.stderr, result.stderr
+    assert result.stderr.count("Traceback") == (status != 0)
+
+
+def test_a_thread_that_reads_may_be_the_one_that_collects_the_iterator() -> None:
+    """Garbage is collected in whatever thread is running: it must not wait for itself."""
+    dismissed: SimpleQueue[bool] = SimpleQueue()
+
+    def read(item: int, slot: Slot) -> None:
+        crew.dismiss()
+        dismissed.put(True)
+
+    crew = _Crew(2, read)
+    crew.give(_Order(0, Slot((), (), (), None)))
+    assert dismissed.get(timeout=10)
+    deadline = time.monotonic() + 10
+    while reading_threads() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert not reading_threads()
 
 
 def test_torch_may_wrap_it(cache: LatentCache) -> None:

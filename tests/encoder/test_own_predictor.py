@@ -12,12 +12,14 @@ from test_model import ARCHITECTURES, VJEPA2, build
 from flcache.batch import ChannelStatistics
 from flcache.encoder import (
     ContextRule,
+    EncoderOfLatents,
     EncoderSource,
     LatentVideoModel,
     OwnPredictor,
+    encoder_with_predictor,
+    hard_keys,
     load_encoder,
     load_own_predictor,
-    own_predictor_weights,
     weight_digest,
 )
 from flcache.errors import EncoderError
@@ -44,8 +46,8 @@ def encoder(checkpoint: Path) -> LatentVideoModel:
 
 
 def load(checkpoint: Path, encoder: LatentVideoModel) -> OwnPredictor | None:
-    weights = weight_digest(encoder.encoder)
-    return load_own_predictor(EncoderSource(name=str(checkpoint)), STATISTICS, weights=weights, device="cpu")
+    made_by = EncoderOfLatents(weight_digest(encoder.encoder), "float32")
+    return load_own_predictor(EncoderSource(name=str(checkpoint)), STATISTICS, encoder=made_by, device="cpu")
 
 
 @torch.no_grad()
@@ -90,10 +92,22 @@ def test_horizons_may_go_beyond_the_clips_of_its_training(checkpoint: Path, enco
 def test_another_checkpoint_is_refused_and_one_without_a_predictor_has_none(
     checkpoint: Path, encoder: LatentVideoModel, tmp_path: Path
 ) -> None:
-    with pytest.raises(EncoderError, match=r"other weights .* set evaluation\.own_predictor=false"):
-        load_own_predictor(EncoderSource(name=str(checkpoint)), STATISTICS, weights="0" * 64, device="cpu")
+    with pytest.raises(EncoderError, match="other weights"):
+        other = EncoderOfLatents("0" * 64, "float32")
+        load_own_predictor(EncoderSource(name=str(checkpoint)), STATISTICS, encoder=other, device="cpu")
     without_predictor(checkpoint, tmp_path)
     assert load(tmp_path, encoder) is None
+
+
+def test_the_digest_is_taken_in_the_type_that_the_encoder_ran_in(checkpoint: Path, encoder: LatentVideoModel) -> None:
+    half = load_encoder(EncoderSource(name=str(checkpoint), dtype="bfloat16"))
+    made_by = encoder_with_predictor(hard_keys(half))
+    assert made_by is not None and made_by.dtype == "bfloat16"
+    source = EncoderSource(name=str(checkpoint))
+    own, whole = load_own_predictor(source, STATISTICS, encoder=made_by, device="cpu"), load(checkpoint, encoder)
+    assert own is not None and whole is not None
+    given = torch.randn(1, 2, H, W, D), torch.zeros(1, 2), torch.zeros(1, 2)
+    assert torch.equal(own(*given), whole(*given)), "the predictor's own weights are not rounded"
 
 
 def without_predictor(checkpoint: Path, folder: Path) -> None:
@@ -112,11 +126,17 @@ def without_predictor(checkpoint: Path, folder: Path) -> None:
     [
         {},
         {"encoder": "noise"},
-        {"encoder": {"architecture": "vjepa2", "weights": "a"}},
-        {"encoder": {"architecture": {"model_type": "vjepa2"}, "weights": "a"}, "keep": {"pool": 2}},
-        *({"encoder": {"architecture": fields, "weights": "a"}} for fields in ARCHITECTURES.values()),
+        {"encoder": {"architecture": "vjepa2", "weights": "a", "dtype": "float32"}},
+        {
+            "encoder": {"architecture": {"model_type": "vjepa2"}, "weights": "a", "dtype": "float32"},
+            "keep": {"pool": 2},
+        },
+        *(
+            {"encoder": {"architecture": fields, "weights": "a", "dtype": "float32"}}
+            for fields in ARCHITECTURES.values()
+        ),
     ],
 )
 def test_only_whole_latents_of_vjepa2_have_one(hard: dict[str, Any]) -> None:
-    fits = hard.get("encoder") == {"architecture": VJEPA2, "weights": "a"}
-    assert own_predictor_weights(hard) == ("a" if fits else None)
+    fits = hard.get("encoder") == {"architecture": VJEPA2, "weights": "a", "dtype": "float32"}
+    assert encoder_with_predictor(hard) == (EncoderOfLatents("a", "float32") if fits else None)

@@ -136,8 +136,11 @@ def test_the_predictor_of_the_encoders_own_checkpoint_is_a_baseline(
     baselines.run(load_config(config_file, [*overrides, "evaluation.own_predictor=false"]), as_json=True)
     assert "own_predictor" not in printed(capsys)["horizons"][0]["baselines"]
     elsewhere = f"encoder.name={saved_checkpoint(tmp_path / 'other', seed=1)}"
-    with pytest.raises(EncoderError, match="other weights"):
-        baselines.run(load_config(config_file, [*overrides, elsewhere]))
+    for name, reason in ((elsewhere, "has other weights"), ("encoder.name=gone", '"gone" cannot be loaded')):
+        baselines.run(load_config(config_file, [*overrides, name]), as_json=True)
+        said = capsys.readouterr()
+        assert "own_predictor" not in json.loads(said.out.splitlines()[-1])["horizons"][0]["baselines"]
+        assert "without the baseline own_predictor" in said.err and reason in said.err
 
 
 def saved_checkpoint(folder: Path, seed: int = 0) -> Path:

@@ -17,7 +17,8 @@ from flcache.cache import LatentCache
 from flcache.config import load_config
 from flcache.errors import ConfigError, LeakError, TrainingError
 from flcache.pipelines import encode, evaluate, train
-from flcache.training import read_metrics
+from flcache.pipelines.source import Reading, latent_batches, open_source
+from flcache.training import latest_checkpoint, read_metrics
 
 
 def losses(directory: Path) -> list[tuple[float, float]]:
@@ -163,6 +164,24 @@ def test_a_checkpoint_of_other_latents_is_refused(encoded: Path, config_file: Pa
         train.run(other, resume=True)
     with pytest.raises(TrainingError, match="trained on latents"):
         evaluate.run(other)
+
+
+def test_a_cache_that_grew_is_evaluated_with_the_statistics_of_training(config_file: Path) -> None:
+    """The checkpoint's, which the predictor knows, and not those that the whole cache has now."""
+    config = load_config(config_file, ["cache.shard_bytes=30000"])
+    encode.run(config, shards=(0, 2))
+    train.run(config)
+    some = LatentCache(str(config.cache.dir)).statistics()
+    encode.run(config)
+    whole = LatentCache(str(config.cache.dir))
+    assert not torch.equal(whole.statistics().mean, some.mean)
+    with open_source(config, Reading("val", 6, shuffle=False), device="cpu") as source:
+        checkpoint = latest_checkpoint(Path(str(config.training.dir)) / "checkpoints")
+        model = evaluate.load_trained(config, source, checkpoint)
+        (batch,) = latent_batches(model, source, "cpu")
+    stored = torch.stack([torch.from_numpy(clip.latents) for clip in whole.split("val")])
+    torch.testing.assert_close(batch.latents, some.standardise(stored), atol=1e-5, rtol=1e-5)
+    assert batch.targets is batch.latents
 
 
 def test_a_cache_trains_no_encoder(encoded: Path) -> None:
