@@ -11,17 +11,20 @@ from rich.table import Table
 from flcache.evaluation.bootstrap import Interval
 from flcache.evaluation.result import EvaluationResult, HorizonResult
 
+WIDTH, HEAD_WIDTH = 80, 24
+"""Of a terminal, and of what stands before the skills."""
+
+Estimates = Sequence[tuple[float, Interval | None]]
 LEAK_WARNING = "LEAK: the contexts have seen the future; these numbers do not measure prediction"
 
 
 def evaluation_table(result: EvaluationResult) -> Table:
     """One row a horizon: time ahead, clips, error, and skill over every baseline with half its interval."""
-    headings = ["step", "seconds", "clips", "error", *map(spoken, _names(result))]
-    table = _table("Predicted latents by step ahead: error, skill over each baseline (± 95 %)", headings, result)
-    for row in result.horizons:
-        skills = [_estimate(skill, row.skill_interval.get(name)) for name, skill in row.skill.items()]
-        table.add_row(*_head(row), str(row.clips), _number(row.prediction.error), *skills)
-    return table
+    names = _names(result)
+    found = [[(row.skill[name], row.skill_interval.get(name)) for name in names] for row in result.horizons]
+    errors = [row.prediction.error for row in result.horizons]
+    title = "Predicted latents by step ahead: error, skill over each baseline (± 95 %)"
+    return _skill_table(title, result, errors, names, found)
 
 
 def detail_table(result: EvaluationResult) -> Table:
@@ -42,22 +45,32 @@ def detail_table(result: EvaluationResult) -> Table:
 
 def baselines_table(result: EvaluationResult) -> Table:
     """One row a horizon: the skill of every baseline over copying the last step."""
-    table = _table(
-        "Baselines by step ahead: error of copying, skill of others over it (± 95 %)",
-        ["step", "seconds", "clips", "error", *map(spoken, _names(result)[1:])],
-        result,
-    )
-    for row in result.horizons:
-        skills = [
-            _estimate(row.baseline_skill[name], row.baseline_skill_interval.get(name)) for name in _names(result)[1:]
-        ]
-        table.add_row(*_head(row), str(row.clips), _number(row.baselines["copy_last"].error), *skills)
-    return table
+    names = _names(result)[1:]
+    found = [
+        [(row.baseline_skill[name], row.baseline_skill_interval.get(name)) for name in names] for row in result.horizons
+    ]
+    errors = [row.baselines["copy_last"].error for row in result.horizons]
+    title = "Baselines by step ahead: error of copying, skill of others over it (± 95 %)"
+    return _skill_table(title, result, errors, names, found)
 
 
 def spoken(name: str) -> str:
     """A baseline's name as words."""
     return name.replace("_", " ")
+
+
+def _skill_table(
+    title: str, result: EvaluationResult, errors: Sequence[float], names: Sequence[str], found: Sequence[Estimates]
+) -> Table:
+    """Time ahead, clips, error, and what was `found` under each of `names`; one row a horizon."""
+    table = _table(title, ["step", "seconds", "clips", "error"], result)
+    cells = _estimates(found)
+    for name, column in zip(names, zip(*cells, strict=True), strict=True):
+        widest = max(len(line) for cell in column for line in cell.splitlines())
+        table.add_column(spoken(name), justify="right", min_width=widest)
+    for row, error, estimates in zip(result.horizons, errors, cells, strict=True):
+        table.add_row(*_head(row), str(row.clips), _number(error), *estimates)
+    return table
 
 
 def _table(title: str, headings: Sequence[str], result: EvaluationResult) -> Table:
@@ -95,10 +108,19 @@ def _spread(row: HorizonResult) -> list[str]:
     return [_number(row.spread.variance_ratio, 2), *ranks]
 
 
-def _estimate(value: float, interval: Interval | None) -> str:
+def _estimates(rows: Sequence[Estimates]) -> list[list[str]]:
+    """Values with half their intervals beside them, or below them where the table would be too wide."""
+    beside = [[_estimate(value, interval, "") for value, interval in row] for row in rows]
+    widths = [max(map(len, column)) + 1 for column in zip(*beside, strict=True)]
+    if HEAD_WIDTH + sum(widths) <= WIDTH:
+        return beside
+    return [[_estimate(value, interval, "\n") for value, interval in row] for row in rows]
+
+
+def _estimate(value: float, interval: Interval | None, between: str) -> str:
     if interval is None or not math.isfinite(value) or not math.isfinite(interval.high - interval.low):
         return _number(value, 2)
-    return f"{value:.2f}±{(interval.high - interval.low) / 2:.2f}"
+    return f"{value:.2f}{between}±{(interval.high - interval.low) / 2:.2f}"
 
 
 def _number(value: float, digits: int = 3) -> str:

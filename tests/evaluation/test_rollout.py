@@ -19,6 +19,7 @@ from flcache.evaluation import (
     BASELINES,
     EvaluationResult,
     Interval,
+    Predict,
     Sampling,
     baselines_table,
     copy_last,
@@ -184,9 +185,10 @@ def printed(table: Table, width: int = 80) -> str:
     return console.file.getvalue()
 
 
-def test_all_tables_of_all_baselines_fit_on_80_columns() -> None:
+@pytest.mark.parametrize("more", [{}, {"own_predictor": lambda *given: -9 * copy_last(*given)}])
+def test_all_tables_of_all_baselines_fit_on_80_columns(more: dict[str, Predict]) -> None:
     batch = clips(12)
-    baselines = fit_baselines([batch], seen_until=range(T), ridge_steps=2)
+    baselines = fit_baselines([batch], seen_until=range(T), ridge_steps=2) | more
     result = evaluate(copy_last, [batch], seen_until=range(T), fingerprint="", baselines=baselines)
     for table in (evaluation_table(result), detail_table(result), baselines_table(result)):
         text = printed(table)
