@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from bisect import bisect_right
-from collections import OrderedDict
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -75,7 +74,7 @@ class LatentCache:
         self._selected = [commit for commit in self._commits if split in (None, commit.split)]
         self._ends = list(accumulate(commit.clips for commit in self._selected))
         self._chosen: NDArray[np.int64] | None = None
-        self._readers: OrderedDict[int, ShardReader] = OrderedDict()
+        self._readers: dict[int, ShardReader] = {}
 
     @property
     def fingerprint(self) -> str:
@@ -196,15 +195,17 @@ class LatentCache:
         return shard, position - self._ends[shard] + self._selected[shard].clips
 
     def reader(self, shard: int) -> ShardReader:
-        """The selected shard number `shard`, open; the least used one is closed when there are too many.
+        """The selected shard number `shard`, open; the one that was opened first is closed when there are too many.
 
-        Safe from many threads without a lock, which a garbage collection in here could wait on: every step is atomic,
-        and a shard that two threads open at once does no harm.
+        Safe from many threads without a lock, on which a garbage collection in here could wait for ever: every step is
+        atomic, and a shard that two threads open at once does no harm.
         """
-        reader = self._readers.pop(shard, None) or ShardReader(self.path, self._selected[shard], self.spec)
-        self._readers[shard] = reader
-        if len(self._readers) > MAX_OPEN_SHARDS:
-            self._readers.popitem(last=False)
+        reader = self._readers.get(shard)
+        if reader is None:
+            reader = self._readers[shard] = ShardReader(self.path, self._selected[shard], self.spec)
+            if len(self._readers) > MAX_OPEN_SHARDS:
+                oldest, *_ = self._readers  # all at once: an iterator would meet the changes of other threads
+                self._readers.pop(oldest, None)
         return reader
 
     def statistics(self) -> ChannelStatistics:

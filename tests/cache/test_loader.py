@@ -202,6 +202,19 @@ def test_an_iterator_that_is_left_open_does_not_keep_the_process(cache: LatentCa
     assert result.stderr.count("Traceback") == (status != 0)
 
 
+def test_more_shards_than_may_be_open_are_read_by_many_threads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("flcache.cache.cache.MAX_OPEN_SHARDS", 3)
+    cache = LatentCache(make_cache(tmp_path / "cache", num_train=120), "train")
+    assert len(cache.commits) > 10
+    expected = {clip.clip_id: torch.from_numpy(clip.latents) for clip in cache}
+    for seed in range(5):
+        loader = LatentLoader(cache, batch_size=4, context_steps=2, seed=seed, threads=8, standardise=False)
+        for batch in loader:
+            for clip_id, latents in zip(batch.ids, batch.latents, strict=True):
+                assert torch.equal(latents, expected[clip_id])
+    assert len(cache._readers) == 3
+
+
 def test_a_thread_that_reads_may_be_the_one_that_collects_the_iterator() -> None:
     """Garbage is collected in whatever thread is running: it must not wait for itself."""
     dismissed: SimpleQueue[bool] = SimpleQueue()
