@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from flcache.batch import LatentBatch
 from flcache.cache import LatentCache, read_plan, read_spec
@@ -64,7 +65,7 @@ def gather_pictures(config: Config, checkpoint: Path) -> Pictures:
 
 
 def roll_out(predict: Predict, batch: LatentBatch, row: int) -> RolledClip:
-    """What is predicted, and what copying gives, for one clip of a batch."""
+    """What is predicted, and what copying gives, for one clip of a batch, in memory of its own."""
     one = slice(row, row + 1)
     given = batch.context[one], batch.context_times[one], batch.target_times[one]
     return RolledClip(
@@ -72,12 +73,17 @@ def roll_out(predict: Predict, batch: LatentBatch, row: int) -> RolledClip:
         label=None,
         times=batch.times[row].cpu().numpy(),
         valid=batch.valid[row].cpu().numpy(),
-        context=batch.context[row].float().cpu(),
-        target=batch.target[row].float().cpu(),
-        prediction=predict(*given)[0].float().cpu(),
-        copy=copy_last(*given)[0].float().cpu(),
+        context=_kept(batch.context[row]),
+        target=_kept(batch.target[row]),
+        prediction=_kept(predict(*given)[0]),
+        copy=_kept(copy_last(*given)[0]),
         frames=None,
     )
+
+
+def _kept(latents: Tensor) -> Tensor:
+    """A copy on the CPU: a loader uses the memory of its batches again."""
+    return latents.float().cpu().clone()
 
 
 def _until(batch: LatentBatch, horizons: int | None) -> LatentBatch:

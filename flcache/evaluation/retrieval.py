@@ -44,8 +44,9 @@ class Gallery:
         clips = min(self._room, len(truth))
         self._room -= clips
         if clips:
-            self._truths.append(sketch(truth[:clips]).cpu())
-            self._predictions.append(sketch(prediction[:clips]).cpu())
+            # clones: a loader uses the memory of its batches again
+            self._truths.append(sketch(truth[:clips]).cpu().clone())
+            self._predictions.append(sketch(prediction[:clips]).cpu().clone())
             self._valid.append(valid[:clips].cpu())
 
     def finish(self) -> list[Retrieval]:
