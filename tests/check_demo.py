@@ -24,6 +24,11 @@ def main() -> None:
         sys.exit(
             f"the demo must beat every baseline, up to horizon 4 with intervals apart: missed by {', '.join(missed)}"
         )
+    found = [row["retrieval"]["prediction"]["at_1"] for row in rows[:CLEAR_HORIZONS]]
+    copied = [row["retrieval"]["copy_last"]["at_1"] for row in rows[:CLEAR_HORIZONS]]
+    print("the true future is the nearest to the prediction:", [round(share, 2) for share in found])
+    if found[0] < 0.9 or any(ours < theirs for ours, theirs in zip(found, copied, strict=True)):
+        sys.exit(f"predictions must find their own future, and more often than copies do: {copied}")
     if evaluation["leak"]:
         sys.exit("the demo's contexts have seen the future")
     if len(sys.argv) > 2:
