@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import shutil
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import get_args
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from flcache.config import FlowConfig
 from flcache.errors import ConfigError
-from flcache.predictor import Predictor, PredictorOptions, build_predictor
+from flcache.predictor import FlowOptions, Predictor, PredictorOptions, build_predictor
 from flcache.predictor.presets import Kind
 
 H, W, D = 4, 6, 8
@@ -190,6 +191,11 @@ def sampled_from(model: Predictor, latents: Tensor) -> Tensor:
     guided.load_state_dict(model.state_dict())
     _, times, later = clips(3, 2)
     return predict(guided, latents, times, later)
+
+
+def test_defaults_are_those_of_the_configuration() -> None:
+    """A predictor built from Python is the one that a configuration without these keys builds."""
+    assert asdict(FlowOptions()) == asdict(FlowConfig())
 
 
 def test_unknown_kinds_list_the_known_ones() -> None:
