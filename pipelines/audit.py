@@ -23,8 +23,8 @@ from flcache.errors import CacheError, DataError, LeakError, SpecMismatch
 from flcache.leak import legal_splits, middle_split
 from flcache.videos import DecodedClip, DecodePool, VideoFolder
 
-from .clips import clip_rule, clip_tasks
-from .encoder import hard_spec, load_configured_encoder
+from .setup.clips import clip_rule, clip_tasks
+from .setup.encoder import hard_spec, load_configured_encoder
 
 TOLERANCE = 0.02
 """Relative distance to the cache above which latents are not the encoder's: codecs cost up to 0.01 (int8), another

@@ -15,8 +15,8 @@ from flcache.errors import EncoderError
 from flcache.evaluation import Predict, baselines_table, copy_last, evaluate, fit_baselines
 from flcache.training import WorldModel
 
-from .encoder import encoder_source, pick_device
-from .source import LatentSource, Reading, latent_batches, open_source
+from .setup.encoder import encoder_source, pick_device
+from .setup.source import LatentSource, Reading, latent_batches, open_source
 from .train import build_world_model
 
 

@@ -238,7 +238,7 @@ def loader(directory: str | None, as_json: bool) -> None:
     Reads the training split of the cache in DIR; without it, one of noise that is made here and removed.
     """
 
-    from . import bench as stage
+    from .bench import loader as stage
 
     stage.run(Path(directory) if directory else None, as_json=as_json)
 

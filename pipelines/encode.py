@@ -33,9 +33,9 @@ from flcache.engines import ShardEncoder, ShardTask, calibrate
 from flcache.errors import ConfigError, DataError
 from flcache.videos import DecodePool
 
-from .clips import SplitClips, assign_split, clip_rule, clip_tasks, configured_splits, read_split
-from .encoder import hard_spec, load_configured_encoder
-from .progress import Progress
+from .setup.clips import SplitClips, assign_split, clip_rule, clip_tasks, configured_splits, read_split
+from .setup.encoder import hard_spec, load_configured_encoder
+from .setup.progress import Progress
 
 LISTED_MISSING = 5
 SOFT_PACKAGES = ("flcache", "torch", "torchvision", "transformers", "decord", "av")

@@ -19,8 +19,8 @@ from flcache.predictor import FlowMatchingPredictor
 from flcache.training import RunRecord, WorldModel, latest_checkpoint, read_record
 
 from .baselines import fitted_baselines
-from .encoder import pick_device
-from .source import LatentSource, Reading, latent_batches, open_source
+from .setup.encoder import pick_device
+from .setup.source import LatentSource, Reading, latent_batches, open_source
 from .train import build_world_model
 
 

@@ -20,7 +20,7 @@ from flcache.cache import (
 )
 from flcache.errors import DataError
 
-from .progress import Progress
+from .setup.progress import Progress
 
 
 @dataclass(frozen=True)

@@ -16,15 +16,15 @@ from rich.filesize import decimal
 
 from flcache.cache import get_codec
 from flcache.config import Config, ResolvedConfig, as_dict
+from flcache.config.yaml_lines import Origin, shown
 from flcache.encoder import EncoderDescription, describe_encoder, seen_until
 from flcache.errors import ConfigError, FlcacheError
 from flcache.leak import check_split, middle_split
 from flcache.videos import ClipRule, Video, VideoFolder, needs_duration, plan_clips, read_annotations
-from flcache.yaml_lines import Origin, shown
 
-from .clips import SPLITS, clip_rule
-from .encoder import context_rule, encoder_source
-from .predictor import configured_memory_bytes, configured_predictor
+from .setup.clips import SPLITS, clip_rule
+from .setup.encoder import context_rule, encoder_source
+from .setup.predictor import configured_memory_bytes, configured_predictor
 
 WIDEST_VALUE = 64
 """Characters of `key: value` after which origins are no longer aligned."""

@@ -20,10 +20,10 @@ from flcache.errors import DataError
 from flcache.evaluation import Accuracy, Labelled, ProbeOptions, ProbeTest, copy_last, train_probes
 from flcache.training import WorldModel, latest_checkpoint
 
-from .clips import read_split
-from .encoder import pick_device
 from .evaluate import load_trained
-from .source import Reading, latent_batches, open_source
+from .setup.clips import read_split
+from .setup.encoder import pick_device
+from .setup.source import Reading, latent_batches, open_source
 
 KINDS = ("true", "predicted", "copied")
 

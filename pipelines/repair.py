@@ -10,10 +10,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from flcache.cache import finalize_statistics, is_committed
-from flcache.cache.plan import plan_path
-from flcache.cache.repair import prove, prove_spec, set_aside, set_spec_aside, shards_aside, spec_waits
-from flcache.cache.spec import read_spec
-from flcache.cache.storage import parse_shard_name, shard_name
+from flcache.cache.check.repair import prove, prove_spec, set_aside, set_spec_aside, shards_aside, spec_waits
+from flcache.cache.format.plan import plan_path
+from flcache.cache.format.spec import read_spec
+from flcache.cache.storage.local import parse_shard_name, shard_name
 from flcache.config import Config
 from flcache.errors import CacheError
 

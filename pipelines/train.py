@@ -30,9 +30,9 @@ from flcache.training import (
     warmup_cosine,
 )
 
-from .predictor import configured_predictor
-from .progress import Progress
-from .source import LatentSource, Reading, open_source
+from .setup.predictor import configured_predictor
+from .setup.progress import Progress
+from .setup.source import LatentSource, Reading, open_source
 
 
 def run(config: Config, resume: bool = False) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from flcache.cache import Verification, committed_shards, verify_cache
 from flcache.errors import DamagedError
 
-from .progress import Progress
+from .setup.progress import Progress
 
 
 def run(directory: Path | str, as_json: bool = False) -> None:

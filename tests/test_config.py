@@ -12,8 +12,8 @@ import pytest
 import yaml
 
 from flcache.config import Config, as_dict, config_from_yaml, load_config, load_resolved, print_config, to_yaml
+from flcache.config.inherit import shipped_names
 from flcache.errors import ConfigError
-from flcache.inherit import shipped_names
 
 
 @pytest.fixture(autouse=True)

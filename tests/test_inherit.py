@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from flcache.config.inherit import find_config, read_config, read_overrides, resolve, shipped_names
+from flcache.config.yaml_lines import dotted, read_yaml
 from flcache.errors import ConfigError
-from flcache.inherit import find_config, read_config, read_overrides, resolve, shipped_names
-from flcache.yaml_lines import dotted, read_yaml
 
 
 @pytest.fixture(autouse=True)

@@ -9,7 +9,7 @@ import argparse
 import json
 from pathlib import Path
 
-from flcache.pipelines import bench
+from flcache.pipelines.bench import loader as bench
 
 
 def main() -> None:

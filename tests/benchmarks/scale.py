@@ -18,15 +18,15 @@ import pandas as pd
 import xxhash
 
 from flcache.cache import Commit, assign_shards, create_or_check, write_plan
-from flcache.cache.commit import write_commit
-from flcache.cache.index import index_bytes, row_dtype
+from flcache.cache.format.commit import write_commit
+from flcache.cache.format.index import index_bytes, row_dtype
 
 SHAPE = (8, 16, 16, 1024)
 SHARD_BYTES = 256 * 2**20
 OPEN = """
 import sys, time
 from pathlib import Path
-import flcache.cache.loader
+import flcache.cache.read.loader
 from flcache.cache import EpochSampler, LatentCache
 started = time.perf_counter()
 cache = LatentCache(sys.argv[1], "train")

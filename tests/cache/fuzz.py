@@ -28,7 +28,7 @@ import xxhash
 from small_cache import make_cache
 
 from flcache.cache import LatentCache, LatentLoader, summary, verify_cache
-from flcache.cache.record import canonical_json, seal
+from flcache.cache.format.record import canonical_json, seal
 from flcache.errors import FlcacheError
 
 LIMIT_S = 60

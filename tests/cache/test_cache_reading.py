@@ -17,7 +17,7 @@ import webdataset
 from small_cache import CODECS, SHAPE, D, T, clip_latents, make_cache
 
 from flcache.cache import LatentCache, create_or_check, read_plan, read_spec
-from flcache.cache.index import read_index
+from flcache.cache.format.index import read_index
 from flcache.errors import CacheError, DamagedError
 
 

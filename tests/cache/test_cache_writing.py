@@ -28,7 +28,7 @@ from flcache.cache import (
     make_spec,
     read_plan,
 )
-from flcache.cache.storage import remove_leftovers, shard_paths, write_file
+from flcache.cache.storage.local import remove_leftovers, shard_paths, write_file
 from flcache.errors import CacheError
 
 LARGER = (4, 8, 8, 64)

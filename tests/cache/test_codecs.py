@@ -15,8 +15,8 @@ from small_cache import hard_spec, make_cache, plan_cache, write_shard
 
 from flcache.batch import ChannelStatistics
 from flcache.cache import CODECS, LatentCache, ValueRangeError, get_codec, make_spec, read_plan, summary
-from flcache.cache.calibration import Calibrator
-from flcache.cache.fidelity import measure, merge, parse_fidelity
+from flcache.cache.codecs.fidelity import measure, merge, parse_fidelity
+from flcache.cache.write.calibration import Calibrator
 from flcache.errors import CacheError
 
 SHAPE = T, H, W, D = (5, 4, 4, 48)

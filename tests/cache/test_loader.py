@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader
 
 from flcache.batch import LatentBatch
 from flcache.cache import LatentCache, LatentLoader
-from flcache.cache.ring import Slot, _Crew, _Order
+from flcache.cache.read.ring import Slot, _Crew, _Order
 from flcache.encoder.torchvision_ops import ensure_torchvision
 from flcache.errors import CacheError, DamagedError
 
@@ -203,7 +203,7 @@ def test_an_iterator_that_is_left_open_does_not_keep_the_process(cache: LatentCa
 
 
 def test_more_shards_than_may_be_open_are_read_by_many_threads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("flcache.cache.cache.MAX_OPEN_SHARDS", 3)
+    monkeypatch.setattr("flcache.cache.read.cache.MAX_OPEN_SHARDS", 3)
     cache = LatentCache(make_cache(tmp_path / "cache", num_train=120), "train")
     assert len(cache.commits) > 10
     expected = {clip.clip_id: torch.from_numpy(clip.latents) for clip in cache}

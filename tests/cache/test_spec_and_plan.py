@@ -20,7 +20,7 @@ from flcache.cache import (
     read_spec,
     write_plan,
 )
-from flcache.cache.record import seal
+from flcache.cache.format.record import seal
 from flcache.errors import CacheError, DamagedError, SpecMismatch
 
 

@@ -12,10 +12,10 @@ import pytest
 from small_cache import clip_latents, file_bytes, fill_cache, make_cache, plan_cache
 
 from flcache.cache import LatentCache, LatentLoader, is_committed, read_spec, verify_cache
-from flcache.cache.commit import repair_hint
-from flcache.cache.plan import PlanTable
-from flcache.cache.repair import prove, set_aside, shards_aside
-from flcache.cache.verify import ShardProver
+from flcache.cache.check.repair import prove, set_aside, shards_aside
+from flcache.cache.check.verify import ShardProver
+from flcache.cache.format.commit import repair_hint
+from flcache.cache.format.plan import PlanTable
 from flcache.errors import CacheError, DamagedError, FlcacheError
 
 SIZES = {"num_train": 5, "num_val": 2}

@@ -17,7 +17,7 @@ from pathlib import Path
 from flcache.config import load_config
 from flcache.encoder import describe_encoder
 from flcache.pipelines import encode
-from flcache.pipelines.encoder import encoder_source
+from flcache.pipelines.setup.encoder import encoder_source
 
 
 def start(config: str, cache: Path) -> int:

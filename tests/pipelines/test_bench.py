@@ -11,7 +11,7 @@ from small_run import flcache
 
 from flcache.cache import CacheWriter
 from flcache.errors import CacheError
-from flcache.pipelines import bench
+from flcache.pipelines.bench import loader as bench
 
 
 def write_cache(path: Path, clips: int) -> Path:

@@ -14,7 +14,7 @@ from flcache.batch import LatentBatch
 from flcache.cache import LatentCache, LatentLoader
 from flcache.config import load_config
 from flcache.evaluation import copy_last, evaluate, fit_baselines
-from flcache.pipelines.player import roll_out
+from flcache.pipelines.report.player import roll_out
 
 
 class Batches:

@@ -17,7 +17,7 @@ from flcache.cache import LatentCache
 from flcache.config import load_config
 from flcache.errors import ConfigError, LeakError, TrainingError
 from flcache.pipelines import encode, evaluate, train
-from flcache.pipelines.source import Reading, latent_batches, open_source
+from flcache.pipelines.setup.source import Reading, latent_batches, open_source
 from flcache.training import latest_checkpoint, read_metrics
 
 

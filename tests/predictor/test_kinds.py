@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from flcache.config import FlowConfig
+from flcache.config.tree import FlowConfig
 from flcache.errors import ConfigError
 from flcache.predictor import FlowOptions, Predictor, PredictorOptions, build_predictor
 from flcache.predictor.presets import Kind

@@ -42,7 +42,7 @@ class Report:
     losses: Sequence[Mapping[str, float]]
     """The lines of metrics.jsonl: `step`, `loss/prediction` and `loss/copy_last`."""
     cache: Mapping[str, Any] | None
-    """As `flcache.cache.summary` gives it."""
+    """As `flcache.cache.check.summary` gives it."""
     player: Mapping[str, Any] | None
     """As `player_content` gives it."""
     provenance: Mapping[str, str]

@@ -1,0 +1,27 @@
+"""What the value of an option may be: the types that every room declares its options with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+
+@dataclass(frozen=True)
+class Bound:
+    """A limit that an `Annotated` value must keep."""
+
+    says: str
+    holds: Callable[[Any], bool]
+
+
+Positive = Annotated[int, Bound("of at least 1", lambda value: value >= 1)]
+Count = Annotated[int, Bound("of at least 0", lambda value: value >= 0)]
+NonNegative = Annotated[float, Bound("of at least 0", lambda value: 0 <= value < float("inf"))]
+PositiveFloat = Annotated[float, Bound("above 0", lambda value: 0 < value < float("inf"))]
+Fraction = Annotated[float, Bound("from 0 to 1", lambda value: 0 <= value <= 1)]
+Decay = Annotated[float, Bound("of at least 0 and below 1", lambda value: 0 <= value < 1)]
+_DEVICES = ("auto", "cpu", "mps", "cuda")
+OptionalPath = Annotated[str, Bound("(a path)", lambda path: path != "")] | None
+"""May name an environment variable that does not exist: the path is null then, and `Config.require` says why."""
+Device = Annotated[str, Bound("such as auto, cpu, mps, cuda or cuda:1", lambda name: name.split(":")[0] in _DEVICES)]

@@ -1,0 +1,102 @@
+"""What is in a cache, how much of it is done, and what failed and why; works on one that is half done."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pyarrow.compute as pc
+
+from flcache.cache.codecs.fidelity import Fidelity, merge
+from flcache.cache.format.commit import Commit
+from flcache.cache.format.plan import PlanTable
+from flcache.cache.format.spec import FORMAT
+from flcache.cache.read.cache import LatentCache
+from flcache.cache.storage.local import parse_shard_name
+
+
+def summary(cache_dir: str | Path) -> dict[str, Any]:
+    """Plain values for `flcache inspect-cache`. Raises CacheError if there is no cache or a record is damaged."""
+    cache = LatentCache(cache_dir)
+    T, H, W, D = cache.latent_shape
+    commits = cache.commits
+    return {
+        "path": str(cache.path),
+        "format": FORMAT,
+        "fingerprint": cache.fingerprint,
+        "latents": {
+            "shape": [T, H, W, D],
+            "codec": cache.spec.codec.name,
+            "dtype": cache.spec.codec.storage_dtype.name,
+            "clip_bytes": cache.spec.codec.clip_bytes(cache.latent_shape),
+        },
+        "keep": _keep(cache),
+        "fidelity": {
+            "codec": _fidelity(commit.fidelity for commit in commits),
+            "keep": _fidelity(commit.keep_fidelity for commit in commits),
+        },
+        "encoder": cache.spec.hard.get("encoder"),
+        "context": cache.spec.hard["context"],
+        "statistics": cache.spec.channels is not None,
+        "splits": _splits(cache),
+        "bytes_on_disk": sum(_file_bytes(path) for path in sorted(cache.path.rglob("*"))),
+        "decoders": dict(sorted(sum((Counter(commit.decoders) for commit in commits), Counter[str]()).items())),
+        "failures": [asdict(failure) for failure in cache.failures()],
+        "leftovers": _leftovers(cache.path, commits),
+    }
+
+
+def _keep(cache: LatentCache) -> dict[str, Any] | None:
+    """What is kept of the encoder's latents; None where all is."""
+    keep = cache.spec.hard.get("keep")
+    if keep is None:
+        return None
+    components = cache.spec.hard.get("calibration", {}).get("pca")
+    return {**keep, "variance_kept": components["variance_kept"] if components else None}
+
+
+def _fidelity(fidelities: Iterable[Fidelity | None]) -> dict[str, Any] | None:
+    merged = merge(fidelity for fidelity in fidelities if fidelity)
+    return asdict(merged) if merged else None
+
+
+def _splits(cache: LatentCache) -> dict[str, dict[str, int]]:
+    videos = _videos(PlanTable(cache.path))
+    return {
+        split: asdict(progress)
+        | {
+            "videos": videos[split],
+            "tar_bytes": sum(commit.tar_bytes for commit in cache.commits if commit.split == split),
+        }
+        for split, progress in cache.progress().items()
+    }
+
+
+def _videos(plan: PlanTable) -> dict[str, int]:
+    """Planned videos by split."""
+    split, video = plan.column("split"), plan.column("video_id")
+    return {name: pc.count_distinct(video.filter(pc.equal(split, name))).as_py() for name in split.unique().to_pylist()}
+
+
+def _leftovers(cache_dir: Path, commits: tuple[Commit, ...]) -> list[str]:
+    """Files of killed or running runs: temporaries, and shards without a commit."""
+    committed = {(commit.split, commit.shard) for commit in commits}
+    names = [path for path in cache_dir.rglob("*") if _is_leftover(path, committed)]
+    return sorted(str(path.relative_to(cache_dir)) for path in names)
+
+
+def _is_leftover(path: Path, committed: set[tuple[str, int]]) -> bool:
+    if path.name.startswith(".") and path.suffix == ".tmp":
+        return True
+    shard = parse_shard_name(path.stem) if path.suffix in (".tar", ".idx", ".jsonl") else None
+    return shard is not None and shard not in committed
+
+
+def _file_bytes(path: Path) -> int:
+    try:
+        return path.stat().st_size if path.is_file() else 0
+    except FileNotFoundError:  # a temporary of a running job
+        return 0

@@ -1,0 +1,194 @@
+"""Every byte of one shard, read once from front to back, against its commit, its idx, its plan and the format.
+
+A tar is known to the byte from its idx, the plan and the sizes of its JSON members; what is not known is the content
+of the JSON and the payloads, for which there are digests. Memory is one payload.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xxhash
+from numpy.typing import NDArray
+
+from flcache.cache.codecs.registry import PayloadLayout
+from flcache.cache.format.commit import Commit
+from flcache.cache.format.index import Rows
+from flcache.cache.format.record import parse_object
+from flcache.cache.format.spec import CacheSpec
+from flcache.cache.format.tar import BLOCK_BYTES, END_BYTES, member_header, npy_header
+from flcache.cache.storage.local import storage_errors
+from flcache.cache.write.shard import CHANNELS_MEMBER, FINGERPRINT_MEMBER
+from flcache.errors import CacheError
+
+Problem = tuple[str | None, str]
+"""The clip that has it, if one has, and what it is."""
+_SIZE_FIELD = slice(124, 135)
+_EXPONENTS = {("f", 2): 0x7C00, ("f", 4): 0x7F800000, ("u", 2): 0x7F80}
+"""The bits that are all set in a value that is not finite; `u` 2 is bfloat16."""
+_FINITE_CHUNK_VALUES = 2**18
+
+
+@dataclass(frozen=True)
+class PlannedClip:
+    clip_id: str
+    video: str
+    label: str | None
+
+
+def walk_tar(path: Path, commit: Commit, spec: CacheSpec, rows: Rows, clips: list[PlannedClip]) -> Iterator[Problem]:
+    """What is wrong with the tar of a shard whose `rows`, and the clips they are of, are known."""
+    with storage_errors(path), path.open("rb", buffering=0) as stream:
+        tar_bytes = os.fstat(stream.fileno()).st_size
+        if tar_bytes != commit.tar_bytes:
+            yield None, f"{tar_bytes} bytes, commit says {commit.tar_bytes}"
+            return
+        if hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_SEQUENTIAL)
+        tar = _Tar(stream.fileno(), tar_bytes)
+        named = False
+        for problem in _members(tar, commit, spec, rows, clips):
+            named = True
+            yield problem
+        if tar.digest() != commit.tar_xxh3_64 and not named:
+            yield None, "not the bytes that were committed"
+
+
+class _Tar:
+    """Reads forward only, and digests all that it reads."""
+
+    def __init__(self, descriptor: int, num_bytes: int) -> None:
+        self._descriptor, self.num_bytes, self.position = descriptor, num_bytes, 0
+        self._digest = xxhash.xxh3_64()
+
+    def read_into(self, buffer: memoryview) -> bool:
+        """Whether there was enough to fill `buffer`."""
+        remaining = buffer
+        while remaining:
+            num_read = os.preadv(self._descriptor, [remaining], self.position)
+            if not num_read:
+                return False
+            remaining, self.position = remaining[num_read:], self.position + num_read
+        self._digest.update(buffer)
+        return True
+
+    def read_until(self, end: int) -> bytes:
+        """What lies before `end`, which is inside of the file."""
+        content = bytearray(min(end, self.num_bytes) - self.position)
+        self.read_into(memoryview(content))
+        return bytes(content)
+
+    def digest(self) -> str:
+        return self._digest.hexdigest()
+
+
+def _members(tar: _Tar, commit: Commit, spec: CacheSpec, rows: Rows, clips: list[PlannedClip]) -> Iterator[Problem]:
+    layouts = spec.codec.payloads(spec.latent_shape)
+    buffers = [np.empty(layout.num_bytes, dtype=np.uint8) for layout in layouts]
+    before = _member(FINGERPRINT_MEMBER, spec.fingerprint.encode())
+    for row, clip in zip(rows, clips, strict=True):
+        for number, (layout, buffer) in enumerate(zip(layouts, buffers, strict=True)):
+            place = row["payloads"][number]
+            start = tar.position
+            if int(place["offset"]) < start:
+                yield clip.clip_id, "the idx lets its payloads overlap"
+                return
+            gap = tar.read_until(int(place["offset"]))
+            problem = _check_gap(gap, start, before, commit, layout, clip, with_metadata=number == 0)
+            if problem:
+                yield clip.clip_id, problem
+            if not tar.read_into(buffer.data):
+                yield clip.clip_id, "the tar ends in the middle of it"
+                return
+            problem = _check_payload(buffer, int(place["xxh3_64"]), layout)
+            if problem:
+                yield clip.clip_id, problem
+            before = bytes(-layout.num_bytes % BLOCK_BYTES)
+    yield from _check_end(tar, before, spec)
+
+
+def _check_gap(
+    gap: bytes,
+    start: int,
+    before: bytes,
+    commit: Commit,
+    layout: PayloadLayout,
+    clip: PlannedClip,
+    *,
+    with_metadata: bool,
+) -> str | None:
+    """What is wrong with what lies between a payload and the one before it, if something is."""
+    expected = before
+    if with_metadata:
+        name = f"{clip.clip_id}.json"
+        content = _json_content(gap[len(before) :])
+        if content is None:
+            return f"no member {name} where the idx has it"
+        metadata = parse_object(content) or {}
+        told = [metadata.get(field) for field in ("clip_id", "video", "label", "split")]
+        if told != [clip.clip_id, clip.video, clip.label, commit.split]:
+            return f"{name} is not about the clip that is planned there"
+        expected = before + _member(name, content)
+    header_start = start + len(expected)
+    values: NDArray[Any] = np.broadcast_to(np.empty((), dtype=layout.dtype), layout.shape)
+    npy = npy_header(values, start=header_start + BLOCK_BYTES)
+    name = f"{clip.clip_id}.{layout.name}.npy"
+    if gap != expected + member_header(name, len(npy) + layout.num_bytes) + npy:
+        return f"the headers before {name} are not those of the format, or not where the idx has them"
+    return None
+
+
+def _json_content(members: bytes) -> bytes | None:
+    """The content of the tar member that `members` starts with, as far as its header can be believed."""
+    size = members[_SIZE_FIELD]
+    if len(size) < 11 or not size.isdigit() or b"8" in size or b"9" in size:
+        return None
+    num_bytes = int(size, 8)
+    content = members[BLOCK_BYTES : BLOCK_BYTES + num_bytes]
+    return content if len(content) == num_bytes else None
+
+
+def _check_payload(buffer: NDArray[np.uint8], digest: int, layout: PayloadLayout) -> str | None:
+    if xxhash.xxh3_64_intdigest(buffer.data) != digest:
+        return f"its {layout.name} are not what was written"
+    return None if _all_finite(buffer, layout.dtype) else f"its {layout.name} are not all finite"
+
+
+def _check_end(tar: _Tar, before: bytes, spec: CacheSpec) -> Iterator[Problem]:
+    start = tar.position
+    num_bytes = 2 * spec.latent_shape[-1] * 8
+    sums_start = start + len(before) + BLOCK_BYTES
+    expected_bytes = sums_start + num_bytes + -num_bytes % BLOCK_BYTES + END_BYTES
+    if tar.num_bytes != expected_bytes:
+        tar.read_until(tar.num_bytes)
+        yield None, "its last member is not the channel sums"
+        return
+    end = tar.read_until(tar.num_bytes)
+    sums = end[sums_start - start :][:num_bytes]
+    if end != before + _member(CHANNELS_MEMBER, sums) + bytes(END_BYTES):
+        yield None, "its last member is not the channel sums"
+    elif not np.isfinite(np.frombuffer(sums, dtype="<f8")).all():
+        yield None, "its channel sums are not finite"
+
+
+def _member(name: str, content: bytes) -> bytes:
+    try:
+        header = member_header(name, len(content))
+    except CacheError:  # a name that no tar of ours holds
+        return b""
+    return header + content + bytes(-len(content) % BLOCK_BYTES)
+
+
+def _all_finite(buffer: NDArray[np.uint8], dtype: np.dtype[Any]) -> bool:
+    exponent = _EXPONENTS.get((dtype.kind, dtype.itemsize))
+    if exponent is None:
+        return True
+    bits = buffer.view(f"<u{dtype.itemsize}")
+    mask = bits.dtype.type(exponent)
+    chunks = (bits[start : start + _FINITE_CHUNK_VALUES] for start in range(0, len(bits), _FINITE_CHUNK_VALUES))
+    return all(bool(((chunk & mask) < mask).all()) for chunk in chunks)

@@ -1,0 +1,144 @@
+"""What is kept of an encoder's latents: all of them, their 2x2 spatial means, their first principal components.
+
+T steps, H x W patch grid, D channels, K kept channels. Components are those of standardised latents, so that a few
+large channels do not take them all; their basis is part of the spec.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flcache.cache.codecs.protocol import Shape
+from flcache.errors import CacheError
+
+POOL = 2
+LARGEST = float(np.finfo(np.float32).max)
+"""Of float32, in which constants are applied."""
+_SMALLEST = float(np.finfo(np.float32).tiny)
+
+
+@dataclass(frozen=True, eq=False)
+class Components:
+    """The principal components that are kept."""
+
+    mean: NDArray[np.float32]
+    """(D,); so is `std`."""
+    std: NDArray[np.float32]
+    basis: NDArray[np.float32]
+    """(D, K), orthonormal columns."""
+
+    def project(self, latents: NDArray[np.float32]) -> NDArray[np.float32]:
+        """(..., D) -> (..., K)"""
+        standardised: NDArray[np.float32] = (latents - self.mean) / self.std
+        projected: NDArray[np.float32] = standardised @ self.basis
+        return projected
+
+    def reconstruct(self, kept: NDArray[np.float32]) -> NDArray[np.float32]:
+        """(..., K) -> (..., D)"""
+        latents: NDArray[np.float32] = (kept @ self.basis.T) * self.std + self.mean
+        return latents
+
+
+@dataclass(frozen=True, eq=False)
+class Keep:
+    """What becomes of the latents (T, H, W, D) before they are stored."""
+
+    shape: Shape
+    """(T, H, W, D) of the encoder's latents."""
+    pool: bool
+    """Whether every 2 x 2 patches become their mean."""
+    components: Components | None
+
+    def apply(self, latents: NDArray[np.float32]) -> NDArray[np.float32]:
+        """What is kept of latents (T, H, W, D). Values that are not finite stay so."""
+        with np.errstate(over="ignore", invalid="ignore"):  # the codec looks for them
+            pooled = pool_patches(latents) if self.pool else latents
+            return pooled if self.components is None else self.components.project(pooled)
+
+    def reconstruct(self, kept: NDArray[np.float32]) -> NDArray[np.float32]:
+        """The latents (T, H, W, D) as far as what is kept tells them."""
+        pooled = kept if self.components is None else self.components.reconstruct(kept)
+        return pooled.repeat(POOL, axis=1).repeat(POOL, axis=2) if self.pool else pooled
+
+
+def pool_patches(latents: NDArray[np.float32]) -> NDArray[np.float32]:
+    """(T, H, W, D) -> (T, H/2, W/2, D)"""
+    T, H, W, D = latents.shape
+    pooled: NDArray[np.float32] = latents.reshape(T, H // POOL, POOL, W // POOL, POOL, D).mean(axis=(2, 4))
+    return pooled
+
+
+def keep_fields(shape: Shape, *, pool: int | None, pca: int | None) -> dict[str, Any] | None:
+    """The `keep` of a spec whose encoder gives `shape` (T, H, W, D); None where all is kept. Raises CacheError."""
+    if pool is None and pca is None:
+        return None
+    fields = {"shape": list(shape), "pool": pool, "pca": pca}
+    kept_shape(fields, "encode.keep")
+    return fields
+
+
+def kept_shape(keep: Mapping[str, Any], where: str) -> Shape:
+    """(T, H, W, D) of what is stored. Raises CacheError for a `keep` that cannot be."""
+    T, H, W, D = keep["shape"]
+    pool, pca = keep["pool"], keep["pca"]
+    if pool not in (None, POOL):
+        raise CacheError(f"{where}: pool is {pool!r}; it is {POOL}, or null to keep every patch")
+    if pool and (H % POOL or W % POOL):
+        raise CacheError(f"{where}: pool={POOL} needs an even patch grid, this one is {H} x {W}; set it to null")
+    if pca is not None and not (type(pca) is int and 1 <= pca <= D):
+        raise CacheError(f"{where}: pca is {pca!r}; it is from 1 to the {D} channels of the encoder, or null")
+    return (T, H // (pool or 1), W // (pool or 1), pca or D)
+
+
+def parse_keep(keep: Any, calibration: Any, where: str) -> Keep | None:
+    """The `keep` of a spec with its calibration. Raises CacheError if either cannot be."""
+    if keep is None:
+        return None
+    if not isinstance(keep, dict) or set(keep) != {"shape", "pool", "pca"} or not _is_shape(keep["shape"]):
+        raise CacheError(f"{where}: keep must hold shape [T, H, W, D], pool and pca")
+    kept_shape(keep, where)
+    D = keep["shape"][3]
+    components = None
+    if keep["pca"] is not None:
+        fields = calibration.get("pca") if isinstance(calibration, dict) else None
+        components = _parse_components(fields, D, keep["pca"], where)
+    return Keep(tuple(keep["shape"]), keep["pool"] is not None, components)
+
+
+def pack_basis(basis: NDArray[np.float32]) -> str:
+    """Base64 of (D, K) little-endian float32: a basis of 1024 x 256 is 1.4 MB of JSON, a list of numbers 5 MB."""
+    return base64.b64encode(np.ascontiguousarray(basis, dtype="<f4").tobytes()).decode()
+
+
+def are_constants(fields: Any, width: int) -> bool:
+    """Whether `fields` holds `mean` and `std` of `width` channels, finite in float32 and the latter above 0."""
+    if not isinstance(fields, dict):
+        return False
+    lists: list[Any] = [fields.get("mean"), fields.get("std")]
+    if not all(isinstance(values, list) and len(values) == width for values in lists):
+        return False
+    if not all(isinstance(value, float) and abs(value) <= LARGEST for values in lists for value in values):
+        return False
+    return all(value >= _SMALLEST for value in fields["std"])
+
+
+def _parse_components(fields: Any, width: int, kept: int, where: str) -> Components:
+    try:
+        raw = base64.b64decode(fields["basis"], validate=True)
+        basis = np.frombuffer(raw, dtype="<f4").reshape(width, kept).astype(np.float32)
+    except (TypeError, KeyError, ValueError):
+        raise CacheError(f"{where}: calibration.pca must hold a basis of {width} x {kept} in base64") from None
+    if not (are_constants(fields, width) and np.isfinite(basis).all()):
+        raise CacheError(f"{where}: calibration.pca must hold mean and std, above 0, of {width} channels")
+    mean, std = (np.array(fields[name], dtype=np.float32) for name in ("mean", "std"))
+    return Components(mean, std, basis)
+
+
+def _is_shape(shape: Any) -> bool:
+    return isinstance(shape, list) and len(shape) == 4 and all(type(size) is int and size >= 1 for size in shape)

@@ -1,0 +1,1 @@
+"""Format `flc1`: spec, plan, commits, index, tar and statistics, as they lie on disk."""

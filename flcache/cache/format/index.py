@@ -1,0 +1,71 @@
+"""The idx of a shard: what a loader must know of each clip, in fixed-width little-endian rows.
+
+    header   magic `flc1idx\\n`, then rows, steps, payloads per clip and 0 as u4
+    row      slot, flags, valid steps and 0 as u4; times in seconds as f4 per step;
+             then per payload its offset in the tar, its bytes and its xxh3_64 as u8
+
+Rows are the good clips in slot order. An offset points at the first value, behind the npy header.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flcache.cache.storage.local import storage_errors
+from flcache.errors import DamagedError
+
+MAGIC = b"flc1idx\n"
+PADDED = 1
+"""Flag: at least one step of the clip is made of padding only."""
+
+_HEADER = np.dtype([("magic", "S8"), ("rows", "<u4"), ("steps", "<u4"), ("payloads", "<u4"), ("zero", "<u4")])
+_PAYLOAD = np.dtype([("offset", "<u8"), ("bytes", "<u8"), ("xxh3_64", "<u8")])
+
+Rows = NDArray[np.void]
+
+
+def row_dtype(num_steps: int, num_payloads: int) -> np.dtype[Any]:
+    return np.dtype(
+        [
+            ("slot", "<u4"),
+            ("flags", "<u4"),
+            ("valid_steps", "<u4"),
+            ("zero", "<u4"),
+            ("times", "<f4", (num_steps,)),
+            ("payloads", _PAYLOAD, (num_payloads,)),
+        ]
+    )
+
+
+def index_bytes(rows: Rows) -> bytes:
+    """The content of the idx file that holds `rows`."""
+    num_steps, num_payloads = rows["times"].shape[1], rows["payloads"].shape[1]
+    header = np.array([(MAGIC, len(rows), num_steps, num_payloads, 0)], dtype=_HEADER)
+    return header.tobytes() + rows.tobytes()
+
+
+def read_index(path: Path, *, num_steps: int, num_payloads: int, repair: str) -> Rows:
+    """The rows of an idx. Raises DamagedError if header and file size disagree."""
+    with storage_errors(path):
+        raw = path.read_bytes()
+    return parse_index(raw, path, num_steps=num_steps, num_payloads=num_payloads, repair=repair)
+
+
+def parse_index(raw: bytes, path: Path, *, num_steps: int, num_payloads: int, repair: str) -> Rows:
+    """The rows in `raw`, the content of the idx at `path`. Raises DamagedError if its header and its size disagree."""
+    dtype = row_dtype(num_steps, num_payloads)
+    header = np.frombuffer(raw[: _HEADER.itemsize].ljust(_HEADER.itemsize, b"\0"), _HEADER)[0]
+    num_rows = (len(raw) - _HEADER.itemsize) // dtype.itemsize
+    expected = (MAGIC, num_rows, num_steps, num_payloads, 0)
+    if header.item() != expected or len(raw) != index_size(num_rows, num_steps, num_payloads):
+        raise DamagedError(f"{path}: header and size disagree; {repair}")
+    return np.frombuffer(raw, dtype=dtype, offset=_HEADER.itemsize)
+
+
+def index_size(num_rows: int, num_steps: int, num_payloads: int) -> int:
+    """Bytes of an idx."""
+    return _HEADER.itemsize + num_rows * row_dtype(num_steps, num_payloads).itemsize

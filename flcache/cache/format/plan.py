@@ -1,0 +1,214 @@
+"""The plan: the table of all clips, in shard order, fixed before any encoding.
+
+Which shard and slot a clip gets is a pure function of its id, the split, the seed and the shard size. It depends on no
+order of rows or splits and on no random generator, so it is the same on every machine.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from functools import cached_property
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import xxhash
+from numpy.typing import NDArray
+
+from flcache.cache.format.tar import MAX_NAME_BYTES
+from flcache.cache.storage.local import is_file, shard_name, storage_errors, write_file
+from flcache.errors import CacheError, DamagedError
+
+PLAN_SCHEMA = pa.schema(
+    [
+        ("clip_id", pa.string()),
+        ("video", pa.string()),
+        ("video_id", pa.string()),
+        ("label", pa.string()),
+        ("split", pa.string()),
+        ("start_s", pa.float64()),
+        ("timestamps", pa.list_(pa.float64())),
+        ("shard", pa.int32()),
+        ("slot", pa.int32()),
+    ]
+)
+COLUMNS = tuple(PLAN_SCHEMA.names)
+_CLIP_ID = re.compile(r"[^\x00-\x20./\\\x7f]+")
+_LONGEST_SUFFIX = len(".latents.npy")
+
+
+def assign_shards(clips: pd.DataFrame, split: str, *, clip_bytes: int, shard_bytes: int, seed: int) -> pd.DataFrame:
+    """The plan of one split: its clips in shard order, with `split`, `shard` and `slot`.
+
+    `clips` has clip_id, video, video_id, label, start_s and timestamps (a list of seconds, or None). Clips are shuffled
+    once; a shard holds as many as fit in `shard_bytes`, at least one. Raises CacheError for ids a tar cannot hold.
+    """
+    shard_name(split, 0)
+    check_clip_ids(clips["clip_id"])
+    keys = [xxhash.xxh3_64_intdigest(f"{seed}/{split}/{clip_id}".encode()) for clip_id in clips["clip_id"]]
+    order = np.lexsort([clips["clip_id"].to_numpy(dtype=str), np.array(keys, dtype=np.uint64)])
+    plan = clips.iloc[order].reset_index(drop=True)
+    clips_per_shard = max(1, shard_bytes // clip_bytes)
+    position = np.arange(len(plan))
+    return plan.assign(split=split, shard=position // clips_per_shard, slot=position % clips_per_shard)[list(COLUMNS)]
+
+
+def check_clip_ids(clip_ids: Iterable[str]) -> None:
+    """Raises CacheError unless every id is unique and can name the members of a tar."""
+    seen: set[str] = set()
+    for clip_id in clip_ids:
+        if not _CLIP_ID.fullmatch(clip_id):
+            raise CacheError(f"clip {clip_id!r}: a clip id holds no dot, slash, backslash or space; rename the video")
+        if len(clip_id.encode()) + _LONGEST_SUFFIX > MAX_NAME_BYTES:
+            longest = MAX_NAME_BYTES - _LONGEST_SUFFIX
+            raise CacheError(f"clip {clip_id}: the id is longer than {longest} bytes; shorten the video's name")
+        if clip_id in seen:
+            raise CacheError(f"clip {clip_id}: the id is there twice; every clip of a cache needs its own")
+        seen.add(clip_id)
+
+
+def write_plan(cache_dir: Path, plan: pd.DataFrame) -> pd.DataFrame:
+    """Add the splits of `plan` to the plan on disk; returns the whole plan.
+
+    A split that is already there must be the same. Raises CacheError saying what has changed.
+    """
+    fresh = _table(plan)
+    path = plan_path(cache_dir)
+    if not is_file(path):
+        check_clip_ids(plan["clip_id"])
+        _write_table(path, fresh)
+        return read_plan(cache_dir)
+    found = _read_table(path, COLUMNS)
+    known = set(found["split"].unique().to_pylist())
+    for split in fresh["split"].unique().to_pylist():
+        if split in known:
+            _check_same(cache_dir, split, _rows_of(found, split), _rows_of(fresh, split))
+    added = _table(plan[~plan["split"].isin(known)])
+    if len(added):
+        table = pa.concat_tables([found, added]).sort_by(_SORTING)
+        check_clip_ids(table["clip_id"].to_pylist())
+        _write_table(path, table)
+    return read_plan(cache_dir)
+
+
+def read_plan(cache_dir: Path) -> pd.DataFrame:
+    """The whole plan, by split, shard and slot; a missing label is None. Raises CacheError if there is none."""
+    table = _read_table(plan_path(cache_dir), COLUMNS)
+    plan: pd.DataFrame = table.to_pandas()
+    return plan.assign(label=pd.Series(table["label"].to_pylist(), dtype=object))
+
+
+def plan_path(cache_dir: Path) -> Path:
+    return cache_dir / "plan.parquet"
+
+
+class PlanTable:
+    """The plan on disk, column by column as they are asked for, without a Python object per clip."""
+
+    def __init__(self, cache_dir: Path) -> None:
+        self._path = plan_path(cache_dir)
+        self._columns: dict[str, Any] = {}
+
+    def value(self, column: str, row: int) -> Any:
+        return self.column(column)[row].as_py()
+
+    def values(self, column: str, rows: Sequence[int] | NDArray[np.int64]) -> list[Any]:
+        """The values of `column` in these rows."""
+        values: list[Any] = self.column(column).take(pa.array(rows, pa.int64())).to_pylist()
+        return values
+
+    def column(self, name: str) -> Any:
+        """An Arrow array of all rows."""
+        if name not in self._columns:
+            self._columns[name] = _read_table(self._path, [name])[name].combine_chunks()
+        return self._columns[name]
+
+    @cached_property
+    def first_rows(self) -> dict[tuple[str, int], tuple[int, int]]:
+        """Where in the plan each shard starts and how many clips it has, by split and shard."""
+        splits = self.column("split").dictionary_encode()
+        codes, shards = splits.indices.to_numpy(), self.column("shard").to_numpy()
+        starts = _run_starts(codes, shards)
+        counts = np.diff(starts, append=len(shards))
+        slots = np.arange(len(shards)) - np.repeat(starts, counts)
+        if not np.array_equal(slots, self.column("slot").to_numpy()):
+            raise DamagedError(f"{self._path}: not in shard order; restore it from a copy")
+        names = splits.dictionary.to_pylist()
+        keys = zip((names[code] for code in codes[starts].tolist()), shards[starts].tolist(), strict=True)
+        return dict(zip(keys, zip(starts.tolist(), counts.tolist(), strict=True), strict=True))
+
+
+_SORTING = [("split", "ascending"), ("shard", "ascending"), ("slot", "ascending")]
+
+
+def _run_starts(*columns: NDArray[Any]) -> NDArray[np.int64]:
+    """The rows at which any of the columns changes, the first row included."""
+    if not len(columns[0]):
+        return np.zeros(0, dtype=np.int64)
+    changed = np.any([column[1:] != column[:-1] for column in columns], axis=0)
+    return np.concatenate([[0], np.flatnonzero(changed) + 1]).astype(np.int64)
+
+
+def _table(plan: pd.DataFrame) -> Any:
+    labels = [None if pd.isna(label) else str(label) for label in plan["label"]]
+    timestamps = [None if np.ndim(seconds) == 0 else seconds for seconds in plan["timestamps"]]
+    columns = {name: plan[name] for name in COLUMNS} | {
+        "label": pd.Series(labels, plan.index, dtype=object),
+        "timestamps": pd.Series(timestamps, plan.index, dtype=object),
+    }
+    table = pa.Table.from_pandas(pd.DataFrame(columns), schema=PLAN_SCHEMA, preserve_index=False)
+    return table.replace_schema_metadata().sort_by(_SORTING)
+
+
+def _rows_of(table: Any, split: str) -> Any:
+    return table.filter(pa.compute.equal(table["split"], split))
+
+
+def _write_table(path: Path, table: Any) -> None:
+    buffer = BytesIO()
+    pq.write_table(table, buffer, compression="zstd", version="2.6")
+    write_file(path, buffer.getvalue())
+
+
+def _read_table(path: Path, columns: Iterable[str]) -> Any:
+    if not is_file(path):
+        raise CacheError(f'{path}: no plan; "flcache encode" makes it')
+    try:
+        with storage_errors(path):
+            schema = pa.schema([PLAN_SCHEMA.field(name) for name in columns])
+            return pq.read_table(path, columns=list(columns), partitioning=None).cast(schema)
+    except (pa.ArrowException, KeyError) as error:
+        raise DamagedError(
+            f"{path}: not a readable plan ({str(error).splitlines()[0]}); restore it from a copy"
+        ) from error
+
+
+def _check_same(cache_dir: Path, split: str, found: Any, fresh: Any) -> None:
+    if not found.equals(fresh):
+        raise CacheError(
+            f"{cache_dir}: the {split} clips are not those this cache was planned for: {_change(found, fresh)}; "
+            "go back to the annotation file and settings it was made with, or choose another cache.dir"
+        )
+
+
+def _change(found: Any, fresh: Any) -> str:
+    old, new = set(found["clip_id"].to_pylist()), set(fresh["clip_id"].to_pylist())
+    changes = [
+        f"{len(ids)} clips {verb}, such as {min(ids)}"
+        for ids, verb in ((new - old, "added"), (old - new, "removed"))
+        if ids
+    ]
+    if changes:
+        return " and ".join(changes)
+    by_id = [("clip_id", "ascending")]
+    old_rows, new_rows = found.sort_by(by_id).to_pylist(), fresh.sort_by(by_id).to_pylist()
+    before, after = next((a, b) for a, b in zip(old_rows, new_rows, strict=True) if a != b)
+    field = next(name for name in before if before[name] != after[name])
+    if field in ("shard", "slot"):
+        return "the same clips are in other shards (cache.shard_bytes or cache.seed has changed)"
+    return f"clip {before['clip_id']} had {field} {before[field]!r}, now {after[field]!r}"

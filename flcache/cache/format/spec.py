@@ -1,0 +1,223 @@
+"""What the latents of a cache are: `spec.json`, its fingerprint, and how two specs differ.
+
+Hard fields decide the values of the latents and are hashed into the fingerprint; a run with other hard fields is
+refused. Soft fields (library versions, device, batch size) are kept for the record and only warn.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from flcache.cache.codecs.reduction import LARGEST, Keep, are_constants, kept_shape, parse_keep
+from flcache.cache.codecs.registry import Codec, get_codec
+from flcache.cache.format.record import MAX_RECORD_BYTES, canonical_json, parse_object, read_bytes, read_record, seal
+from flcache.cache.storage.local import is_file, remove_leftovers, write_file, write_new_file
+from flcache.errors import CacheError, DamagedError, SpecMismatch
+
+FORMAT = "flc1"
+_FIELDS = {"format", "fingerprint", "spec", "soft", "channels"}
+_RESTORE = "restore it from a copy, or choose another cache.dir"
+_SHOWN_CHARACTERS = 80
+MAX_CLIP_BYTES = 2**48
+"""No file holds a larger clip, and every offset below it fits the integers of an idx."""
+
+
+@dataclass(frozen=True)
+class CacheSpec:
+    """The content of `spec.json`."""
+
+    hard: dict[str, Any]
+    """Needs `codec`, `layout.shape` (T, H, W, D) of what is stored and `context.seen_until` (T). `keep` says how the
+    encoder's latents became that, `calibration` with which constants; the rest is the caller's."""
+    soft: dict[str, Any]
+    channels: dict[str, Any] | None = None
+    """`mean` and `rms` per channel of the training split and their `count`, once all of it is encoded."""
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """sha256 over the canonical JSON of the hard fields."""
+        return hashlib.sha256(canonical_json(self.hard).encode()).hexdigest()
+
+    @cached_property
+    def codec(self) -> Codec:
+        return get_codec(self.hard["codec"], self.hard.get("calibration"))
+
+    @cached_property
+    def keep(self) -> Keep | None:
+        """What becomes of the encoder's latents before they are stored; None where all is kept."""
+        return parse_keep(self.hard.get("keep"), self.hard.get("calibration"), "spec")
+
+    @property
+    def encoder_shape(self) -> tuple[int, ...]:
+        """(T, H, W, D) of the encoder's latents."""
+        return self.keep.shape if self.keep else self.latent_shape
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int, int]:
+        """(T, H, W, D)"""
+        T, H, W, D = self.hard["layout"]["shape"]
+        return T, H, W, D
+
+    @property
+    def seen_until(self) -> tuple[int, ...]:
+        """(T,) the last step that each step has seen."""
+        return tuple(self.hard["context"]["seen_until"])
+
+
+def make_spec(hard: Mapping[str, Any], soft: Mapping[str, Any] | None = None) -> CacheSpec:
+    """A checked spec, its values as JSON would give them back. Raises CacheError for what no cache can have."""
+    spec = CacheSpec(json.loads(canonical_json(hard)), json.loads(canonical_json(soft or {})))
+    _check_layout(spec, "spec")
+    return spec
+
+
+def create_or_check(
+    cache_dir: Path,
+    hard: Mapping[str, Any],
+    soft: Mapping[str, Any],
+    calibrate: Callable[[], Mapping[str, Any]] | None = None,
+) -> tuple[CacheSpec, list[str]]:
+    """The spec of the cache at `cache_dir`, created if absent, and the soft differences to warn about.
+
+    `calibrate` gives the `calibration` of a spec that needs one; it is called only where there is no cache yet, and
+    the calibration of a cache stands. Raises SpecMismatch, having touched nothing, if the cache holds latents of other
+    hard fields.
+    """
+    if not is_file(spec_path(cache_dir)):
+        fresh = make_spec({**hard, "calibration": calibrate()} if calibrate else hard, soft)
+        if write_new_file(spec_path(cache_dir), _serialise(fresh)):
+            return fresh, []
+    found = read_spec(cache_dir)
+    wanted = CacheSpec(with_calibration(hard, found), dict(soft))
+    if found.fingerprint != wanted.fingerprint:
+        fields = "; ".join(differences(found.hard, wanted.hard))
+        raise SpecMismatch(
+            f"{cache_dir}: the cache holds latents of another spec: {fields}; "
+            "go back to its settings, or choose another cache.dir"
+        )
+    remove_leftovers(spec_path(cache_dir))
+    return found, differences(found.soft, wanted.soft)
+
+
+def with_calibration(hard: Mapping[str, Any], cache: CacheSpec) -> dict[str, Any]:
+    """`hard`, calibrated as `cache` is."""
+    calibration = cache.hard.get("calibration")
+    return dict(hard) if calibration is None else {**hard, "calibration": calibration}
+
+
+def differences(cache: Mapping[str, Any], run: Mapping[str, Any]) -> list[str]:
+    """One line per field that differs: `clip.fps: cache has 4.0, this run has 8.0`."""
+    return list(_differences(cache, run, ""))
+
+
+def read_spec(cache_dir: Path) -> CacheSpec:
+    """The spec of the cache at `cache_dir`. Raises CacheError if there is none, or one of a newer format."""
+    path = spec_path(cache_dir)
+    if not is_file(path):
+        raise CacheError(f'{cache_dir}: no cache here (no spec.json); make one with "flcache encode"')
+    _check_format(path, parse_object(read_bytes(path, MAX_RECORD_BYTES)))
+    content = read_record(path, repair=_RESTORE)
+    if set(content) != _FIELDS or not isinstance(content["soft"], dict):
+        raise DamagedError(f"{path}: its fields are not those of format {FORMAT}; {_RESTORE}")
+    spec = CacheSpec(content["spec"], content["soft"], content["channels"])
+    _check_layout(spec, str(path))
+    if spec.fingerprint != content["fingerprint"]:
+        raise DamagedError(f"{path}: its fingerprint is not that of its spec; {_RESTORE}")
+    return spec
+
+
+def write_channels(cache_dir: Path, channels: dict[str, Any]) -> None:
+    """Keep the channel statistics in `spec.json`; the fingerprint stays."""
+    spec = read_spec(cache_dir)
+    write_file(spec_path(cache_dir), _serialise(CacheSpec(spec.hard, spec.soft, channels)))
+
+
+def spec_path(cache_dir: Path) -> Path:
+    return cache_dir / "spec.json"
+
+
+def _serialise(spec: CacheSpec) -> bytes:
+    content = {"format": FORMAT, "fingerprint": spec.fingerprint, "spec": spec.hard, "soft": spec.soft}
+    return seal(content | {"channels": spec.channels})
+
+
+def _check_format(path: Path, content: dict[str, Any] | None) -> None:
+    found = content.get("format") if content else None
+    if found == FORMAT:
+        return
+    if isinstance(found, str) and re.fullmatch(r"flc[0-9]{1,9}", found):
+        raise CacheError(f"{path}: format {found}, but this flcache reads {FORMAT}; use a matching flcache")
+    raise CacheError(f"{path}: not the spec of a cache of format {FORMAT}; choose another cache.dir")
+
+
+def _check_layout(spec: CacheSpec, where: str) -> None:
+    """Refuse a spec whose shape, codec or `seen_until` no reader could use."""
+    hard = spec.hard if isinstance(spec.hard, dict) else {}
+    shape = _field(hard, "layout", "shape")
+    if not (_counts(shape, minimum=1) and len(shape) == 4):
+        raise CacheError(f"{where}: layout.shape is {shape!r}; it must be [T, H, W, D]")
+    seen = _field(hard, "context", "seen_until")
+    if not (_counts(seen, minimum=0) and len(seen) == shape[0]):
+        raise CacheError(f"{where}: context.seen_until is {seen!r}; it must hold one step for each of {shape[0]}")
+    if get_codec(hard.get("codec")).clip_bytes(tuple(shape)) > MAX_CLIP_BYTES:
+        raise CacheError(f"{where}: layout.shape is {shape!r}; no clip is that large")
+    _check_calibration(hard, shape, where)
+    if spec.channels is not None and not _is_channels(spec.channels, shape[3]):
+        raise CacheError(
+            f"{where}: channels must hold mean and rms, finite in float32, of {shape[3]} channels and their count"
+        )
+
+
+def _check_calibration(hard: dict[str, Any], shape: list[int], where: str) -> None:
+    calibration = hard.get("calibration")
+    if calibration is not None and not are_constants(calibration, shape[3]):
+        raise CacheError(f"{where}: calibration must hold mean and std, above 0, of {shape[3]} channels")
+    keep = hard.get("keep")
+    if keep is not None and parse_keep(keep, calibration, where) and list(kept_shape(keep, where)) != shape:
+        raise CacheError(
+            f"{where}: layout.shape is {shape}, but keep makes {list(kept_shape(keep, where))} of its shape"
+        )
+
+
+def _is_channels(channels: Any, width: int) -> bool:
+    if not isinstance(channels, dict) or set(channels) != {"mean", "rms", "count"}:
+        return False
+    lists = [channels["mean"], channels["rms"]]
+    return all(isinstance(values, list) and len(values) == width for values in lists) and all(
+        isinstance(value, float) and abs(value) <= LARGEST for values in lists for value in values
+    )
+
+
+def _field(hard: dict[str, Any], section: str, name: str) -> Any:
+    fields = hard.get(section)
+    return fields.get(name) if isinstance(fields, dict) else None
+
+
+def _counts(values: Any, *, minimum: int) -> bool:
+    return isinstance(values, list) and all(type(value) is int and value >= minimum for value in values)
+
+
+def _differences(cache: Any, run: Any, field: str) -> Iterator[str]:
+    if isinstance(cache, Mapping) and isinstance(run, Mapping):
+        for key in sorted({*cache, *run}):
+            path = f"{field}.{key}" if field else key
+            if key not in run:
+                yield f"{path}: cache has {_show(cache[key])}, this run has none"
+            elif key not in cache:
+                yield f"{path}: cache has none, this run has {_show(run[key])}"
+            else:
+                yield from _differences(cache[key], run[key], path)
+    elif canonical_json(cache) != canonical_json(run):
+        yield f"{field}: cache has {_show(cache)}, this run has {_show(run)}"
+
+
+def _show(value: Any) -> str:
+    text = canonical_json(value)
+    return text if len(text) <= _SHOWN_CHARACTERS else f"{text[:_SHOWN_CHARACTERS]}..."

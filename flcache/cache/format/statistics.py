@@ -1,0 +1,139 @@
+"""Mean and RMS of every latent channel, gathered while encoding and merged in shard order.
+
+Sums are float64 over the valid steps of the latents as they are stored, so that the same shards give the same
+statistics, whoever wrote them and in whatever order.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flcache.cache.codecs.reduction import LARGEST
+from flcache.cache.codecs.registry import needs_calibration
+from flcache.cache.format.commit import Commit, read_commits, repair_hint
+from flcache.cache.format.plan import PlanTable
+from flcache.cache.format.spec import CacheSpec, read_spec, write_channels
+from flcache.cache.format.tar import last_member_offset
+from flcache.cache.storage.local import shard_paths, storage_errors
+from flcache.errors import CacheError, DamagedError
+
+if TYPE_CHECKING:
+    from flcache.batch import ChannelStatistics
+
+TRAINING_SPLIT = "train"
+_CONSTANT = 1e-6
+"""A channel whose deviation is below this part of its RMS is constant: rounding is all that is left of it."""
+_ROUNDING = 1e-6
+
+
+@dataclass
+class ChannelSums:
+    """Running sums over latent vectors of `width` channels."""
+
+    width: int
+    positions: int = 0
+    sums: NDArray[np.float64] = field(init=False)
+    """(2, D): sum, and sum of squares."""
+
+    def __post_init__(self) -> None:
+        self.sums = np.zeros((2, self.width))
+
+    def add(self, latents: NDArray[np.float32]) -> None:
+        """Add the vectors of latents (T, H, W, D)."""
+        for step in latents:
+            vectors = step.reshape(-1, self.width).astype(np.float64)
+            self.sums[0] += vectors.sum(axis=0)
+            self.sums[1] += np.einsum("nd,nd->d", vectors, vectors)
+            self.positions += len(vectors)
+
+    def merge(self, positions: int, sums: NDArray[np.float64]) -> None:
+        self.positions += positions
+        self.sums += sums
+
+    def channels(self) -> dict[str, Any]:
+        """The `channels` of `spec.json`: mean, rms, count."""
+        mean, square = self.sums / self.positions
+        return {"mean": mean.tolist(), "rms": np.sqrt(square).tolist(), "count": self.positions}
+
+
+def finalize_statistics(cache_dir: Path, split: str = TRAINING_SPLIT) -> bool:
+    """Keep the channel statistics of `split` in `spec.json` once all of its shards are committed.
+
+    Returns whether they are kept now. The fingerprint does not change.
+    """
+    spec = read_spec(cache_dir)
+    if spec.channels is not None:
+        return True
+    commits = [commit for commit in read_commits(cache_dir, fingerprint=spec.fingerprint) if commit.split == split]
+    planned = sum(1 for planned_split, _ in PlanTable(cache_dir).first_rows if planned_split == split)
+    if len(commits) < planned or not any(commit.positions for commit in commits):
+        return False
+    write_channels(cache_dir, merge_channels(cache_dir, spec, commits))
+    return True
+
+
+def merge_channels(cache_dir: Path, spec: CacheSpec, commits: list[Commit]) -> dict[str, Any]:
+    """The `channels` of `spec.json` over the given shards: mean, rms, count. Raises CacheError if they are empty."""
+    total = ChannelSums(spec.latent_shape[-1])
+    for commit in commits:
+        total.merge(commit.positions, _read_sums(cache_dir, commit, total.width))
+    if not total.positions:
+        raise CacheError(f'{cache_dir}: no {TRAINING_SPLIT} clip to take channel statistics from; run "flcache encode"')
+    return total.channels()
+
+
+def channel_statistics(channels: dict[str, Any]) -> ChannelStatistics:
+    """Mean and deviation from the `channels` of a spec; the deviation of a constant channel is 1."""
+    return _statistics(np.array(channels["mean"]), channel_deviation(channels))
+
+
+def calibrated_statistics(spec: CacheSpec) -> ChannelStatistics | None:
+    """What int8 latents were standardised with, and are therefore read with at no cost; None for other codecs."""
+    calibration = spec.hard.get("calibration")
+    if calibration is None or not needs_calibration(spec.codec.name):
+        return None
+    return _statistics(np.array(calibration["mean"]), np.array(calibration["std"]))
+
+
+def channel_deviation(channels: dict[str, Any]) -> NDArray[np.float64]:
+    """(D,) from the `channels` of a spec; 1 for a constant channel."""
+    mean, rms = np.array(channels["mean"]), np.array(channels["rms"])
+    deviation = np.sqrt(np.maximum(rms**2 - mean**2, 0.0))
+    return np.where(deviation > _CONSTANT * rms, deviation, 1.0)
+
+
+def _statistics(mean: NDArray[np.float64], deviation: NDArray[np.float64]) -> ChannelStatistics:
+    import torch
+
+    from flcache.batch import ChannelStatistics
+
+    return ChannelStatistics(
+        mean=torch.from_numpy(mean.astype(np.float32)), std=torch.from_numpy(deviation.astype(np.float32))
+    )
+
+
+def _read_sums(cache_dir: Path, commit: Commit, width: int) -> NDArray[np.float64]:
+    """The last member of the shard's tar, (2, D)."""
+    path = shard_paths(cache_dir, commit.split, commit.shard).tar
+    num_bytes = 2 * width * 8
+    with storage_errors(path), path.open("rb") as stream:
+        if os.fstat(stream.fileno()).st_size != commit.tar_bytes or commit.tar_bytes < num_bytes:
+            raise DamagedError(f"{path}: not the {commit.tar_bytes} bytes of its commit; {repair_hint(cache_dir)}")
+        stream.seek(last_member_offset(commit.tar_bytes, num_bytes))
+        sums = np.frombuffer(stream.read(num_bytes), dtype="<f8").reshape(2, width)
+    if not _are_sums(sums, commit.positions):
+        raise DamagedError(f"{path}: its channel sums are of no latents; {repair_hint(cache_dir)}")
+    return sums
+
+
+def _are_sums(sums: NDArray[np.float64], positions: int) -> bool:
+    """Whether `positions` float32 vectors can have these sums and sums of squares."""
+    total, square = sums
+    bounded = np.isfinite(sums).all() and (square >= 0).all() and (square <= positions * LARGEST**2).all()
+    return bool(bounded and (np.abs(total) <= np.sqrt(positions * square) * (1 + _ROUNDING)).all())

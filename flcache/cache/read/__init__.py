@@ -1,0 +1,1 @@
+"""A cache by clip number, by filter, and as batches."""

@@ -1,0 +1,289 @@
+"""Reading a cache: its clips by number, windows of their steps, statistics, failures and progress."""
+
+from __future__ import annotations
+
+import copy
+from bisect import bisect_right
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from flcache.cache.format.commit import Commit, Failure, read_commits, read_failures, repair_hint
+from flcache.cache.format.plan import PlanTable
+from flcache.cache.format.spec import read_spec
+from flcache.cache.format.statistics import TRAINING_SPLIT, calibrated_statistics, channel_statistics, merge_channels
+from flcache.cache.read.reader import ShardReader, payload_buffer
+from flcache.errors import CacheError, DamagedError
+
+if TYPE_CHECKING:
+    from flcache.batch import ChannelStatistics
+
+MAX_OPEN_SHARDS = 256
+
+
+@dataclass(frozen=True)
+class CachedClip:
+    """One clip, or a window of its steps."""
+
+    clip_id: str
+    latents: NDArray[Any]
+    """(T, H, W, D) in the smallest float type that holds the stored values exactly: float16 or float32."""
+    times: NDArray[np.float32]
+    """(T,) seconds from the first frame of the clip."""
+    valid: NDArray[np.bool_]
+    """(T,) False where a step is made of padding only."""
+    label: str | None
+    video: str
+    split: str
+    seen_until: tuple[int, ...]
+    """(T,) the last step that each step has seen, counted from the first step here."""
+
+
+@dataclass(frozen=True)
+class SplitProgress:
+    planned_shards: int
+    committed_shards: int
+    planned_clips: int
+    clips: int
+    """Good clips in committed shards."""
+    failed: int
+
+
+class LatentCache:
+    """The committed clips of the cache at `path`, of one split or of all, in plan order; a sequence of CachedClip.
+
+    Opening costs one small read per shard; a shard is opened when its first clip is asked for. What is committed
+    later is not seen. Raises CacheError if there is no cache, or no such split.
+    """
+
+    def __init__(self, path: str | Path, split: str | None = None) -> None:
+        self.path = Path(path)
+        self.spec = read_spec(self.path)
+        self._plan = PlanTable(self.path)
+        self._commits = read_commits(self.path, fingerprint=self.spec.fingerprint)
+        self._check_split(split)
+        self._check_commits()
+        self._selected = [commit for commit in self._commits if split in (None, commit.split)]
+        self._ends = list(accumulate(commit.clips for commit in self._selected))
+        self._chosen: NDArray[np.int64] | None = None
+        self._readers: dict[int, ShardReader] = {}
+
+    @property
+    def fingerprint(self) -> str:
+        return self.spec.fingerprint
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int, int]:
+        """(T, H, W, D)"""
+        return self.spec.latent_shape
+
+    @property
+    def seen_until(self) -> tuple[int, ...]:
+        """(T,) the last step that each step has seen."""
+        return self.spec.seen_until
+
+    @property
+    def commits(self) -> tuple[Commit, ...]:
+        """The commits of the selected splits."""
+        return tuple(self._selected)
+
+    @cached_property
+    def splits(self) -> tuple[str, ...]:
+        """The planned splits."""
+        return tuple(sorted({split for split, _ in self._plan.first_rows}))
+
+    def split(self, name: str) -> LatentCache:
+        """The clips of one split."""
+        return LatentCache(self.path, name)
+
+    def clips(self, split: str) -> int:
+        """Good clips of `split` that are committed."""
+        self._check_split(split)
+        return sum(commit.clips for commit in self._commits if commit.split == split)
+
+    def select(self, *, labels: Collection[str] | None = None, ids: Collection[str] | None = None) -> LatentCache:
+        """The clips here that have one of `labels` and one of `ids`, in the same order.
+
+        Raises CacheError for a label or an id that no clip here has.
+        """
+        rows = self._plan_rows()
+        kept = np.ones(len(rows), dtype=np.bool_)
+        for column, wanted in (("label", labels), ("clip_id", ids)):
+            if wanted is not None:
+                kept &= self._among(column, rows, wanted)
+        selected = copy.copy(self)  # shares plan, commits and open shards
+        selected._chosen = np.flatnonzero(kept) if self._chosen is None else self._chosen[kept]
+        return selected
+
+    @property
+    def ids(self) -> list[str]:
+        """The ids of all clips; opens the idx of every shard with failures."""
+        return list(self._plan.values("clip_id", self._plan_rows()))
+
+    def clip_id(self, index: int) -> str:
+        """The id of clip number `index`."""
+        shard, row = self.locate(index)
+        return self.ids_at([(shard, self.reader(shard).slots[row])])[0]
+
+    def ids_at(self, slots: Sequence[tuple[int, int]]) -> tuple[str, ...]:
+        """The ids of the clips at these selected shards and slots."""
+        return tuple(self._plan.values("clip_id", [self._plan_row(shard, slot) for shard, slot in slots]))
+
+    def __len__(self) -> int:
+        if self._chosen is not None:
+            return len(self._chosen)
+        return self._ends[-1] if self._ends else 0
+
+    def __getitem__(self, index: int) -> CachedClip:
+        return self.window(index, 0, self.latent_shape[0])
+
+    def window(self, index: int, start: int, stop: int) -> CachedClip:
+        """Steps `start` to `stop` of clip number `index`; only their bytes are read.
+
+        Raises DamagedError if they are not what was written: a whole clip is checked, of a window its size only.
+        """
+        self.check_window(start, stop)
+        shard, row = self.locate(index)
+        reader = self.reader(shard)
+        plan_row = self._plan_row(shard, reader.slots[row])
+        layouts = self.spec.codec.payloads(self.latent_shape)
+        payloads = [payload_buffer(layout, stop - start, 1) for layout in layouts]
+        buffers = [memoryview(payload.reshape(-1).view(np.uint8).data) for payload in payloads]
+        try:
+            if stop - start == self.latent_shape[0]:
+                reader.read_checked(row, start, buffers, ())
+            else:
+                reader.read_into(row, start, buffers)
+        except DamagedError as error:
+            raise self.damaged_clip(index, error) from error
+        return CachedClip(
+            clip_id=str(self._plan.value("clip_id", plan_row)),
+            latents=self.spec.codec.restore([payload[0] for payload in payloads]),
+            times=reader.times[row, start:stop].copy(),
+            valid=np.arange(start, stop) < reader.valid_steps[row],
+            label=self._plan.value("label", plan_row),
+            video=str(self._plan.value("video", plan_row)),
+            split=self._selected[shard].split,
+            seen_until=tuple(seen - start for seen in self.seen_until[start:stop]),
+        )
+
+    def damaged_clip(self, index: int, error: DamagedError) -> DamagedError:
+        """What to raise where `error` was met while reading clip number `index`."""
+        return DamagedError(f"clip {self.clip_id(index)}: {error}")
+
+    def check_window(self, start: int, stop: int) -> None:
+        """Raises CacheError unless steps `start` to `stop` are steps of these clips."""
+        if not 0 <= start < stop <= self.latent_shape[0]:
+            raise CacheError(f"steps {start} to {stop}: these clips have {self.latent_shape[0]} steps")
+
+    def locate(self, index: int) -> tuple[int, int]:
+        """Which of the selected shards, and which row of it, clip number `index` is."""
+        position = index + len(self) if index < 0 else index
+        if not 0 <= position < len(self):
+            raise IndexError(f"clip {index} of {len(self)}")
+        if self._chosen is not None:
+            position = int(self._chosen[position])
+        shard = bisect_right(self._ends, position)
+        return shard, position - self._ends[shard] + self._selected[shard].clips
+
+    def reader(self, shard: int) -> ShardReader:
+        """The selected shard number `shard`, open; the one that was opened first is closed when there are too many.
+
+        Safe from many threads without a lock, on which a garbage collection in here could wait for ever: every step is
+        atomic, and a shard that two threads open at once does no harm.
+        """
+        reader = self._readers.get(shard)
+        if reader is None:
+            reader = self._readers[shard] = ShardReader(self.path, self._selected[shard], self.spec)
+            if len(self._readers) > MAX_OPEN_SHARDS:
+                oldest, *_ = self._readers  # all at once: an iterator would meet the changes of other threads
+                self._readers.pop(oldest, None)
+        return reader
+
+    def statistics(self) -> ChannelStatistics:
+        """Mean and deviation per channel over the valid steps of the training split, as far as it is committed.
+
+        For int8 those that it was quantised with: standardising is one cast and one scale then.
+        """
+        return calibrated_statistics(self.spec) or channel_statistics(self.spec.channels or self._merged_channels)
+
+    def failures(self) -> list[Failure]:
+        """The clips of the selected splits that are planned and committed as failed."""
+        return [failure for commit in self._selected for failure in read_failures(self.path, commit)]
+
+    def progress(self) -> dict[str, SplitProgress]:
+        """How much of each split is done."""
+        return {split: self._split_progress(split) for split in self.splits}
+
+    @cached_property
+    def _merged_channels(self) -> dict[str, Any]:
+        training = [commit for commit in self._commits if commit.split == TRAINING_SPLIT]
+        return merge_channels(self.path, self.spec, training)
+
+    def _split_progress(self, split: str) -> SplitProgress:
+        planned = [count for (name, _), (_, count) in self._plan.first_rows.items() if name == split]
+        commits = [commit for commit in self._commits if commit.split == split]
+        return SplitProgress(
+            planned_shards=len(planned),
+            committed_shards=len(commits),
+            planned_clips=sum(planned),
+            clips=sum(commit.clips for commit in commits),
+            failed=sum(commit.failed for commit in commits),
+        )
+
+    def _plan_rows(self) -> NDArray[np.int64]:
+        """(n,) the row of the plan of every clip here; opens only the shards whose slots are not all filled."""
+        nothing = np.zeros(0, dtype=np.int64)
+        rows = np.concatenate([nothing, *map(self._shard_plan_rows, range(len(self._selected)))])
+        return rows if self._chosen is None else rows[self._chosen]
+
+    def _shard_plan_rows(self, shard: int) -> NDArray[np.int64]:
+        commit = self._selected[shard]
+        first, count = self._plan.first_rows.get((commit.split, commit.shard), (0, 0))
+        if commit.clips == count:
+            return np.arange(first, first + count)
+        slots = self.reader(shard).rows["slot"].astype(np.int64)
+        self._check_slot(commit, int(slots.max(initial=0)), count)
+        return first + slots
+
+    def _among(self, column: str, rows: NDArray[np.int64], wanted: Collection[str]) -> NDArray[np.bool_]:
+        """Which of the plan's `rows` have one of the `wanted` values."""
+        values, wanted_values = self._plan.column(column).take(pa.array(rows)), pa.array(sorted(wanted), pa.string())
+        absent = wanted_values.filter(pc.invert(pc.is_in(wanted_values, values)))
+        if len(absent):
+            raise CacheError(f"{self.path}: {len(absent)} of the wanted {column}s are not here, such as {absent[0]}")
+        found: NDArray[np.bool_] = pc.is_in(values, wanted_values).to_numpy(zero_copy_only=False)
+        return found
+
+    def _plan_row(self, shard: int, slot: int) -> int:
+        commit = self._selected[shard]
+        first, count = self._plan.first_rows.get((commit.split, commit.shard), (0, 0))
+        self._check_slot(commit, slot, count)
+        return first + slot
+
+    def _check_slot(self, commit: Commit, slot: int, count: int) -> None:
+        if slot >= count:
+            raise DamagedError(f"{self.path}: slot {slot} of {commit.name} is not planned; {repair_hint(self.path)}")
+
+    def _check_commits(self) -> None:
+        """Before anything is sized by what they say: shards of the plan, and tars that can hold their clips."""
+        clip_bytes, planned = self.spec.codec.clip_bytes(self.latent_shape), self._plan.first_rows
+        for commit in self._commits:
+            _, count = planned.get((commit.split, commit.shard), (0, 0))
+            if commit.clips + commit.failed > count or commit.clips * clip_bytes > commit.tar_bytes:
+                raise DamagedError(
+                    f"{self.path}: {commit.name}: {commit.clips} clips of {clip_bytes} bytes and {commit.failed} "
+                    f"failures in {commit.tar_bytes} bytes, {count} clips are planned; {repair_hint(self.path)}"
+                )
+
+    def _check_split(self, split: str | None) -> None:
+        if split is not None and split not in self.splits:
+            raise CacheError(f"{self.path}: no split {split!r}; there are {', '.join(self.splits) or 'none'}")

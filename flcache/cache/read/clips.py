@@ -1,0 +1,110 @@
+"""The clips that a loader draws from: those of one cache, or of several put one after the other."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flcache.cache.read.cache import LatentCache
+from flcache.cache.read.reader import ShardReader
+from flcache.cache.read.ring import Slot
+from flcache.errors import CacheError, DamagedError
+
+VERIFY = ("always", "first_epoch", "off")
+
+
+@dataclass(frozen=True)
+class StoredBatch:
+    """What a slot of the ring holds besides latents."""
+
+    sources: tuple[int, ...]
+    """(B,) which of the caches each clip is of."""
+    times: NDArray[np.float32]
+    """(B, steps) seconds."""
+    valid: NDArray[np.bool_]
+    """(B, steps)"""
+    ids: tuple[str, ...]
+
+
+class _Place(NamedTuple):
+    """Where a clip lies."""
+
+    cache: LatentCache
+    clip: int
+    """Its number in the cache."""
+    reader: ShardReader
+    shard: int
+    row: int
+
+
+class ClipReader:
+    """Reads batches of clips, by their numbers over all `caches`, into slots of a ring; safe for many threads.
+
+    `verify` is `always`, `first_epoch` (every clip when this object reads it first) or `off`. A digest is over a whole
+    clip: where only some `steps` (start, stop) are wanted, a clip that is to be checked is read whole. With
+    `read_ahead` the kernel is told of a whole batch before its first clip is read.
+    """
+
+    def __init__(self, caches: Sequence[LatentCache], steps: tuple[int, int], *, verify: str, read_ahead: bool) -> None:
+        if verify not in VERIFY:
+            raise CacheError(f"verify={verify!r}; it is one of {', '.join(VERIFY)}")
+        self._caches, self._verify, self._read_ahead = tuple(caches), verify, read_ahead
+        self._start, self._stop = steps
+        self._ends = list(accumulate(map(len, caches)))
+        self._checked = np.zeros(self._ends[-1], dtype=np.bool_)
+
+    def check_sizes(self) -> None:
+        """Before memory is taken for clips: are those of each cache as large on disk as its spec says?"""
+        for cache in self._caches:
+            cache.reader(cache.locate(0)[0])
+
+    def read(self, numbers: NDArray[np.int64], slot: Slot, take: Callable[[Slot, int, int], None]) -> StoredBatch:
+        """Read the clips of these `numbers` (B,) into `slot`, calling `take(slot, clip, source)` after each.
+
+        Raises DamagedError naming shard, clip and remedy.
+        """
+        sources = [bisect_right(self._ends, number) for number in numbers.tolist()]
+        places = [self._place(source, number) for source, number in zip(sources, numbers.tolist(), strict=True)]
+        views = slot.views[: len(places)]
+        if self._read_ahead:
+            for place, buffers in zip(places, views, strict=True):
+                place.reader.will_need(place.row, self._start, buffers)
+        for clip, (number, place, buffers) in enumerate(zip(numbers.tolist(), places, views, strict=True)):
+            self._read_clip(number, place, buffers, slot.scratch)
+            take(slot, clip, sources[clip])
+        valid_steps = np.array([[place.reader.valid_steps[place.row]] for place in places])  # (B, 1)
+        return StoredBatch(
+            sources=tuple(sources),
+            times=np.array([place.reader.times[place.row, self._start : self._stop] for place in places]),
+            valid=np.arange(self._start, self._stop) < valid_steps,
+            ids=self._ids(places),
+        )
+
+    def _place(self, source: int, number: int) -> _Place:
+        cache = self._caches[source]
+        index = number - self._ends[source] + len(cache)
+        shard, row = cache.locate(index)
+        return _Place(cache, index, cache.reader(shard), shard, row)
+
+    def _read_clip(
+        self, number: int, place: _Place, buffers: Sequence[memoryview], scratch: Sequence[memoryview]
+    ) -> None:
+        try:
+            if self._verify == "off" or (self._verify == "first_epoch" and self._checked[number]):
+                place.reader.read_into(place.row, self._start, buffers)
+            else:
+                place.reader.read_checked(place.row, self._start, buffers, scratch)
+                self._checked[number] = True
+        except DamagedError as error:
+            raise place.cache.damaged_clip(place.clip, error) from error
+
+    def _ids(self, places: Sequence[_Place]) -> tuple[str, ...]:
+        if len(self._caches) == 1:
+            return self._caches[0].ids_at([(place.shard, place.reader.slots[place.row]) for place in places])
+        return tuple(place.cache.clip_id(place.clip) for place in places)

@@ -1,0 +1,110 @@
+"""From a slot of the ring, as it is stored, to the latents of a batch, on the CPU or on a GPU.
+
+B clips, T steps, H x W patch grid, D channels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from flcache.batch import ChannelStatistics
+from flcache.cache.codecs.registry import Codec
+from flcache.cache.read.ring import Slot
+
+
+@dataclass(frozen=True)
+class Decoder:
+    """Turns stored payloads into latents: float32 standardised, or, without `statistics`, in the stored float type."""
+
+    codecs: tuple[Codec, ...]
+    """One per cache; they store alike, but with constants of their own."""
+    statistics: tuple[ChannelStatistics, ...] | None
+    """One per cache."""
+
+    @property
+    def passes_through(self) -> bool:
+        """Whether the latents are the stored array as it is."""
+        return self.statistics is None and self.codecs[0].storage_dtype.kind == "f"
+
+    def decode_into(self, source: int, payloads: Sequence[Tensor], out: Tensor) -> None:
+        """Fill `out` (B, T, H, W, D) with the clips of one source in `payloads`."""
+        statistics = self.statistics[source] if self.statistics else None
+        self.codecs[source].standardise_into(payloads, statistics, out)
+
+
+class Delivery(Protocol):
+    """`take` and `stage` run in a thread that reads, `deliver` in the one that asks for the batch."""
+
+    def take(self, slot: Slot, clip: int, source: int) -> None:
+        """Clip number `clip` of the batch has been read."""
+
+    def stage(self, slot: Slot, sources: Sequence[int]) -> Any:
+        """All clips of the batch have been read, each of the source at its place in `sources` (B,)."""
+
+    def deliver(self, slot: Slot, num_clips: int, staged: Any) -> Tensor:
+        """(B, T, H, W, D), valid until the next is asked for; `staged` is what `stage` gave."""
+
+
+class HostDelivery:
+    """Decodes a clip when it has been read, while it is still in the processor's cache."""
+
+    def __init__(self, decoder: Decoder) -> None:
+        self._decoder = decoder
+
+    def take(self, slot: Slot, clip: int, source: int) -> None:
+        if slot.decoded is not None:
+            self._decoder.decode_into(source, slot.payloads, slot.decoded[clip : clip + 1])
+
+    def stage(self, slot: Slot, sources: Sequence[int]) -> None:
+        """Nothing: the slot stays as it is until its turn."""
+
+    def deliver(self, slot: Slot, num_clips: int, staged: None) -> Tensor:
+        latents = slot.payloads[0] if slot.decoded is None else slot.decoded
+        return latents[:num_clips]
+
+
+class CudaDelivery:
+    """Copies a slot to the device and decodes it there, on a stream beside the one that trains."""
+
+    def __init__(self, decoder: Decoder, shape: tuple[int, ...], device: torch.device) -> None:
+        """`shape` is (T, H, W, D) of a clip."""
+        self._decoder, self._shape, self._device = decoder, shape, device
+        self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+
+    def take(self, slot: Slot, clip: int, source: int) -> None:
+        """Nothing: the whole batch goes to the device at once."""
+
+    def stage(self, slot: Slot, sources: Sequence[int]) -> tuple[Tensor, torch.cuda.Event]:
+        """The latents, and the event after which they are there. Waits until the slot has been copied."""
+        with torch.cuda.device(self._device), torch.cuda.stream(self._stream):
+            payloads = [payload[: len(sources)].to(self._device, non_blocking=True) for payload in slot.payloads]
+            latents = payloads[0]
+            if not self._decoder.passes_through:
+                latents = self._decode(payloads, sources)
+            ready = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            ready.record(self._stream)
+        ready.synchronize()
+        return latents, ready
+
+    def deliver(self, slot: Slot, num_clips: int, staged: tuple[Tensor, torch.cuda.Event]) -> Tensor:
+        latents, ready = staged
+        consumer = torch.cuda.current_stream(self._device)
+        consumer.wait_event(ready)
+        latents.record_stream(consumer)  # its memory is not given away while the consumer may still read it
+        return latents
+
+    def _decode(self, payloads: Sequence[Tensor], sources: Sequence[int]) -> Tensor:
+        """(B, T, H, W, D); clip by clip where they are of several sources."""
+        latents = torch.empty((len(sources), *self._shape), device=self._device)
+        if len(set(sources)) == 1:
+            self._decoder.decode_into(sources[0], payloads, latents)
+            return latents
+        for clip, source in enumerate(sources):
+            one = slice(clip, clip + 1)
+            self._decoder.decode_into(source, [payload[one] for payload in payloads], latents[one])
+        return latents

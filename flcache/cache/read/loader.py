@@ -1,0 +1,174 @@
+"""Batches of standardised latents from a cache, at the speed of memory, in an order that any number of ranks replays.
+
+Threads read whole batches ahead into a ring of reused buffers. B clips, T steps, H x W patch grid, D channels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.utils.data import IterableDataset, get_worker_info
+
+from flcache.batch import LatentBatch
+from flcache.cache.read.cache import LatentCache
+from flcache.cache.read.clips import ClipReader, StoredBatch
+from flcache.cache.read.delivery import CudaDelivery, Decoder, Delivery, HostDelivery
+from flcache.cache.read.mixture import Mixture
+from flcache.cache.read.ring import Slot, SlotShape, make_slot, read_ahead
+from flcache.errors import CacheError
+from flcache.leak import check_split
+from flcache.sampling.sampler import EpochSampler
+
+SPARE_SLOTS = 2
+"""Besides one per thread: the batch in the consumer's hands, and one that is ready."""
+
+
+@dataclass(frozen=True)
+class _Ring:
+    slots: tuple[Slot, ...]
+    delivery: Delivery
+
+
+class LatentLoader(IterableDataset[LatentBatch]):
+    """Iterating yields the rest of the current epoch; the next iteration is the next epoch.
+
+    A batch is valid until the next is asked for: its latents lie in a buffer that is used again. `copy=True` gives
+    every batch its own. Memory is a ring of `threads + 2` batches.
+
+    `state_dict` is where the next batch starts, in samples of all ranks together: loading it resumes at that sample,
+    also on another number of ranks and threads.
+
+    An iterable for a plain loop, Accelerate or Lightning, to be used as it is: it needs no `DataLoader` (one with
+    `batch_size=None` and no workers does no harm) and no `prepare`, as `rank` and `world_size` say what to read.
+
+    Raises LeakError for a split at `context_steps` that leaks, unless `allow_leak`; CacheError for a cache, batch size
+    and number of ranks that give no batch; while iterating, DamagedError for a clip that is not what was written.
+    """
+
+    def __init__(
+        self,
+        cache: LatentCache | Mixture,
+        *,
+        batch_size: int,
+        context_steps: int,
+        seed: int = 0,
+        shuffle: bool = True,
+        shuffle_window: int | None = None,
+        rank: int = 0,
+        world_size: int = 1,
+        drop_last: bool = True,
+        standardise: bool = True,
+        steps: tuple[int, int] | None = None,
+        allow_leak: bool = False,
+        threads: int = 2,
+        verify: str = "first_epoch",
+        copy: bool = False,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        """`batch_size` is per rank; `steps` (start, stop) reads that window of every clip only.
+
+        `shuffle_window` is for a cache larger than memory: runs of that many neighbouring clips are shuffled, and the
+        clips within each, and the disk is told ahead what comes. Without `standardise`, latents are in the float type
+        they are stored in, float32 for int8 and bfloat16. `verify` is `always`, `first_epoch` (each clip when it is
+        first read) or `off`; to check a clip is to read all of its steps.
+        """
+        caches = cache.caches if isinstance(cache, Mixture) else (cache,)
+        self._window = steps or (0, caches[0].latent_shape[0])
+        self._check(caches, threads)
+        leaks = [self._leaks(each, context_steps, allow_leak) for each in caches]
+        self.leaks = any(leaks)
+        """Whether the contexts have seen the targets."""
+        self._batch_size, self._context_steps, self._threads, self._copy = batch_size, context_steps, threads, copy
+        self._device = torch.device(device)
+        self._sampler = EpochSampler(
+            sum(map(len, caches)),
+            batch_size=batch_size,
+            seed=seed,
+            shuffle=shuffle,
+            window=shuffle_window,
+            sources=cache.sources if isinstance(cache, Mixture) else None,
+            rank=rank,
+            world_size=world_size,
+            drop_last=drop_last,
+        )
+        self._clips = ClipReader(caches, self._window, verify=verify, read_ahead=shuffle_window is not None)
+        self._spec, self._checks = caches[0].spec, verify != "off"
+        statistics = tuple(each.statistics() for each in caches) if standardise else None
+        self._decoder = Decoder(tuple(each.spec.codec for each in caches), statistics)
+        self._idle: list[_Ring] = []
+
+    def __len__(self) -> int:
+        """Batches of a whole epoch on this rank."""
+        return len(self._sampler)
+
+    def __iter__(self) -> Iterator[LatentBatch]:
+        if get_worker_info() is not None:
+            raise CacheError("LatentLoader reads with threads of its own: give the DataLoader num_workers=0")
+        ring = self._idle.pop() if self._idle else self._make_ring()
+
+        def read(numbers: NDArray[np.int64], slot: Slot) -> tuple[StoredBatch, Any] | None:
+            if not len(numbers):  # a short last batch has none for this rank
+                return None
+            stored = self._clips.read(numbers, slot, ring.delivery.take)
+            return stored, ring.delivery.stage(slot, stored.sources)
+
+        with closing(read_ahead(self._sampler.remaining(), ring.slots, self._threads, read)) as batches:
+            for result, slot in batches:
+                self._sampler.advance()
+                if result is not None:
+                    yield self._batch(ring, slot, *result)
+        self._idle.append(ring)  # not after an exception: a thread that could not be waited for may still write to it
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the next batch starts; small, and JSON."""
+        return self._sampler.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where `state_dict` was taken, with its seed. Raises CacheError if the cache has other clips now."""
+        self._sampler.load_state_dict(state)
+
+    def _batch(self, ring: _Ring, slot: Slot, stored: StoredBatch, staged: Any) -> LatentBatch:
+        latents = ring.delivery.deliver(slot, len(stored.ids), staged).to(self._device)
+        if self._copy and self._device.type == "cpu":  # on another device every batch is new
+            latents = latents.clone()
+        return LatentBatch(
+            latents=latents,
+            targets=latents,
+            times=torch.from_numpy(stored.times).to(self._device),
+            valid=torch.from_numpy(stored.valid).to(self._device),
+            ids=stored.ids,
+            context_steps=self._context_steps,
+        )
+
+    def _make_ring(self) -> _Ring:
+        num_steps, cuda = self._window[1] - self._window[0], self._device.type == "cuda"
+        shape = SlotShape(
+            layouts=self._spec.codec.payloads(self._spec.latent_shape),
+            batch_size=self._batch_size,
+            num_steps=num_steps,
+            decodes=not (cuda or self._decoder.passes_through),
+            checks=self._checks,
+            pinned=cuda,
+        )
+        self._clips.check_sizes()
+        slots = tuple(make_slot(shape) for _ in range(self._threads + SPARE_SLOTS))
+        if not cuda:
+            return _Ring(slots, HostDelivery(self._decoder))
+        return _Ring(slots, CudaDelivery(self._decoder, (num_steps, *self._spec.latent_shape[1:]), self._device))
+
+    def _check(self, caches: tuple[LatentCache, ...], threads: int) -> None:
+        if threads < 1:
+            raise CacheError(f"{threads} threads; a loader needs at least 1")
+        for each in caches:
+            each.check_window(*self._window)
+
+    def _leaks(self, cache: LatentCache, context_steps: int, allow_leak: bool) -> bool:
+        start, stop = self._window
+        seen_until = [seen - start for seen in cache.seen_until[start:stop]]
+        return check_split(seen_until, context_steps, allow_leak=allow_leak)

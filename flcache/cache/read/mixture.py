@@ -1,0 +1,44 @@
+"""Several caches read as one, each with its weight."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from flcache.cache.read.cache import LatentCache
+from flcache.errors import CacheError
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """Caches, or parts of them, to draw clips from in proportion to `weights`.
+
+    An epoch has as many clips as the caches have together, each cache its share by weight, exactly; a cache that is
+    asked for more than it has is read again, in another order. Every cache is standardised with its own statistics.
+    Raises CacheError for caches whose clips cannot lie in one batch, and for weights that are not above zero.
+    """
+
+    caches: tuple[LatentCache, ...]
+    weights: tuple[float, ...]
+
+    def __init__(self, caches: Sequence[LatentCache], weights: Sequence[float]) -> None:
+        object.__setattr__(self, "caches", tuple(caches))
+        object.__setattr__(self, "weights", tuple(map(float, weights)))
+        if not caches or len(caches) != len(weights):
+            raise CacheError(f"a mixture of {len(caches)} caches with {len(weights)} weights; give one for each")
+        if not all(0 < weight < float("inf") for weight in self.weights):
+            raise CacheError(f"a mixture with weights {list(weights)}; every weight is above zero")
+        first = caches[0]
+        for cache in caches:
+            if not len(cache):
+                raise CacheError(f"{cache.path}: no clips to mix in; leave it out")
+            if (cache.latent_shape, cache.spec.codec.name) != (first.latent_shape, first.spec.codec.name):
+                raise CacheError(
+                    f"{cache.path}: {cache.spec.codec.name} latents of {cache.latent_shape} do not mix with the "
+                    f"{first.spec.codec.name} latents of {first.latent_shape} in {first.path}"
+                )
+
+    @property
+    def sources(self) -> tuple[tuple[int, float], ...]:
+        """The clips and the weight of each cache."""
+        return tuple(zip(map(len, self.caches), self.weights, strict=True))

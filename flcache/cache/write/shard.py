@@ -1,0 +1,225 @@
+"""Writing one shard: a tar and its idx, streamed clip by clip, and the commit that makes them exist."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import xxhash
+from numpy.typing import NDArray
+
+from flcache.cache.codecs.fidelity import Fidelity, measure, merge
+from flcache.cache.codecs.registry import ValueRangeError
+from flcache.cache.format.commit import Commit, Failure, failures_bytes, is_committed, read_commit, write_commit
+from flcache.cache.format.index import PADDED, Rows, index_bytes, row_dtype
+from flcache.cache.format.plan import check_clip_ids
+from flcache.cache.format.record import canonical_json
+from flcache.cache.format.spec import CacheSpec
+from flcache.cache.format.statistics import ChannelSums
+from flcache.cache.format.tar import TarStream
+from flcache.cache.storage.local import TemporaryFile, remove_leftovers, shard_paths, storage_errors, write_file
+from flcache.errors import CacheError
+
+FINGERPRINT_MEMBER = "__flc__/fingerprint"
+CHANNELS_MEMBER = "__flc__/channels"
+
+
+@dataclass(frozen=True)
+class EncodedClip:
+    """One clip on its way into a shard."""
+
+    clip_id: str
+    slot: int
+    latents: NDArray[np.float32]
+    """(T, H, W, D) as the encoder gave them."""
+    times: Sequence[float]
+    """(T,) seconds of the steps, from the clip's first frame."""
+    timestamps: Sequence[float]
+    """(F,) seconds in the video of the frames that were decoded."""
+    mask: Sequence[bool]
+    """(F,) True where a frame is real, False where it is padding."""
+    valid_steps: int
+    """Steps, from the first, that are not made of padding only."""
+    label: str | None
+    video: str
+    decoder: str
+    metadata: Mapping[str, Any] | None = None
+    """Anything else to keep in the clip's JSON."""
+
+
+class ShardWriter:
+    """Writes shard `shard` of `split` to the cache at `cache_dir`, under temporary names until `commit`.
+
+    Used as a context manager: leaving it without `commit` discards everything. Clips and failures come in slot order;
+    memory is one clip. Every failed write is a CacheError that says what to do.
+    """
+
+    def __init__(
+        self, cache_dir: Path, split: str, shard: int, spec: CacheSpec, *, min_cosine: float | None = None
+    ) -> None:
+        """`min_cosine` is how close every stored latent vector must be to the one it is made from."""
+        self._cache_dir, self._split, self._shard, self._spec = cache_dir, split, shard, spec
+        self._min_cosine = min_cosine
+        self._paths = shard_paths(cache_dir, split, shard)
+        self._rows: list[tuple[Any, ...]] = []
+        self._failures: list[Failure] = []
+        self._decoders: Counter[str] = Counter()
+        self._sums = ChannelSums(spec.latent_shape[-1])
+        self._fidelities: list[Fidelity] = []
+        self._keep_fidelities: list[Fidelity] = []
+        self._next_slot = 0
+
+    def __enter__(self) -> ShardWriter:
+        self._temporary = TemporaryFile(self._paths.tar)
+        self._tar = TarStream(self._temporary.stream)
+        try:
+            with storage_errors(self._paths.tar):
+                self._tar.add(FINGERPRINT_MEMBER, self._spec.fingerprint.encode())
+        except BaseException:
+            self._temporary.discard()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._temporary.discard()
+
+    def add(self, clip: EncodedClip) -> None:
+        """Store a clip. Raises ValueRangeError, with nothing written, for values that the codec cannot hold.
+
+        Raises CacheError where the codec holds them too roughly for `min_cosine`.
+        """
+        self._check(clip)
+        kept = self._spec.keep.apply(clip.latents) if self._spec.keep else clip.latents
+        try:
+            payloads = self._spec.codec.encode(kept)
+        except ValueRangeError as error:
+            raise ValueRangeError(f"clip {clip.clip_id}: {error}") from None
+        stored = self._spec.codec.decode(payloads)
+        self._measure(clip, kept, stored)
+        self._take_slot(clip.slot)
+        self._rows.append(self._row(clip, self._write(clip, payloads), payloads))
+        self._decoders[clip.decoder] += 1
+        self._sums.add(stored[: clip.valid_steps])
+
+    def fail(self, failure: Failure) -> None:
+        """Record a clip that is left out."""
+        self._take_slot(failure.slot)
+        self._failures.append(failure)
+
+    def commit(self) -> Commit:
+        """Put everything under its final name, the commit last. A commit that another run made meanwhile stands."""
+        if is_committed(self._cache_dir, self._split, self._shard):
+            return read_commit(self._cache_dir, self._split, self._shard)
+        with storage_errors(self._paths.tar):
+            self._tar.add(CHANNELS_MEMBER, self._sums.sums.astype("<f8").tobytes())
+            tar_digest = self._tar.finish()
+        index = index_bytes(self._index_rows())
+        failures = failures_bytes(self._failures)
+        self._temporary.publish()
+        write_file(self._paths.idx, index)
+        self._write_failures(failures)
+        commit = Commit(
+            split=self._split,
+            shard=self._shard,
+            fingerprint=self._spec.fingerprint,
+            clips=len(self._rows),
+            failed=len(self._failures),
+            tar_bytes=self._tar.num_bytes,
+            tar_xxh3_64=tar_digest,
+            idx_xxh3_64=xxhash.xxh3_64_hexdigest(index),
+            failures_xxh3_64=xxhash.xxh3_64_hexdigest(failures) if failures else None,
+            positions=self._sums.positions,
+            decoders=dict(self._decoders),
+            fidelity=merge(self._fidelities),
+            keep_fidelity=merge(self._keep_fidelities),
+        )
+        write_commit(self._cache_dir, commit)
+        return commit
+
+    def _measure(self, clip: EncodedClip, kept: NDArray[np.float32], stored: NDArray[np.float32]) -> None:
+        fidelity = measure(kept, stored)
+        if self._min_cosine is not None and fidelity.min_cosine < self._min_cosine:
+            raise CacheError(
+                f"{self._paths.tar.name}: clip {clip.clip_id}: a latent vector stored as {self._spec.codec.name} has "
+                f"cosine {fidelity.min_cosine:.6f} with what it is made from, and cache.min_cosine="
+                f'{self._min_cosine:g}; choose a finer "cache.codec", or lower the floor'
+            )
+        self._fidelities.append(fidelity)
+        if self._spec.keep:
+            self._keep_fidelities.append(measure(clip.latents, self._spec.keep.reconstruct(kept)))
+
+    def _write(self, clip: EncodedClip, payloads: list[NDArray[Any]]) -> list[int]:
+        """Where in the tar each payload starts."""
+        layouts = self._spec.codec.payloads(self._spec.latent_shape)
+        with storage_errors(self._paths.tar):
+            self._tar.add(f"{clip.clip_id}.json", self._metadata(clip))
+            return [
+                self._tar.add_array(f"{clip.clip_id}.{layout.name}.npy", payload)
+                for layout, payload in zip(layouts, payloads, strict=True)
+            ]
+
+    def _check(self, clip: EncodedClip) -> None:
+        T = self._spec.latent_shape[0]
+        if clip.latents.shape != self._spec.encoder_shape:
+            expected = self._spec.encoder_shape
+            raise CacheError(f"clip {clip.clip_id}: latents of {clip.latents.shape}, the spec says {expected}")
+        if len(clip.times) != T or not 0 <= clip.valid_steps <= T:
+            raise CacheError(f"clip {clip.clip_id}: {len(clip.times)} times and {clip.valid_steps} valid of {T} steps")
+        if len(clip.timestamps) != len(clip.mask):
+            raise CacheError(f"clip {clip.clip_id}: {len(clip.timestamps)} timestamps, {len(clip.mask)} in the mask")
+        check_clip_ids([clip.clip_id])
+
+    def _take_slot(self, slot: int) -> None:
+        if slot < self._next_slot:
+            raise CacheError(
+                f"{self._paths.tar.name}: slot {slot} comes after slot {self._next_slot - 1}; sort the clips"
+            )
+        self._next_slot = slot + 1
+
+    def _metadata(self, clip: EncodedClip) -> bytes:
+        T, H, W, D = self._spec.latent_shape
+        content: dict[str, Any] = {
+            "clip_id": clip.clip_id,
+            "video": clip.video,
+            "label": clip.label,
+            "split": self._split,
+            "shape": [T, H, W, D],
+            "dtype": self._spec.codec.name,
+            "timestamps": [float(second) for second in clip.timestamps],
+            "mask": [bool(real) for real in clip.mask],
+            "times": [float(second) for second in clip.times],
+            "valid_steps": int(clip.valid_steps),
+            "seen_until": list(self._spec.seen_until),
+            "decoder": clip.decoder,
+        }
+        if clip.metadata is not None:
+            content["metadata"] = dict(clip.metadata)
+        return canonical_json(content).encode()
+
+    def _row(self, clip: EncodedClip, offsets: list[int], payloads: list[NDArray[Any]]) -> tuple[Any, ...]:
+        flags = PADDED if clip.valid_steps < len(clip.times) else 0
+        places = [
+            (offset, payload.nbytes, xxhash.xxh3_64_intdigest(payload.data))
+            for offset, payload in zip(offsets, payloads, strict=True)
+        ]
+        return clip.slot, flags, clip.valid_steps, 0, list(clip.times), places
+
+    def _index_rows(self) -> Rows:
+        T = self._spec.latent_shape[0]
+        num_payloads = len(self._spec.codec.payloads(self._spec.latent_shape))
+        return np.array(self._rows, dtype=row_dtype(T, num_payloads))
+
+    def _write_failures(self, content: bytes) -> None:
+        if content:
+            write_file(self._paths.failures, content)
+        else:  # a killed run may have left one
+            with storage_errors(self._paths.failures):
+                remove_leftovers(self._paths.failures)
+                self._paths.failures.unlink(missing_ok=True)

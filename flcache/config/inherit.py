@@ -1,0 +1,216 @@
+"""Configuration files in layers: what they inherit, which of them has the last word, and where each value stands.
+
+A file may name others under `inherits`. Later ones override earlier ones, and the file itself overrides all. This
+module knows YAML files, keys and lines; which keys there are and what they mean is `flcache.config`'s matter.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseException
+
+from flcache.config.schema import as_tree
+from flcache.config.yaml_lines import Entry, Key, Origin, dotted, read_value, read_yaml, shown
+from flcache.errors import ConfigError
+
+COMMAND_LINE = "command line"
+"""The file that origins of `KEY=VALUE` overrides name."""
+
+
+@dataclass(frozen=True)
+class Conflict:
+    """A key to which files gave different values; the last of them counts."""
+
+    key: str
+    entries: tuple[Entry, ...]
+    """In the order of overriding."""
+
+    def __str__(self) -> str:
+        steps = " -> ".join(f"{shown(entry.value)} ({entry.origin})" for entry in self.entries)
+        return f"{self.key}: {steps}"
+
+
+@dataclass(frozen=True)
+class Layers:
+    """Merged files: for every key, the different values it was given, the one that counts last."""
+
+    history: Mapping[Key, tuple[Entry, ...]] = field(default_factory=dict)
+
+    @property
+    def entries(self) -> dict[Key, Entry]:
+        return {key: entries[-1] for key, entries in self.history.items()}
+
+    @property
+    def conflicts(self) -> tuple[Conflict, ...]:
+        return tuple(Conflict(dotted(k), entries) for k, entries in self.history.items() if len(entries) > 1)
+
+
+def shipped_folder() -> Path:
+    """The configurations that come with flcache: beside the installed package, or at the top of a checkout."""
+    package = Path(__file__).resolve().parents[1]
+    installed = package / "configs"
+    return installed if installed.is_dir() else package.parent / "configs"
+
+
+def shipped_names() -> list[str]:
+    """Names of the shipped experiments, without `.yaml`."""
+    return sorted(path.stem for path in shipped_folder().glob("*.yaml"))
+
+
+def find_config(path_or_name: str | os.PathLike[str]) -> Path:
+    """The file at a path, or the shipped one of that name. Raises ConfigError listing the shipped names."""
+    path = Path(path_or_name)
+    found = path if path.is_file() else _first_file(shipped_folder() / path)
+    if found is None:
+        raise ConfigError(
+            f"{path}: no such file, and no shipped configuration; shipped are {', '.join(shipped_names())}"
+        )
+    return found
+
+
+def read_config(path: Path, *, inherited_by: tuple[Path, ...] = ()) -> Layers:
+    """The file at `path` over everything that it inherits. Raises ConfigError showing the chain of files."""
+    path = path.resolve()
+    chain = (*inherited_by, path)
+    if path in inherited_by:
+        raise ConfigError(f"{_chain(chain)}: the files inherit in a circle; remove one of the entries")
+    own, parents = _read_file(path, chain)
+    layers = Layers()
+    for name, origin in parents:
+        layers = merge(layers, read_config(_find_parent(name, origin, chain), inherited_by=chain))
+    return merge(layers, own)
+
+
+def read_text(text: str, name: str) -> Layers:
+    """The values of a YAML document that inherits nothing. Raises ConfigError naming `name` and the line."""
+    return _one_layer(read_yaml(text, name))
+
+
+def read_overrides(overrides: Iterable[str]) -> Layers:
+    """`KEY=VALUE` texts as a layer; values are YAML, the later of two counts. Raises ConfigError."""
+    layers = Layers()
+    for override in overrides:
+        name, equals, text = override.partition("=")
+        key = tuple(name.strip().split("."))
+        if not equals or not all(key):
+            raise ConfigError(f'"{override}": expected KEY=VALUE, such as training.steps=300')
+        layers = merge(layers, _one_layer(read_value(text, key, COMMAND_LINE)), silently=True)
+    return layers
+
+
+def merge(base: Layers, top: Layers, *, silently: bool = False) -> Layers:
+    """`top` over `base`. Every value that gives way to another one stays in the history, unless `silently`."""
+    history = dict(base.history)
+    for key, added in top.history.items():
+        below = [other for other in history if other[: len(key)] == key or key[: len(other)] == other]
+        if added[-1].value == {} and any(len(other) > len(key) for other in below):
+            continue  # an empty mapping adds nothing to a mapping
+        replaced = [entry for other in below for entry in history.pop(other)]
+        history[key] = added if silently else _without_repeats([*replaced, *added])
+    return Layers(history)
+
+
+def resolve(entries: Mapping[Key, Entry], defaults: Mapping[str, Any]) -> tuple[dict[Key, Entry], dict[Key, str]]:
+    """Entries with their `${...}` resolved against all of them over `defaults`, and why the others could not be."""
+    tree = _omegaconf(entries, defaults)
+    resolved, problems = dict(entries), {}
+    for key, entry in entries.items():
+        if not _is_open(entry.value):
+            continue
+        try:
+            resolved[key] = Entry(_look_up(tree, key), entry.origin)
+        except OmegaConfBaseException as error:
+            del resolved[key]
+            problems[key] = _reason(error)
+    return resolved, problems
+
+
+def _read_file(path: Path, chain: Sequence[Path]) -> tuple[Layers, list[tuple[str, Origin]]]:
+    """The file's own values, and what it inherits."""
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise ConfigError(f"{_chain(chain)}: cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{_chain(chain)}: not UTF-8 text (byte {error.start}); save it as UTF-8") from None
+    name = _display(path)
+    entries = read_yaml(text, name)
+    inherits = {key: entry for key, entry in entries.items() if key[0] == "inherits"}
+    own = {key: entry for key, entry in entries.items() if key not in inherits}
+    return _one_layer(own), [parent for key, entry in inherits.items() for parent in _parents(key, entry)]
+
+
+def _one_layer(entries: Mapping[Key, Entry]) -> Layers:
+    return Layers({key: (entry,) for key, entry in entries.items()})
+
+
+def _parents(key: Key, entry: Entry) -> list[tuple[str, Origin]]:
+    names = [entry.value] if isinstance(entry.value, str) else entry.value
+    if key != ("inherits",) or not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ConfigError(f"{entry.origin}: inherits: expected a list of files, got {shown(entry.value)}")
+    return [(name, entry.origin) for name in names]
+
+
+def _find_parent(name: str, origin: Origin, chain: Sequence[Path]) -> Path:
+    """An inherited file: beside the file that names it, else shipped; `.yaml` may be left out."""
+    found = _first_file(chain[-1].parent / Path(name).expanduser()) or _first_file(shipped_folder() / name)
+    if found is None:
+        raise ConfigError(f"{origin}: inherits {name}, and there is no such file ({_chain(chain)} -> {name})")
+    return found
+
+
+def _first_file(path: Path) -> Path | None:
+    return next((p for p in (path, path.with_name(path.name + ".yaml")) if p.name and p.is_file()), None)
+
+
+def _chain(paths: Sequence[Path]) -> str:
+    return " -> ".join(_display(path) for path in paths)
+
+
+def _display(path: Path) -> str:
+    """`path` as short as it stays clear: below the current folder, `configs/...` where shipped, else absolute."""
+    shipped = shipped_folder()
+    if path.is_relative_to(shipped):
+        return str(path.relative_to(shipped.parent))
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
+
+
+def _without_repeats(entries: Sequence[Entry]) -> tuple[Entry, ...]:
+    """Of neighbours with equal values the later one, and no empty mappings that were filled."""
+    filled = [entry for entry in entries[:-1] if entry.value != {}] + [entries[-1]]
+    return tuple(e for e, after in zip(filled, [*filled[1:], None], strict=True) if not after or e.value != after.value)
+
+
+def _is_open(value: Any) -> bool:
+    if isinstance(value, list):
+        return any(_is_open(item) for item in value)
+    return isinstance(value, str) and ("${" in value or value == "???")
+
+
+def _omegaconf(entries: Mapping[Key, Entry], defaults: Mapping[str, Any]) -> Any:
+    values = {key: entry.value for key, entry in entries.items()}
+    try:
+        return OmegaConf.merge(OmegaConf.create(dict(defaults)), OmegaConf.create(as_tree(values)))
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"{error.full_key or 'configuration'}: {_reason(error)}") from None
+
+
+def _look_up(tree: Any, key: Key) -> Any:
+    for part in key:
+        tree = tree[part]
+    return OmegaConf.to_container(tree, resolve=True) if OmegaConf.is_config(tree) else tree
+
+
+def _reason(error: OmegaConfBaseException) -> str:
+    text = str(error).splitlines()[0]
+    missing = re.search(r"Environment variable '([^']*)' not found", text)
+    if isinstance(error, InterpolationResolutionError) and missing:
+        return f"the environment variable {missing[1]} is not set"
+    return text

@@ -1,0 +1,93 @@
+"""Reading and printing a configuration.
+
+`load_config` reads a YAML file with its `inherits`, applies `KEY=VALUE` overrides and returns a `Config`;
+`print_config` prints it. YAML files only override; an unknown key is an error that suggests the near one.
+Paths are relative to the current folder, whichever file names them.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import yaml
+
+from flcache.bounds import OptionalPath
+from flcache.config.inherit import Conflict, find_config, merge, read_config, read_overrides, resolve
+from flcache.config.schema import as_tree, build, check_keys, convert, schema_keys
+from flcache.config.tree import Config
+from flcache.config.yaml_lines import Entry, Key, Origin, dotted, read_yaml
+from flcache.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class ResolvedConfig:
+    """A configuration with its history."""
+
+    config: Config
+    origins: dict[str, Origin]
+    """Where the value of a dotted key was written; a key that is missing here has its default."""
+    conflicts: tuple[Conflict, ...]
+    """Keys to which files gave different values."""
+
+
+_KEYS = schema_keys(Config)
+_MAY_BE_UNSET = {key for key, hint in _KEYS.items() if hint == OptionalPath}
+
+
+def load_config(path_or_name: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Config:
+    """The configuration at a path, or the shipped one of that name, under `KEY=VALUE` overrides.
+
+    Raises ConfigError with one line for every key or value that is wrong, naming file and line.
+    """
+    return load_resolved(path_or_name, overrides).config
+
+
+def load_resolved(path_or_name: str | os.PathLike[str], overrides: Sequence[str] = ()) -> ResolvedConfig:
+    """As `load_config`, with where each value came from and which files disagreed."""
+    layers = merge(read_config(find_config(path_or_name)), read_overrides(overrides), silently=True)
+    entries = layers.entries
+    _refuse(check_keys(entries, _KEYS))
+    resolved, unresolved = resolve(entries, as_dict(Config()))
+    unset = {key: f"{reason} ({entries[key].origin})" for key, reason in unresolved.items() if key in _MAY_BE_UNSET}
+    problems = [f"{entries[key].origin}: {dotted(key)}: {unresolved[key]}" for key in unresolved if key not in unset]
+    config = _from_entries(resolved, problems, {dotted(key): reason for key, reason in unset.items()})
+    return ResolvedConfig(config, {dotted(key): entry.origin for key, entry in entries.items()}, layers.conflicts)
+
+
+def config_from_yaml(text: str, name: str = "configuration") -> Config:
+    """The configuration that `to_yaml` wrote; `name` stands for the text in errors. Nothing in it is resolved."""
+    entries = read_yaml(text, name)
+    _refuse(check_keys(entries, _KEYS))
+    return _from_entries(entries, [], {})
+
+
+def as_dict(config: Config) -> dict[str, Any]:
+    """Every section, key and value."""
+    tree = asdict(config)
+    del tree["unset"]
+    return tree
+
+
+def to_yaml(config: Config) -> str:
+    """Every key and its value; `config_from_yaml` reads it back."""
+    return yaml.safe_dump(as_dict(config), sort_keys=False, allow_unicode=True)
+
+
+def print_config(config: Config) -> None:
+    """Print every key and its value, as YAML."""
+    print(to_yaml(config), end="")
+
+
+def _from_entries(entries: Mapping[Key, Entry], problems: list[str], unset: dict[str, str]) -> Config:
+    """The config, unless there are `problems` already or a value is wrong; then all of them in one ConfigError."""
+    values, wrong = convert(entries, _KEYS)
+    _refuse([*problems, *wrong])
+    return replace(build(Config, as_tree(values)), unset=unset)
+
+
+def _refuse(problems: Sequence[str]) -> None:
+    if problems:
+        raise ConfigError("\n".join(problems))

@@ -1,0 +1,117 @@
+"""Where a run is in its data: epochs of shuffled indices, shared by ranks, resumable at any batch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flcache.errors import CacheError
+from flcache.sampling.order import epoch_order, mixture_order, rank_share
+
+
+class EpochSampler:
+    """The indices of `num_clips` clips, batch by batch, epoch after epoch.
+
+    The position is counted in samples of all ranks together, so a state resumes at the exact sample on any number of
+    ranks. `remaining` looks ahead without moving; `advance` moves over one global batch. Raises CacheError for sizes
+    that give no batch.
+    """
+
+    def __init__(
+        self,
+        num_clips: int,
+        *,
+        batch_size: int,
+        seed: int = 0,
+        shuffle: bool = True,
+        window: int | None = None,
+        sources: Sequence[tuple[int, float]] | None = None,
+        rank: int = 0,
+        world_size: int = 1,
+        drop_last: bool = True,
+    ) -> None:
+        """`batch_size` is per rank; `drop_last` leaves out an epoch's last batch if it is short.
+
+        `window` and `sources`, (clips, weight) of each cache of a mixture, are those of `epoch_order` and
+        `mixture_order`; a mixture is always shuffled.
+        """
+        if not 0 <= rank < world_size or batch_size < 1 or (window is not None and window < 1):
+            raise CacheError(f"batch size {batch_size}, rank {rank} of {world_size}, window {window}: out of range")
+        self.num_clips, self.batch_size, self.seed, self.shuffle = num_clips, batch_size, seed, shuffle
+        self.window, self.sources = window, tuple(sources) if sources else None
+        self.rank, self.world_size, self.drop_last = rank, world_size, drop_last
+        self.epoch, self.samples = 0, 0
+        if num_clips < self._least:
+            raise CacheError(
+                f"{num_clips} clips are too few for one batch of {self._least}; lower training.batch_size, "
+                'or run "flcache encode" to the end'
+            )
+
+    def __len__(self) -> int:
+        """Batches of a whole epoch on this rank."""
+        full, rest = divmod(self.num_clips, self._global_batch)
+        return full + (not self.drop_last and len(self._share(np.arange(rest), 0)) > 0)
+
+    def remaining(self) -> Iterator[NDArray[np.int64]]:
+        """This rank's indices of every batch left in the epoch; empty where a short last batch has none for it."""
+        order = self._order()
+        start = self.samples
+        while self.num_clips - start >= self._least:
+            yield self._share(order, start)
+            start += self._global_batch
+
+    def advance(self) -> None:
+        """Move over one global batch, into the next epoch where this one has none left."""
+        self._go_to(self.samples + self._global_batch)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the next batch starts, and what decides the order; small, and JSON."""
+        state: dict[str, Any] = {"seed": self.seed, "epoch": self.epoch, "samples": self.samples}
+        return state | {"clips": self.num_clips, "window": self.window, "weights": self._weights}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where `state_dict` was taken, in its order. Raises CacheError if there are other clips now."""
+        if state["clips"] != self.num_clips:
+            raise CacheError(
+                f"{self.num_clips} clips, {state['clips']} when the run was saved: its order cannot be continued; "
+                "start anew, or bring back the clips as they were"
+            )
+        if state["weights"] != self._weights:
+            raise CacheError(
+                f"weights {self._weights}, {state['weights']} when the run was saved: its order cannot be continued; "
+                "start anew, or bring back the weights as they were"
+            )
+        self.seed, self.epoch, self.window = state["seed"], state["epoch"], state["window"]
+        self._go_to(state["samples"])
+
+    @property
+    def _weights(self) -> list[float] | None:
+        return [weight for _, weight in self.sources] if self.sources else None
+
+    @property
+    def _global_batch(self) -> int:
+        return self.batch_size * self.world_size
+
+    @property
+    def _least(self) -> int:
+        """Clips that a global batch needs."""
+        return self._global_batch if self.drop_last else 1
+
+    def _go_to(self, samples: int) -> None:
+        """Be at `samples` of this epoch, or at the start of the next where these ranks have no batch left."""
+        self.samples = samples
+        if self.num_clips - samples < self._least:
+            self.epoch, self.samples = self.epoch + 1, 0
+
+    def _order(self) -> NDArray[np.int64]:
+        if self.sources:
+            return mixture_order(self.sources, seed=self.seed, epoch=self.epoch, window=self.window)
+        if not self.shuffle:
+            return np.arange(self.num_clips)
+        return epoch_order(self.num_clips, seed=self.seed, epoch=self.epoch, window=self.window)
+
+    def _share(self, order: NDArray[np.int64], start: int) -> NDArray[np.int64]:
+        return rank_share(order, start=start, batch_size=self.batch_size, rank=self.rank, world_size=self.world_size)

@@ -1,0 +1,1 @@
+"""flcache bench: how fast this machine is, stage by stage."""

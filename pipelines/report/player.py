@@ -1,0 +1,166 @@
+"""The pictures of a report: one pass over the split for the colours, and a few of its clips rolled out, with frames."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from flcache.batch import LatentBatch
+from flcache.cache import LatentCache, read_plan, read_spec
+from flcache.config import Config
+from flcache.engines import ClipTask
+from flcache.errors import DataError, DecodeError
+from flcache.evaluation import Predict, copy_last
+from flcache.evaluation.report import RolledClip, TargetMoments, clips_that_fit, player_content, seen_region
+from flcache.videos import ClipRequest, DecodedClip, DecodePool, VideoFolder
+
+from ..evaluate import load_trained
+from ..setup.clips import clip_rule, clip_tasks, read_split
+from ..setup.encoder import hard_spec, pick_device
+from ..setup.progress import Progress
+from ..setup.source import LatentSource, Reading, latent_batches, open_source
+
+_LATER_S = 1e-4
+"""Added to the time of a step, so that rounding never shows the frame before."""
+
+
+@dataclass(frozen=True)
+class Pictures:
+    player: dict[str, Any]
+    """As `player_content` gives it."""
+    unread: dict[str, str]
+    """Clips without frames, and why."""
+
+
+@torch.no_grad()
+def gather_pictures(config: Config, checkpoint: Path) -> Pictures:
+    """Roll a few clips of `evaluation.split` out with `checkpoint`, in colours fitted on the whole split."""
+    device = pick_device(config.training.device)
+    split = config.evaluation.split
+    with open_source(config, Reading(split, config.evaluation.batch_size, shuffle=False), device=device) as source:
+        model = load_trained(config, source, checkpoint).to(device)
+        processor = _processor(config, source)
+        num_clips = _count_clips(config)
+        chosen = set(np.linspace(0, num_clips - 1, clips_that_fit(source.latent_shape)).round().astype(int).tolist())
+        moments, clips = TargetMoments(source.latent_shape[-1]), []
+        with Progress(f"Reading the {split} split", num_clips, "clips") as progress:
+            for batch in latent_batches(model, source, device):
+                batch = _until(batch, config.evaluation.horizons)
+                moments.add(batch.target[batch.target_valid])
+                positions = range(progress.done, progress.done + len(batch))
+                clips += [
+                    roll_out(model.predictor.predict, batch, row) for row, at in enumerate(positions) if at in chosen
+                ]
+                for _ in batch.ids:
+                    progress.advance()
+    basis = moments.basis()
+    clips, unread = _with_frames(config, clips, processor)
+    return Pictures(player_content(clips, basis), unread)
+
+
+def roll_out(predict: Predict, batch: LatentBatch, row: int) -> RolledClip:
+    """What is predicted, and what copying gives, for one clip of a batch, in memory of its own."""
+    one = slice(row, row + 1)
+    given = batch.context[one], batch.context_times[one], batch.target_times[one]
+    return RolledClip(
+        clip_id=batch.ids[row],
+        label=None,
+        times=batch.times[row].cpu().numpy(),
+        valid=batch.valid[row].cpu().numpy(),
+        context=_kept(batch.context[row]),
+        target=_kept(batch.target[row]),
+        prediction=_kept(predict(*given)[0]),
+        copy=_kept(copy_last(*given)[0]),
+        frames=None,
+    )
+
+
+def _kept(latents: Tensor) -> Tensor:
+    """A copy on the CPU: a loader uses the memory of its batches again."""
+    return latents.float().cpu().clone()
+
+
+def _until(batch: LatentBatch, horizons: int | None) -> LatentBatch:
+    """The batch without the steps that lie further ahead than `horizons`."""
+    if horizons is None:
+        return batch
+    steps = slice(batch.context_steps + horizons)
+    return replace(
+        batch,
+        latents=batch.latents[:, steps],
+        targets=batch.targets[:, steps],
+        times=batch.times[:, steps],
+        valid=batch.valid[:, steps],
+    )
+
+
+def _count_clips(config: Config) -> int:
+    """Clips of the split that the source will give, but for those that fail on the way."""
+    split = config.evaluation.split
+    if config.training.source == "cache":
+        return len(LatentCache(config.require("cache.dir"), split))
+    return len(read_split(config, split).clips)
+
+
+def _processor(config: Config, source: LatentSource) -> dict[str, Any]:
+    """The fields of the processor that made the latents."""
+    hard = hard_spec(config, source.encoder) if source.encoder else read_spec(Path(config.require("cache.dir"))).hard
+    fields: dict[str, Any] = hard.get("processor", {})
+    return fields
+
+
+def _with_frames(
+    config: Config, clips: list[RolledClip], processor: dict[str, Any]
+) -> tuple[list[RolledClip], dict[str, str]]:
+    """The clips with their labels and frames, and why some have no frames."""
+    try:
+        tasks = {task.clip_id: task for task in _tasks(config, {clip.clip_id for clip in clips})}
+    except DataError as error:
+        return clips, {clip.clip_id: str(error) for clip in clips}
+    clips = [replace(clip, label=tasks[clip.clip_id].label) for clip in clips]
+    unread = {task.clip_id: f"no video at {task.expected}" for task in tasks.values() if task.path is None}
+    framed = {}
+    with DecodePool(config.encode.decode_workers, config.encode.decode_timeout_s) as pool:
+        for clip, decoded in pool.decode(_requests(clips, tasks)):
+            if isinstance(decoded, DecodeError):
+                unread[clip.clip_id] = str(decoded)
+            else:
+                framed[clip.clip_id] = replace(clip, frames=_crop(decoded, processor))
+    return [framed.get(clip.clip_id, clip) for clip in clips], unread
+
+
+def _tasks(config: Config, clip_ids: set[str]) -> list[ClipTask]:
+    """Where the videos of `clip_ids` are and how their clips are cut."""
+    split = config.evaluation.split
+    if config.training.source == "cache":
+        plan = read_plan(Path(config.require("cache.dir")))
+        plan = plan[plan["split"] == split]
+    else:
+        plan = read_split(config, split).clips.assign(slot=0)
+    return clip_tasks(
+        plan[plan["clip_id"].isin(clip_ids)], VideoFolder(Path(config.require("dataset.root"))), clip_rule(config)
+    )
+
+
+def _requests(
+    clips: Iterable[RolledClip], tasks: dict[str, ClipTask]
+) -> Iterator[tuple[RolledClip, Path, ClipRequest]]:
+    """One frame a step, on display at the time of the step."""
+    for clip in clips:
+        task = tasks[clip.clip_id]
+        if task.path is not None:
+            first_s = task.request.timestamps[0] if task.request.timestamps else task.request.start_s
+            timestamps = tuple(first_s + float(seconds) + _LATER_S for seconds in clip.times)
+            yield clip, task.path, ClipRequest(len(timestamps), first_s, timestamps, None, "pad")
+
+
+def _crop(clip: DecodedClip, processor: dict[str, Any]) -> Any:
+    """(T, h, w, 3) the part of the frames that the encoder saw."""
+    left, top, right, bottom = seen_region(processor, *clip.frames.shape[1:3])
+    return clip.frames[:, top:bottom, left:right]
