@@ -10,6 +10,7 @@ import pytest
 
 HERE = Path(__file__).parent
 SMALLEST = {
+    "before_and_after.py": [str(HERE.parents[1]), "--smallest", "--rounds", "1", "--only", "loader, unchecked"],
     "encode.py": ["--clips", "1", "--rounds", "1"],
     "predictor_step.py": ["--memory", "--preset", "tiny"],
     "rollout.py": ["--preset", "tiny", "--grid", "4", "--rounds", "1"],
