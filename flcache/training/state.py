@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
@@ -257,12 +256,14 @@ def _alike(found: Any, wanted: Tensor) -> bool:
 
 def _whole(tensor: Tensor) -> Tensor:
     """All of a tensor on the CPU, also where each process has a part."""
-    whole = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    whole: Tensor = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
     return whole.detach().cpu().contiguous()
 
 
-def _sharded(tensor: Tensor, like: Tensor) -> Tensor:
-    """`tensor`, shared among the processes as `like` is; scalars are not."""
-    if isinstance(like, DTensor) and tensor.ndim:
-        return distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements)
-    return tensor
+def _sharded(tensor: Tensor, like: Any) -> Tensor:
+    """`tensor`, divided among the processes as `like` is; scalars are not."""
+    if not hasattr(like, "placements") or tensor.ndim == 0:
+        return tensor
+    from torch.distributed.tensor import distribute_tensor  # seconds to import, and few runs need it
+
+    return distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements)
