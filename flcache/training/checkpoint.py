@@ -5,12 +5,12 @@
         optimizer.safetensors   the moments of every trained parameter
         state.json              step, position in the data, learning rates, loss scale, latents' spread at the start
         random-0.json           random number generators, one file a process
-        config.yaml             the configuration of the run
+        config.yaml             the configuration of the run; may be edited
         run.json                step, fingerprint, latent shape, whether the context leaked; size and digest of the rest
 
-No file is unpickled, and a file that is not listed here is never opened. Every file is checked against its digest in
-`run.json`, and that against its own, before anything of it is used. Checkpoints that have pickles and no digests are
-from before this format; `earlier.py` reads them.
+No file is unpickled, and a file that is not listed here is never opened. Every file but `config.yaml` is checked
+against its digest in `run.json`, and that against its own, before anything of it is used. Checkpoints that have pickles
+and no digests are from before this format; `earlier.py` reads them.
 
 A folder with a temporary name is what a killed run leaves; it is never read and is removed by the next save.
 """
@@ -37,13 +37,8 @@ from flcache.errors import TrainingError
 
 PREFIX = "step-"
 TEMPORARY = "writing-"
-MODEL, OPTIMISER, STATE, CONFIG, RUN = (
-    "model.safetensors",
-    "optimizer.safetensors",
-    "state.json",
-    "config.yaml",
-    "run.json",
-)
+MODEL, OPTIMISER, STATE = "model.safetensors", "optimizer.safetensors", "state.json"
+CONFIG, RUN = "config.yaml", "run.json"
 _PROVOKED = (
     OSError,
     ValueError,
@@ -56,7 +51,7 @@ _PROVOKED = (
 )
 """What content of the wrong shape may raise where it is taken apart."""
 MAX_TEXT_BYTES = 16 * 2**20
-"""A larger JSON or YAML file is none of ours, and is not read."""
+"""A larger JSON file is none of ours, and is not read."""
 
 
 @dataclass(frozen=True)
@@ -79,15 +74,10 @@ class Checkpoint:
     digests: Mapping[str, Any] | None
     """Size and digest of every file by its name; None in a checkpoint from before there were digests."""
 
-    def bytes_of(self, name: str) -> bytes:
-        """All of a small file."""
-        with self.reading(name):
-            self._check(name)
-            return _read_small(self.folder / name)
-
     def json(self, name: str) -> dict[str, Any]:
         with self.reading(name):
-            return _json_object(self.bytes_of(name))
+            self._check(name)
+            return _json_object(_read_small(self.folder / name))
 
     def tensors(self, name: str) -> dict[str, Tensor]:
         """The tensors of a safetensors file, on the CPU."""
@@ -124,7 +114,7 @@ def save_checkpoint(
     write(temporary)
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
-        digests = {path.name: _digest(path) for path in sorted(temporary.iterdir())}
+        digests = {path.name: _digest(path) for path in sorted(temporary.iterdir()) if path.name != CONFIG}
         (temporary / RUN).write_text(_sealed({**asdict(record), "files": digests}), encoding="utf-8")
         _flush(temporary)
         if final.exists():

@@ -14,7 +14,7 @@ from rich.filesize import decimal
 from flcache.cache import summary
 from flcache.config import Config, load_config, to_yaml
 from flcache.evaluation.report import Report, write_report
-from flcache.training import RunRecord, latest_checkpoint, open_checkpoint, read_metrics, read_record
+from flcache.training import RunRecord, latest_checkpoint, read_metrics, read_record
 
 from .player import Pictures, gather_pictures
 
@@ -57,7 +57,6 @@ def _read_config(checkpoint: Path, training: Path, overrides: Sequence[str]) -> 
 
     A file that came with a run must not decide to execute code: `encoder.trust_remote_code` is false unless overridden.
     """
-    open_checkpoint(checkpoint).bytes_of("config.yaml")
     config = load_config(checkpoint / "config.yaml", ["encoder.trust_remote_code=false", *overrides])
     home = training.resolve().parent
     return replace(

@@ -160,7 +160,9 @@ def seal_anew(folder: Path) -> None:
     path = folder / "run.json"
     content = json.loads(path.read_bytes())
     del content["xxh3_64"]
-    content["files"] = {file.name: _digest(file) for file in folder.iterdir() if file != path}
+    content["files"] = {
+        file.name: _digest(file) for file in folder.iterdir() if file.name not in ("run.json", "config.yaml")
+    }
     path.write_text(_sealed(content), encoding="utf-8")
 
 
