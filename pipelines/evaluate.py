@@ -9,14 +9,13 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from safetensors.torch import load_model
 from torch import Tensor
 
 from flcache.config import Config
 from flcache.errors import TrainingError
 from flcache.evaluation import EvaluationResult, Sampling, detail_table, evaluate, evaluation_table, plot_skill
 from flcache.predictor import FlowMatchingPredictor
-from flcache.training import RunRecord, WorldModel, latest_checkpoint, read_record
+from flcache.training import RunRecord, WorldModel, latest_checkpoint, load_weights, open_checkpoint, read_record
 
 from .baselines import fitted_baselines
 from .setup.encoder import pick_device
@@ -56,16 +55,11 @@ def run(config: Config, checkpoint: Path | None = None, as_json: bool = False) -
 
 
 def load_trained(config: Config, source: LatentSource, checkpoint: Path) -> WorldModel:
-    """The model of `checkpoint` for evaluation. Raises TrainingError if it is of other latents or another predictor."""
-    _check_latents(read_record(checkpoint), source, checkpoint)
+    """The model of `checkpoint` for evaluation. Raises TrainingError if it does not fit or is damaged."""
+    opened = open_checkpoint(checkpoint)
+    _check_latents(opened.record, source, checkpoint)
     model = build_world_model(config, source)
-    try:
-        load_model(model, checkpoint / "model.safetensors")
-    except (OSError, RuntimeError) as error:
-        raise TrainingError(
-            f"{checkpoint}: its weights are not of the configured predictor; use the config.yaml beside them: "
-            f"{str(error).splitlines()[0]}"
-        ) from error
+    load_weights(opened, model)
     return model.eval()
 
 

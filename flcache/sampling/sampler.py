@@ -73,15 +73,22 @@ class EpochSampler:
         return state | {"clips": self.num_clips, "window": self.window, "weights": self._weights}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on where `state_dict` was taken, in its order. Raises CacheError if there are other clips now."""
+        """Go on where `state_dict` was taken, in its order. Raises CacheError if there are other clips now, or if it is
+        no state of a sampler."""
+        _check_state(state)
         if state["clips"] != self.num_clips:
             raise CacheError(
                 f"{self.num_clips} clips, {state['clips']} when the run was saved: its order cannot be continued; "
                 "start anew, or bring back the clips as they were"
             )
-        if state["weights"] != self._weights:
+        if state["samples"] >= self.num_clips:
             raise CacheError(
-                f"weights {self._weights}, {state['weights']} when the run was saved: its order cannot be continued; "
+                f"sample {state['samples']} of {self.num_clips} clips: no position in the data; start anew"
+            )
+        weights = state.get("weights")
+        if weights != self._weights:
+            raise CacheError(
+                f"weights {self._weights}, {weights} when the run was saved: its order cannot be continued; "
                 "start anew, or bring back the weights as they were"
             )
         self.seed, self.epoch, self.window = state["seed"], state["epoch"], state["window"]
@@ -115,3 +122,15 @@ class EpochSampler:
 
     def _share(self, order: NDArray[np.int64], start: int) -> NDArray[np.int64]:
         return rank_share(order, start=start, batch_size=self.batch_size, rank=self.rank, world_size=self.world_size)
+
+
+def _check_state(state: dict[str, Any]) -> None:
+    """Raises CacheError for a position that no sampler can be in."""
+    most = 2**63 - 1
+    limits = {"seed": (-most, most), "epoch": (0, most), "samples": (0, most), "clips": (1, most), "window": (1, most)}
+    for name, (least, greatest) in limits.items():
+        value = state.get(name)
+        if name == "window" and value is None:
+            continue
+        if type(value) is not int or not least <= value <= greatest:
+            raise CacheError(f"{name} {str(value)[:40]}: not a position in the data; start anew")

@@ -1,11 +1,12 @@
 """Training of a predictor, and of its encoder where that is unfrozen."""
 
-from flcache.training.checkpoint import RunRecord, has_checkpoint, latest_checkpoint, read_record
+from flcache.training.checkpoint import RunRecord, has_checkpoint, latest_checkpoint, open_checkpoint, read_record
 from flcache.training.log import read_metrics
 from flcache.training.loop import LoopOptions, Run, Source
 from flcache.training.objective import Objective, counted_splits
 from flcache.training.optimiser import build_optimiser, count_parameters, parameter_table, warmup_cosine
 from flcache.training.sources import LiveClip, VideoSource
+from flcache.training.state import load_weights
 from flcache.training.world_model import WorldModel
 
 __all__ = [
@@ -22,6 +23,8 @@ __all__ = [
     "counted_splits",
     "has_checkpoint",
     "latest_checkpoint",
+    "load_weights",
+    "open_checkpoint",
     "parameter_table",
     "read_metrics",
     "read_record",

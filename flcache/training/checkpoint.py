@@ -1,10 +1,16 @@
-"""Checkpoints: written under a temporary name, renamed when whole, found again by number.
+"""The folder of a checkpoint: written under a temporary name, renamed when whole, read without executing anything.
 
     checkpoints/step-00000300/
-        model.safetensors   predictor, channel statistics, and the encoders when they train
-        optimizer.bin, random_states_*.pkl, custom_checkpoint_*.pkl    by Accelerate: optimiser, RNG, schedule, position
-        config.yaml         the configuration of the run
-        run.json            step, fingerprint, latent shape, whether the context leaked
+        model.safetensors       predictor, channel statistics, and the encoders when they train
+        optimizer.safetensors   the moments of every trained parameter
+        state.json              step, position in the data, learning rates, loss scale, latents' spread at the start
+        random-0.json           random number generators, one file a process
+        config.yaml             the configuration of the run; may be edited
+        run.json                step, fingerprint, latent shape, whether the context leaked; size and digest of the rest
+
+No file is unpickled, and a file that is not listed here is never opened. Every file but `config.yaml` is checked
+against its digest in `run.json`, and that against its own, before anything of it is used. Checkpoints that have pickles
+and no digests are from before this format; `earlier.py` reads them.
 
 A folder with a temporary name is what a killed run leaves; it is never read and is removed by the next save.
 """
@@ -13,17 +19,39 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import safetensors.torch
+import xxhash
 from accelerate import Accelerator
+from safetensors import SafetensorError
+from torch import Tensor
 
 from flcache.errors import TrainingError
 
 PREFIX = "step-"
 TEMPORARY = "writing-"
+MODEL, OPTIMISER, STATE = "model.safetensors", "optimizer.safetensors", "state.json"
+CONFIG, RUN = "config.yaml", "run.json"
+_PROVOKED = (
+    OSError,
+    ValueError,
+    TypeError,
+    LookupError,
+    AttributeError,
+    ArithmeticError,
+    RuntimeError,
+    SafetensorError,
+)
+"""What content of the wrong shape may raise where it is taken apart."""
+MAX_TEXT_BYTES = 16 * 2**20
+"""A larger JSON file is none of ours, and is not read."""
 
 
 @dataclass(frozen=True)
@@ -37,19 +65,57 @@ class RunRecord:
     leak: bool
 
 
-def save_checkpoint(accelerator: Accelerator, folder: Path, record: RunRecord, config: str, *, keep: int) -> Path:
-    """Write a checkpoint below `folder`, with the newest `keep` kept. Call it on every process."""
+@dataclass(frozen=True)
+class Checkpoint:
+    """A whole checkpoint on disk. Every method raises TrainingError for a file that is missing or damaged."""
+
+    folder: Path
+    record: RunRecord
+    digests: Mapping[str, Any] | None
+    """Size and digest of every file by its name; None in a checkpoint from before there were digests."""
+
+    def json(self, name: str) -> dict[str, Any]:
+        with self.reading(name):
+            self._check(name)
+            return _json_object(_read_small(self.folder / name))
+
+    def tensors(self, name: str) -> dict[str, Tensor]:
+        """The tensors of a safetensors file, on the CPU."""
+        with self.reading(name):
+            self._check(name)
+            return safetensors.torch.load_file(_regular(self.folder / name))
+
+    @contextmanager
+    def reading(self, name: str) -> Iterator[None]:
+        """Whatever the content of file `name` provokes inside is a TrainingError that names the file."""
+        try:
+            yield
+        except _PROVOKED as error:
+            raise TrainingError(
+                f"{self.folder / name}: damaged, or not of flcache: {_one_line(error)}; remove {self.folder} to go on "
+                f'from the checkpoint before it, or start anew in another "training.dir"'
+            ) from error
+
+    def _check(self, name: str) -> None:
+        if self.digests is not None and self.digests[name] != _digest(self.folder / name):
+            raise ValueError("its bytes are not those that were written")
+
+
+def save_checkpoint(
+    accelerator: Accelerator, folder: Path, record: RunRecord, write: Callable[[Path], None], *, keep: int
+) -> Path:
+    """Have `write` fill a new checkpoint below `folder`, with the newest `keep` kept. Call it on every process."""
     final = folder / f"{PREFIX}{record.step:08d}"
     temporary = folder / f"{TEMPORARY}{record.step:08d}"
     if accelerator.is_main_process:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
     accelerator.wait_for_everyone()
-    accelerator.save_state(str(temporary))
+    write(temporary)
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
-        (temporary / "config.yaml").write_text(config, encoding="utf-8")
-        (temporary / "run.json").write_text(json.dumps(asdict(record), indent=1) + "\n", encoding="utf-8")
+        digests = {path.name: _digest(path) for path in sorted(temporary.iterdir()) if path.name != CONFIG}
+        (temporary / RUN).write_text(_sealed({**asdict(record), "files": digests}), encoding="utf-8")
         _flush(temporary)
         if final.exists():
             shutil.rmtree(final)
@@ -60,7 +126,7 @@ def save_checkpoint(accelerator: Accelerator, folder: Path, record: RunRecord, c
 
 
 def latest_checkpoint(folder: Path) -> Path:
-    """The newest whole checkpoint below `folder`. Raises TrainingError where there is none."""
+    """The newest checkpoint below `folder`. Raises TrainingError where there is none."""
     found = _checkpoints(folder)
     if not found:
         raise TrainingError(f'{folder}: no checkpoint; run "flcache train" first, or name one with --checkpoint')
@@ -71,13 +137,21 @@ def has_checkpoint(folder: Path) -> bool:
     return bool(_checkpoints(folder))
 
 
+def open_checkpoint(folder: Path) -> Checkpoint:
+    """The checkpoint in `folder`. Raises TrainingError where there is none, or its `run.json` is damaged."""
+    with Checkpoint(folder, RunRecord(0, "", (0, 0, 0, 0), False), None).reading(RUN):
+        content = _json_object(_read_small(folder / RUN))
+        digests = None
+        if "files" in content or "xxh3_64" in content:
+            if content.pop("xxh3_64") != _seal(content):
+                raise ValueError("its bytes are not those that were written")
+            digests = dict(content.pop("files"))
+        return Checkpoint(folder, _record(content), digests)
+
+
 def read_record(checkpoint: Path) -> RunRecord:
     """What `checkpoint` says of its run. Raises TrainingError where it is not a checkpoint."""
-    try:
-        fields: dict[str, Any] = json.loads((checkpoint / "run.json").read_text(encoding="utf-8"))
-        return RunRecord(**{**fields, "latent_shape": tuple(fields["latent_shape"])})
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise TrainingError(f"{checkpoint}: not a checkpoint of flcache: {error}") from error
+    return open_checkpoint(checkpoint).record
 
 
 def check_same_run(found: RunRecord, wanted: RunRecord, checkpoint: Path) -> None:
@@ -91,8 +165,77 @@ def check_same_run(found: RunRecord, wanted: RunRecord, checkpoint: Path) -> Non
             )
 
 
+def whole_number(value: Any, least: int = 0, most: int = 2**63 - 1) -> int:
+    """`value`, if it is an int from `least` to `most`. Raises ValueError."""
+    if type(value) is not int or not least <= value <= most:
+        raise ValueError(f"{str(value)[:40]!r} is not a whole number from {least} to {most}")
+    return value
+
+
+def finite_number(value: Any) -> float:
+    """`value`, if it is a finite number of at least 0. Raises ValueError."""
+    if type(value) not in (int, float) or not 0 <= value <= 1e300:
+        raise ValueError(f"{str(value)[:40]!r} is not a finite number of at least 0")
+    return float(value)
+
+
+def _record(content: dict[str, Any]) -> RunRecord:
+    T, H, W, D = (whole_number(size, least=1) for size in content.pop("latent_shape"))
+    record = RunRecord(**content, latent_shape=(T, H, W, D))
+    whole_number(record.step)
+    if type(record.fingerprint) is not str or type(record.leak) is not bool:
+        raise ValueError("a field has the wrong type")
+    return record
+
+
 def _checkpoints(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.glob(f"{PREFIX}*") if (path / "run.json").is_file())
+    """Oldest first, also damaged ones: only a whole checkpoint ever gets such a name."""
+    found = [path for path in folder.glob(f"{PREFIX}*") if re.fullmatch(r"step-[0-9]{8,18}", path.name)]
+    return sorted((path for path in found if path.is_dir()), key=lambda path: int(path.name.removeprefix(PREFIX)))
+
+
+def _regular(path: Path) -> Path:
+    """`path`, which must be a plain file: to open a pipe of that name would wait for ever."""
+    if not path.is_file():
+        raise ValueError("no such file" if not path.exists() else "not a plain file")
+    return path
+
+
+def _read_small(path: Path) -> bytes:
+    with _regular(path).open("rb") as stream:
+        content = stream.read(MAX_TEXT_BYTES + 1)
+    if len(content) > MAX_TEXT_BYTES:
+        raise ValueError(f"larger than {MAX_TEXT_BYTES} bytes")
+    return content
+
+
+def _json_object(raw: bytes) -> dict[str, Any]:
+    content = json.loads(raw)
+    if not isinstance(content, dict):
+        raise ValueError("no JSON object")
+    return content
+
+
+def _digest(path: Path) -> dict[str, Any]:
+    digest, size = xxhash.xxh3_64(), 0
+    with _regular(path).open("rb") as stream:
+        while block := stream.read(2**20):
+            digest.update(block)
+            size += len(block)
+    return {"bytes": size, "xxh3_64": digest.hexdigest()}
+
+
+def _seal(content: dict[str, Any]) -> str:
+    """The digest of a record without its seal, whatever the order of its keys."""
+    return xxhash.xxh3_64_hexdigest(json.dumps(content, sort_keys=True).encode())
+
+
+def _sealed(content: dict[str, Any]) -> str:
+    return json.dumps({**content, "xxh3_64": _seal(content)}, indent=1) + "\n"
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300] or type(error).__name__
 
 
 def _flush(folder: Path) -> None:

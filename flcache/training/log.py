@@ -8,12 +8,13 @@ from types import TracebackType
 
 from torch.utils.tensorboard import SummaryWriter
 
+from flcache.errors import TrainingError
+
 
 class MetricsLog:
     """Appends to `metrics.jsonl` and to TensorBoard's event files in `directory`.
 
-    A run that resumes at `start_step` drops the lines of later steps first, so that the file reads as if nothing had
-    happened in between.
+    A run that resumes at `start_step` first drops the lines of later steps, which it will write again.
     """
 
     def __init__(self, directory: Path, *, start_step: int = 0) -> None:
@@ -52,8 +53,12 @@ class NoLog:
 
 
 def read_metrics(path: Path) -> list[dict[str, float]]:
-    """The lines of a `metrics.jsonl`; a last line cut short by a kill is left out."""
+    """The lines of a `metrics.jsonl`; a last line cut short by a kill is left out. Raises TrainingError."""
     if not path.exists():
         return []
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    return [json.loads(line) for line in lines if line.endswith("\n")]
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")[:-1]
+        metrics = [{str(name): float(value) for name, value in json.loads(line).items()} for line in lines]
+        return [{**line, "step": int(line["step"])} for line in metrics]
+    except (OSError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError) as error:
+        raise TrainingError(f"{path}: a line is no metrics of a run: {error}; move the file away") from error

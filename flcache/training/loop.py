@@ -1,6 +1,6 @@
 """The mechanics of a training run: batches in, optimiser steps, logs and checkpoints out.
 
-Accelerate carries devices, precision, data parallelism, accumulation and the bytes of checkpoints.
+Accelerate carries devices, precision, data parallelism and accumulation.
 """
 
 from __future__ import annotations
@@ -13,15 +13,25 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedType
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from flcache.training.checkpoint import RunRecord, check_same_run, latest_checkpoint, read_record, save_checkpoint
+from flcache.errors import FlcacheError, TrainingError
+from flcache.training.checkpoint import (
+    CONFIG,
+    STATE,
+    RunRecord,
+    check_same_run,
+    latest_checkpoint,
+    open_checkpoint,
+    save_checkpoint,
+)
 from flcache.training.collapse import LatentHealth, check_collapse, latent_health
 from flcache.training.log import MetricsLog, NoLog
 from flcache.training.objective import check_finite
+from flcache.training.state import Position, Trained, read_state, restore, write_state
 from flcache.training.world_model import Batch, WorldModel
 
 OnStep = Callable[[int, dict[str, float]], None]
@@ -80,34 +90,43 @@ class Run:
         self.step = 0
         self._health: LatentHealth | None = None
         self._wrapped: Any
+        _check_whole(accelerator)
         self._wrapped, self._optimiser = accelerator.prepare(model, optimiser)
-        # Not prepared by Accelerate, whose wrapper steps a schedule once per process; only saved with its state.
-        accelerator.register_for_checkpointing(schedule, self)
-
-    def state_dict(self) -> dict[str, Any]:
-        """What Accelerate does not know: the step, the position in the data, the latents' spread at the start."""
-        health = (self._health.deviation, self._health.rank) if self._health else None
-        return {"step": self.step, "source": self.source.state_dict(), "health": health}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.step = state["step"]
-        self.source.load_state_dict(state["source"])
-        self._health = LatentHealth(*state["health"]) if state["health"] else None
 
     @property
     def checkpoints(self) -> Path:
         return self.directory / "checkpoints"
 
     def resume(self) -> None:
-        """Continue from the newest checkpoint. Raises TrainingError where there is none, or it is of another run."""
-        checkpoint = latest_checkpoint(self.checkpoints)
-        check_same_run(read_record(checkpoint), self.record, checkpoint)
-        self.accelerator.load_state(str(checkpoint))
+        """Continue from the newest checkpoint.
+
+        Raises TrainingError where there is none, or it is damaged or of another run; the run is then as it was.
+        """
+        checkpoint = open_checkpoint(latest_checkpoint(self.checkpoints))
+        check_same_run(checkpoint.record, self.record, checkpoint.folder)
+        saved = read_state(checkpoint, self._trained(), process=self.accelerator.process_index)
+        with checkpoint.reading(STATE):
+            try:
+                self.source.load_state_dict(saved.position.source)
+            except FlcacheError as error:
+                raise TrainingError(f"{checkpoint.folder}: {error}") from error
+        restore(saved, self._trained())
+        self.step, self._health = saved.position.step, saved.position.health
 
     def save(self, keep: int) -> Path:
         """Write a checkpoint of the present step."""
         record = replace(self.record, step=self.step)
-        return save_checkpoint(self.accelerator, self.checkpoints, record, self.config, keep=keep)
+        return save_checkpoint(self.accelerator, self.checkpoints, record, self._write, keep=keep)
+
+    def _write(self, folder: Path) -> None:
+        position = Position(self.step, self.source.state_dict(), self._health)
+        write_state(folder, self._trained(), position, process=self.accelerator.process_index)
+        if self.accelerator.is_main_process:
+            (folder / CONFIG).write_text(self.config, encoding="utf-8")
+
+    def _trained(self) -> Trained:
+        accelerator = self.accelerator
+        return Trained(self.model, self._optimiser, self.schedule, accelerator.scaler, accelerator.device)
 
     def fit(self, options: LoopOptions, on_step: OnStep) -> None:
         """Train to `options.steps`. Raises TrainingError on a loss that is not finite and on collapsing latents."""
@@ -178,3 +197,14 @@ def endless(source: Source) -> Iterator[Batch]:
     """Epoch after epoch of `source`."""
     while True:
         yield from source
+
+
+def _check_whole(accelerator: Accelerator) -> None:
+    """Raises TrainingError where parameters are split in ways that cannot be gathered into a checkpoint."""
+    kind = accelerator.distributed_type
+    split = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
+    if kind in split and not accelerator.is_fsdp2:
+        raise TrainingError(
+            f"{kind.value}: its checkpoints would hold pickles and no whole model; train with plain data parallelism "
+            f'(torchrun), or with "fsdp_version: 2" in the configuration of accelerate'
+        )

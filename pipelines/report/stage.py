@@ -53,8 +53,11 @@ def _run_name(training: Path) -> str:
 
 
 def _read_config(checkpoint: Path, training: Path, overrides: Sequence[str]) -> Config:
-    """The checkpoint's configuration; what a moved folder no longer has where it was is looked for beside the run."""
-    config = load_config(checkpoint / "config.yaml", overrides)
+    """The checkpoint's configuration; what a moved folder no longer has where it was is looked for beside the run.
+
+    A file that came with a run must not decide to execute code: `encoder.trust_remote_code` is false unless overridden.
+    """
+    config = load_config(checkpoint / "config.yaml", ["encoder.trust_remote_code=false", *overrides])
     home = training.resolve().parent
     return replace(
         config,

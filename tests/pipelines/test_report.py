@@ -13,9 +13,10 @@ from selenium.webdriver import Chrome
 from selenium.webdriver.common.by import By
 from small_run import flcache
 
-from flcache.config import load_config
+from flcache.config import Config, load_config, to_yaml
 from flcache.errors import TrainingError
 from flcache.pipelines import evaluate, report, train
+from flcache.pipelines.report.stage import _read_config
 
 
 @pytest.fixture(scope="module")
@@ -96,3 +97,12 @@ def test_a_live_run_has_pictures_of_what_its_encoder_gives(finished: Path, tmp_p
 def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match="no checkpoint"):
         report.run(tmp_path)
+
+
+def test_the_configuration_of_a_checkpoint_cannot_ask_for_remote_code(tmp_path: Path) -> None:
+    """A run may come from anybody, and its configuration with it; who reports on it has the last word."""
+    config = to_yaml(Config()).replace("trust_remote_code: false", "trust_remote_code: true")
+    (tmp_path / "config.yaml").write_text(config, encoding="utf-8")
+    assert load_config(tmp_path / "config.yaml").encoder.trust_remote_code
+    assert not _read_config(tmp_path, tmp_path, []).encoder.trust_remote_code
+    assert _read_config(tmp_path, tmp_path, ["encoder.trust_remote_code=true"]).encoder.trust_remote_code
