@@ -55,7 +55,7 @@ def test_int8_is_calibrated_once_and_the_same_every_time(
 
 
 def test_components_of_means_are_kept(videos: Path, tmp_path: Path) -> None:
-    cache = run(videos, tmp_path, "cache.codec=int8", "encode.keep.pool=2", "encode.keep.pca=24")
+    cache = run(videos, tmp_path, "cache.codec=int8", "encode.keep.pool=true", "encode.keep.pca=24")
     assert cache.latent_shape == (16, 2, 2, 24) and cache.spec.encoder_shape == (16, 4, 4, 64)
     assert all(commit.fidelity.relative_l2 < 0.01 < commit.keep_fidelity.relative_l2 for commit in cache.commits)
 
