@@ -33,14 +33,9 @@ def register_codec(codec: Kind) -> Kind:
     return codec
 
 
-def codec_class(name: Any) -> type[Codec]:
-    """The codec called `name`. Raises CacheError that lists those there are."""
+def get_codec(name: Any, calibration: Mapping[str, Any] | None = None) -> Codec:
+    """The codec called `name`, for a spec with this `calibration`. Raises CacheError that lists those there are."""
     if not isinstance(name, str) or name not in CODECS:
         names = ", ".join(CODECS)
         raise CacheError(f'no codec {name!r}; "cache.codec" is one of {names}, or is registered with register_codec')
-    return CODECS[name]
-
-
-def get_codec(name: Any, calibration: Mapping[str, Any] | None = None) -> Codec:
-    """The codec called `name`, for a spec with this `calibration`. Raises CacheError that lists those there are."""
-    return codec_class(name).from_calibration(calibration)
+    return CODECS[name].from_calibration(calibration)

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flcache.cache.codecs.reduction import pack_basis, pool_patches
-from flcache.cache.codecs.registry import codec_class
+from flcache.cache.codecs.registry import get_codec
 from flcache.cache.format.statistics import ChannelSums, channel_deviation
 from flcache.errors import CacheError
 
@@ -82,7 +82,7 @@ class Calibrator:
 
 def is_calibrated(hard: Mapping[str, Any]) -> bool:
     """Whether a spec with these hard fields needs a calibration pass."""
-    return codec_class(hard["codec"]).needs_calibration or (hard.get("keep") or {}).get("pca") is not None
+    return get_codec(hard["codec"]).needs_calibration or (hard.get("keep") or {}).get("pca") is not None
 
 
 def _same_signs(vectors: NDArray[np.float64]) -> NDArray[np.float64]:
