@@ -190,7 +190,7 @@ def repair(directory: str, config: str, overrides: tuple[str, ...]) -> None:
 @click.argument("manifest", metavar="MANIFEST")
 @click.option("--root", required=True, metavar="DIR", help="Folder that the paths in MANIFEST are relative to.")
 @click.option("--out", required=True, metavar="DIR", help="Where the cache goes.")
-@click.option("--codec", default="float16", show_default=True, help="float32, float16, bfloat16 or int8.")
+@click.option("--codec", default="float16", show_default=True, help="As cache.codec of a configuration.")
 @click.option(
     "--shape", metavar="T,H,W,D", callback=lambda *given: _sizes(given[2]), help="Reshape every file to this."
 )

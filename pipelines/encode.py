@@ -16,7 +16,7 @@ from typing import Any
 import pandas as pd
 
 from flcache.cache import (
-    CALIBRATION_CLIPS,
+    CODEC_CALIBRATION_CLIPS,
     TRAINING_SPLIT,
     CacheSpec,
     Failure,
@@ -89,7 +89,7 @@ def _calibrate(
             f"dataset.train is not set, and {config.cache.codec} is calibrated on training clips: "
             "give dataset.train, or choose cache.codec=float16 and no encode.keep.pca"
         )
-    sample = assign_split(config, hard["layout"]["shape"], split)[:CALIBRATION_CLIPS]
+    sample = assign_split(config, hard["layout"]["shape"], split)[:CODEC_CALIBRATION_CLIPS]
     clips, options = clip_tasks(sample, split.folder, clip_rule(config)), config.encode
     with (
         DecodePool(options.decode_workers, options.decode_timeout_s) as pool,

@@ -76,7 +76,7 @@ def test_wrong_values_fail_all_at_once_with_line_and_what_is_allowed() -> None:
         "my.yaml:5: seed: expected a whole number, got true",
         "my.yaml:6: encoder_trainable: expected true or false or a list of text, got 3",
         "my.yaml:8: cache.dir: expected text (a path) or null, got 3",
-        "my.yaml:9: cache.codec: expected one of float32, float16, bfloat16, int8, got zip",
+        "my.yaml:9: cache.codec: expected text that is one of float32, float16, bfloat16, int8, got zip",
         "my.yaml:11: training.betas: expected a list of 2, each a number of at least 0 and below 1, got [1]",
         "my.yaml:12: training.learning_rate: expected a number above 0, got .inf",
         "my.yaml:14: encode.device: expected text such as auto, cpu, mps, cuda or cuda:1, got gpu",

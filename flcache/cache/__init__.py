@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from flcache.cache.check.summary import summary
 from flcache.cache.check.verify import Damage, Verification, verify_cache
-from flcache.cache.codecs.reduction import keep_fields, kept_shape
-from flcache.cache.codecs.registry import CODECS, Codec, ValueRangeError, get_codec
+from flcache.cache.codecs.protocol import Codec, PayloadLayout, ValueRangeError, check_held
+from flcache.cache.codecs.reduction import reduced_shape, reduction_fields
+from flcache.cache.codecs.registry import CODECS, get_codec, register_codec
 from flcache.cache.format.commit import Commit, Failure, committed_shards, is_committed, read_commits, read_failures
 from flcache.cache.format.plan import assign_shards, check_clip_ids, read_plan, write_plan
 from flcache.cache.format.spec import (
@@ -25,7 +26,7 @@ from flcache.cache.format.spec import (
 from flcache.cache.format.statistics import TRAINING_SPLIT, ChannelSums, channel_statistics, finalize_statistics
 from flcache.cache.read.cache import CachedClip, LatentCache, SplitProgress
 from flcache.cache.read.mixture import Mixture
-from flcache.cache.write.calibration import CALIBRATION_CLIPS, Calibrator, is_calibrated
+from flcache.cache.write.calibration import CODEC_CALIBRATION_CLIPS, Calibrator, is_calibrated
 from flcache.cache.write.importing import LatentFiles, ManifestRow, read_latents, read_manifest
 from flcache.cache.write.shard import EncodedClip, ShardWriter
 from flcache.cache.write.writer import CacheWriter, ClipInfo
@@ -36,8 +37,8 @@ if TYPE_CHECKING:
     from flcache.cache.read.loader import LatentLoader
 
 __all__ = [
-    "CALIBRATION_CLIPS",
     "CODECS",
+    "CODEC_CALIBRATION_CLIPS",
     "FORMAT",
     "TRAINING_SPLIT",
     "CacheSpec",
@@ -57,6 +58,7 @@ __all__ = [
     "LatentLoader",
     "ManifestRow",
     "Mixture",
+    "PayloadLayout",
     "ShardWriter",
     "SplitProgress",
     "ValueRangeError",
@@ -64,6 +66,7 @@ __all__ = [
     "assign_shards",
     "channel_statistics",
     "check_clip_ids",
+    "check_held",
     "committed_shards",
     "create_or_check",
     "differences",
@@ -72,8 +75,6 @@ __all__ = [
     "get_codec",
     "is_calibrated",
     "is_committed",
-    "keep_fields",
-    "kept_shape",
     "make_spec",
     "mixture_order",
     "rank_share",
@@ -83,6 +84,9 @@ __all__ = [
     "read_manifest",
     "read_plan",
     "read_spec",
+    "reduced_shape",
+    "reduction_fields",
+    "register_codec",
     "summary",
     "verify_cache",
     "with_calibration",

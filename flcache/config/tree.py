@@ -16,6 +16,7 @@ from flcache.bounds import (
     Positive,
     PositiveFloat,
 )
+from flcache.cache.codecs.registry import CodecName
 from flcache.errors import ConfigError
 
 
@@ -65,8 +66,8 @@ class EncoderConfig:
 
 @dataclass(frozen=True)
 class KeepConfig:
-    pool: Annotated[int, Bound("of 2", lambda value: value == 2)] | None = None
-    """2 stores the mean of every 2 x 2 patches; null stores every patch."""
+    pool: bool = False
+    """Store the mean of every 2 x 2 patches, instead of every patch."""
     pca: Positive | None = None
     """Principal components to store, fitted once on training clips; null stores every channel."""
 
@@ -99,7 +100,7 @@ class EncodeConfig:
 class CacheConfig:
     dir: OptionalPath = None
     """Folder of the cache."""
-    codec: Literal["float32", "float16", "bfloat16", "int8"] = "float16"
+    codec: CodecName = "float16"
     """How latents are stored; `int8` takes half the bytes of `float16`, calibrated on training clips beforehand."""
     min_cosine: Fraction | None = None
     """How close every stored latent vector must be to the encoder's; encoding stops at one that is not."""

@@ -112,7 +112,7 @@ def _prepare(folder: Path, directory: Path | None) -> Path:
         write_synthetic(folder / "int8", codec="int8")
     else:
         cache = LatentCache(directory, "train")
-        if len(cache) < MIN_BATCHES * 8 or cache.spec.codec.storage_dtype.kind != "f":
+        if len(cache) < MIN_BATCHES * 8 or not cache.spec.codec.stores_latents:
             raise CacheError(
                 f"{directory}: {len(cache)} training clips in {cache.spec.codec.name}; a measurement wants at least "
                 f"{MIN_BATCHES * 8} in float16 or float32; leave out DIR to measure on noise"

@@ -28,7 +28,7 @@ from flcache.encoder.torchvision_ops import ensure_torchvision
 
 BATCH_SIZE = 8
 WARM_EPOCHS = 7
-RING_SLOTS_SPARE = 2
+SPARE_BUFFERS = 2
 
 
 def write_rivals(folder: Path, names: Iterable[str]) -> None:
@@ -109,28 +109,28 @@ def _ring(folder: Path, threads: int) -> tuple[Callable[[], Iterable[Any]], int]
         path = cache.path / "shards" / f"{cache.commits[shard].name}.tar"
         descriptors.setdefault(shard, os.open(path, os.O_RDONLY))
         places.append((descriptors[shard], int(cache.reader(shard).rows["payloads"]["offset"][row, 0])))
-    slots = [torch.zeros(BATCH_SIZE, num_bytes, dtype=torch.uint8) for _ in range(threads + RING_SLOTS_SPARE)]
-    views = [[memoryview(clip) for clip in slot.numpy()] for slot in slots]
+    buffers = [torch.zeros(BATCH_SIZE, num_bytes, dtype=torch.uint8) for _ in range(threads + SPARE_BUFFERS)]
+    views = [[memoryview(clip) for clip in buffer.numpy()] for buffer in buffers]
     pool = ThreadPoolExecutor(threads)
 
     def epoch() -> Iterator[torch.Tensor]:
         order = np.random.permutation(len(places))
         batches = [order[start : start + BATCH_SIZE] for start in range(0, len(order), BATCH_SIZE)]
 
-        def read(slot: int, clip: int, index: int) -> int:
+        def read(buffer: int, clip: int, index: int) -> int:
             descriptor, offset = places[index]
-            return os.preadv(descriptor, [views[slot][clip]], offset)
+            return os.preadv(descriptor, [views[buffer][clip]], offset)
 
         def submit(number: int) -> list[Future[int]]:
-            slot = number % len(slots)
-            return [pool.submit(read, slot, clip, index) for clip, index in enumerate(batches[number].tolist())]
+            buffer = number % len(buffers)
+            return [pool.submit(read, buffer, clip, index) for clip, index in enumerate(batches[number].tolist())]
 
-        ahead = len(slots) - 1
+        ahead = len(buffers) - 1
         pending = deque(submit(number) for number in range(min(ahead, len(batches))))
         for number in range(len(batches)):
             for future in pending.popleft():
                 future.result()
-            yield slots[number % len(slots)][: len(batches[number])]
+            yield buffers[number % len(buffers)][: len(batches[number])]
             if number + ahead < len(batches):
                 pending.append(submit(number + ahead))
 

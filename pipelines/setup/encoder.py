@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from flcache.cache import keep_fields, kept_shape
+from flcache.cache import reduced_shape, reduction_fields
 from flcache.config import Config
 from flcache.encoder import ContextRule, EncoderSource, LatentVideoModel, hard_keys, load_encoder
 
@@ -37,8 +37,8 @@ def hard_spec(config: Config, model: LatentVideoModel) -> dict[str, Any]:
     """Everything that decides the latents, but a calibration: the part of a spec that is hashed."""
     frames = config.clip.frames
     steps, shape = model.num_steps(frames), model.latent_shape(frames)
-    keep = keep_fields(shape, pool=config.encode.keep.pool, pca=config.encode.keep.pca)
-    stored = kept_shape(keep, "encode.keep") if keep else shape
+    keep = reduction_fields(shape, pool=config.encode.keep.pool, pca=config.encode.keep.pca)
+    stored = reduced_shape(keep, "encode.keep") if keep else shape
     return {
         **hard_keys(model),
         "clip": clip_rule(config).as_dict(),

@@ -174,7 +174,7 @@ def _hard_spec(config: Config, model: LatentVideoModel) -> dict[str, Any]:
     if "keep" in hard:
         raise ConfigError(
             "encode.keep stores a part of the latents, and training.source=videos has no store: "
-            "set encode.keep.pool and encode.keep.pca to null, or train with training.source=cache"
+            "set encode.keep.pool=false and encode.keep.pca=null, or train with training.source=cache"
         )
     if config.cache.dir:
         with suppress(CacheError):  # no cache there

@@ -18,6 +18,7 @@ from flcache.cache import (
     assign_shards,
     create_or_check,
     finalize_statistics,
+    is_calibrated,
     is_committed,
     read_plan,
     write_plan,
@@ -101,7 +102,7 @@ def plan_cache(
     cache_dir: Path, *, codec: str = "float16", shape: Shape = SHAPE, num_train: int = 23, num_val: int = 5
 ) -> CacheSpec:
     """The spec and plan of a cache of five clips a shard."""
-    calibrate = partial(calibration, hard_spec(codec, shape), num_train) if codec == "int8" else None
+    calibrate = partial(calibration, hard_spec(codec, shape), num_train) if is_calibrated(hard_spec(codec)) else None
     spec, _ = create_or_check(cache_dir, hard_spec(codec, shape), {"device": "cpu"}, calibrate)
     clip_bytes = spec.codec.clip_bytes(shape)
     for split, number in (("train", num_train), ("val", num_val)):

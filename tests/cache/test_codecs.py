@@ -62,9 +62,9 @@ def test_decoded_is_as_close_as_the_codec_promises(name: str) -> None:
             (layout.dtype, layout.shape) for layout in codec.payloads(SHAPE)
         ]
         assert sum(payload.nbytes for payload in payloads) == codec.clip_bytes(SHAPE)
-        found = measure(clip, codec.decode(payloads))
+        found = measure(clip, codec.decode(payloads).astype(np.float32))
         assert found.relative_l2 <= worst_relative_error(name) and found.min_cosine >= 0.999
-        assert np.array_equal(codec.restore(payloads), codec.decode(payloads))
+        assert codec.decode(payloads).dtype == codec.latents_dtype(SHAPE)
 
 
 @pytest.mark.parametrize("name", sorted(CODECS))
@@ -73,7 +73,7 @@ def test_standardised_equals_decoded_then_standardised(name: str) -> None:
     codec = spec_codec(name, latents)
     encoded = [codec.encode(clip) for clip in latents]
     buffers = [torch.from_numpy(np.stack(payload)) for payload in zip(*encoded, strict=True)]
-    plain = torch.from_numpy(np.stack([codec.decode(payloads) for payloads in encoded]))
+    plain = torch.from_numpy(np.stack([codec.decode(payloads) for payloads in encoded])).float()
     own = ChannelStatistics(*(torch.tensor(calibrated(latents)["calibration"][key]) for key in ("mean", "std")))
     for statistics in (own, statistics_of(outlier_latents(2, seed=1)), None):
         expected = statistics.standardise(plain) if statistics else plain

@@ -226,7 +226,7 @@ def test_members_are_as_described(cache: LatentCache) -> None:
 
 
 def test_components_are_as_described(tmp_path: Path) -> None:
-    from test_keep import make_cache, smooth_latents
+    from test_reduction import make_cache, smooth_latents
 
     cache = make_cache(tmp_path, "float32", 2, 5)
     spec = read_sealed(tmp_path / "spec.json")["spec"]

@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader
 
 from flcache.batch import LatentBatch
 from flcache.cache import LatentCache, LatentLoader
-from flcache.cache.read.ring import Slot, _Crew, _Order
+from flcache.cache.read.ring import BatchBuffer, _Crew, _Order
 from flcache.encoder.torchvision_ops import ensure_torchvision
 from flcache.errors import CacheError, DamagedError
 
@@ -219,12 +219,12 @@ def test_a_thread_that_reads_may_be_the_one_that_collects_the_iterator() -> None
     """Garbage is collected in whatever thread is running: it must not wait for itself."""
     dismissed: SimpleQueue[bool] = SimpleQueue()
 
-    def read(item: int, slot: Slot) -> None:
+    def read(item: int, buffer: BatchBuffer) -> None:
         crew.dismiss()
         dismissed.put(True)
 
     crew = _Crew(2, read)
-    crew.give(_Order(0, Slot((), (), (), None)))
+    crew.give(_Order(0, BatchBuffer((), (), (), None)))
     assert dismissed.get(timeout=10)
     deadline = time.monotonic() + 10
     while reading_threads() and time.monotonic() < deadline:

@@ -124,7 +124,7 @@ def test_the_predictor_of_the_encoders_own_checkpoint_is_a_baseline(
     scores = {}
     for name, override in (("cache", "source=cache"), ("videos", "source=videos"), ("keep", "source=cache")):
         capsys.readouterr()
-        keep = ["encode.keep.pool=2", f"cache.dir={tmp_path}/kept"] if name == "keep" else []
+        keep = ["encode.keep.pool=true", f"cache.dir={tmp_path}/kept"] if name == "keep" else []
         config = load_config(config_file, [*overrides, f"training.{override}", *keep])
         if keep:
             encode.run(config)

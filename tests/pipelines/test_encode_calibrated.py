@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from flcache.cache import LatentCache
-from flcache.config import load_config
-from flcache.errors import CacheError
-from flcache.pipelines import encode
+from flcache.config import Config, load_config
+from flcache.errors import CacheError, ConfigError
+from flcache.pipelines import audit, encode
 from flcache.videos import write_dataset
 
 
@@ -21,9 +22,13 @@ def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def run(videos: Path, cache_dir: Path, *overrides: str) -> LatentCache:
+def configured(videos: Path, cache_dir: Path, *overrides: str) -> Config:
     dataset = [f"dataset.root={videos}", f"dataset.train={videos}/train.csv", f"dataset.val={videos}/val.csv"]
-    encode.run(load_config("demo", [*dataset, f"cache.dir={cache_dir}", "encode.decode_workers=1", *overrides]))
+    return load_config("demo", [*dataset, f"cache.dir={cache_dir}", "encode.decode_workers=1", *overrides])
+
+
+def run(videos: Path, cache_dir: Path, *overrides: str) -> LatentCache:
+    encode.run(configured(videos, cache_dir, *overrides))
     return LatentCache(cache_dir)
 
 
@@ -54,10 +59,21 @@ def test_int8_is_calibrated_once_and_the_same_every_time(
     assert file_bytes(tmp_path / "int8") == file_bytes(tmp_path / "again")
 
 
-def test_components_of_means_are_kept(videos: Path, tmp_path: Path) -> None:
-    cache = run(videos, tmp_path, "cache.codec=int8", "encode.keep.pool=2", "encode.keep.pca=24")
+def test_components_of_means_are_kept(videos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ("cache.codec=int8", "encode.keep.pool=true", "encode.keep.pca=24")
+    cache = run(videos, tmp_path, *options)
     assert cache.latent_shape == (16, 2, 2, 24) and cache.spec.encoder_shape == (16, 4, 4, 64)
     assert all(commit.fidelity.relative_l2 < 0.01 < commit.keep_fidelity.relative_l2 for commit in cache.commits)
+    capsys.readouterr()
+    audit.run(tmp_path, configured(videos, tmp_path, *options), clips=3, as_json=True)
+    found = json.loads(capsys.readouterr().out)
+    assert found["ok"] and found["clips"] == 3 and found["distance_to_cache"] < 1e-3
+
+
+@pytest.mark.parametrize("old", ["2", "null"])
+def test_the_pool_of_an_old_configuration_is_told_what_to_write(old: str) -> None:
+    with pytest.raises(ConfigError, match=f"encode.keep.pool: expected true or false, got {old}"):
+        load_config("demo", [f"encode.keep.pool={old}"])
 
 
 def test_too_rough_stops_the_run(videos: Path, tmp_path: Path) -> None:

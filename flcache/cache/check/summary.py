@@ -21,19 +21,18 @@ from flcache.cache.storage.local import parse_shard_name
 def summary(cache_dir: str | Path) -> dict[str, Any]:
     """Plain values for `flcache inspect-cache`. Raises CacheError if there is no cache or a record is damaged."""
     cache = LatentCache(cache_dir)
-    T, H, W, D = cache.latent_shape
     commits = cache.commits
     return {
         "path": str(cache.path),
         "format": FORMAT,
         "fingerprint": cache.fingerprint,
         "latents": {
-            "shape": [T, H, W, D],
+            "shape": list(cache.latent_shape),
             "codec": cache.spec.codec.name,
-            "dtype": cache.spec.codec.storage_dtype.name,
+            "dtype": cache.spec.codec.payloads(cache.latent_shape)[0].dtype.name,
             "clip_bytes": cache.spec.codec.clip_bytes(cache.latent_shape),
         },
-        "keep": _keep(cache),
+        "keep": _reduction(cache),
         "fidelity": {
             "codec": _fidelity(commit.fidelity for commit in commits),
             "keep": _fidelity(commit.keep_fidelity for commit in commits),
@@ -49,8 +48,8 @@ def summary(cache_dir: str | Path) -> dict[str, Any]:
     }
 
 
-def _keep(cache: LatentCache) -> dict[str, Any] | None:
-    """What is kept of the encoder's latents; None where all is."""
+def _reduction(cache: LatentCache) -> dict[str, Any] | None:
+    """The `keep` of the spec with the part of the variance that its components hold; None without."""
     keep = cache.spec.hard.get("keep")
     if keep is None:
         return None

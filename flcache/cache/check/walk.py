@@ -16,7 +16,7 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from flcache.cache.codecs.registry import PayloadLayout
+from flcache.cache.codecs.protocol import PayloadLayout
 from flcache.cache.format.commit import Commit
 from flcache.cache.format.index import Rows
 from flcache.cache.format.record import parse_object
@@ -29,8 +29,6 @@ from flcache.errors import CacheError
 Problem = tuple[str | None, str]
 """The clip that has it, if one has, and what it is."""
 _SIZE_FIELD = slice(124, 135)
-_EXPONENTS = {("f", 2): 0x7C00, ("f", 4): 0x7F800000, ("u", 2): 0x7F80}
-"""The bits that are all set in a value that is not finite; `u` 2 is bfloat16."""
 _FINITE_CHUNK_VALUES = 2**18
 
 
@@ -156,7 +154,7 @@ def _json_content(members: bytes) -> bytes | None:
 def _check_payload(buffer: NDArray[np.uint8], digest: int, layout: PayloadLayout) -> str | None:
     if xxhash.xxh3_64_intdigest(buffer.data) != digest:
         return f"its {layout.name} are not what was written"
-    return None if _all_finite(buffer, layout.dtype) else f"its {layout.name} are not all finite"
+    return None if _all_finite(buffer, layout) else f"its {layout.name} are not all finite"
 
 
 def _check_end(tar: _Tar, before: bytes, spec: CacheSpec) -> Iterator[Problem]:
@@ -184,11 +182,10 @@ def _member(name: str, content: bytes) -> bytes:
     return header + content + bytes(-len(content) % BLOCK_BYTES)
 
 
-def _all_finite(buffer: NDArray[np.uint8], dtype: np.dtype[Any]) -> bool:
-    exponent = _EXPONENTS.get((dtype.kind, dtype.itemsize))
-    if exponent is None:
+def _all_finite(buffer: NDArray[np.uint8], layout: PayloadLayout) -> bool:
+    if layout.not_finite is None:
         return True
-    bits = buffer.view(f"<u{dtype.itemsize}")
-    mask = bits.dtype.type(exponent)
+    bits = buffer.view(f"<u{layout.dtype.itemsize}")
+    mask = bits.dtype.type(layout.not_finite)
     chunks = (bits[start : start + _FINITE_CHUNK_VALUES] for start in range(0, len(bits), _FINITE_CHUNK_VALUES))
     return all(bool(((chunk & mask) < mask).all()) for chunk in chunks)

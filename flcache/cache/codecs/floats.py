@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from flcache.cache.codecs.protocol import PayloadLayout, Shape, check_held
+from flcache.cache.codecs.protocol import Codec, PayloadLayout, Shape, check_held
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -20,30 +19,23 @@ BFLOAT16_MAX = float(np.array(0x7F7F0000, dtype=np.uint32).view(np.float32))
 _BFLOAT16_EXPONENT = np.uint16(0x7F80)
 
 
-@dataclass(frozen=True)
-class FloatCodec:
-    """The latents cast to `storage_dtype`."""
+class FloatCodec(Codec):
+    """The latents cast to `dtype`."""
 
-    name: str
-    storage_dtype: np.dtype[Any]
+    dtype: ClassVar[np.dtype[Any]]
+    stores_latents = True
 
     def payloads(self, shape: Shape) -> tuple[PayloadLayout, ...]:
-        return (PayloadLayout("latents", self.storage_dtype, shape),)
-
-    def clip_bytes(self, shape: Shape) -> int:
-        return self.payloads(shape)[0].num_bytes
+        return (PayloadLayout("latents", self.dtype, shape),)
 
     def encode(self, latents: NDArray[np.float32]) -> list[NDArray[Any]]:
-        with np.errstate(over="ignore"):  # looked for in the next line
-            stored = np.ascontiguousarray(latents, dtype=self.storage_dtype)
+        with np.errstate(over="ignore"):  # `check_held` finds what has become infinite
+            stored = np.ascontiguousarray(latents, dtype=self.dtype)
         check_held(latents, np.isfinite(stored), self.name, float(np.finfo(stored.dtype).max))
         return [stored]
 
-    def restore(self, payloads: Sequence[NDArray[Any]]) -> NDArray[Any]:
+    def decode(self, payloads: Sequence[NDArray[Any]]) -> NDArray[Any]:
         return payloads[0]
-
-    def decode(self, payloads: Sequence[NDArray[Any]]) -> NDArray[np.float32]:
-        return payloads[0].astype(np.float32, copy=False)
 
     def standardise_into(self, buffers: Sequence[Tensor], statistics: ChannelStatistics | None, out: Tensor) -> None:
         from flcache.cache.codecs.standardise import cast_into
@@ -51,27 +43,30 @@ class FloatCodec:
         cast_into(buffers[0], statistics, out)
 
 
-class BFloat16Codec:
+class Float16Codec(FloatCodec):
+    name = "float16"
+    dtype = np.dtype("<f2")
+
+
+class Float32Codec(FloatCodec):
+    name = "float32"
+    dtype = np.dtype("<f4")
+
+
+class BFloat16Codec(Codec):
     """The upper half of each float32, rounded to the nearest even. numpy, which lacks the type, reads `uint16`."""
 
     name = "bfloat16"
-    storage_dtype: np.dtype[Any] = np.dtype("<u2")
 
     def payloads(self, shape: Shape) -> tuple[PayloadLayout, ...]:
-        return (PayloadLayout("latents", self.storage_dtype, shape),)
-
-    def clip_bytes(self, shape: Shape) -> int:
-        return self.payloads(shape)[0].num_bytes
+        return (PayloadLayout("latents", np.dtype("<u2"), shape, bfloat16=True),)
 
     def encode(self, latents: NDArray[np.float32]) -> list[NDArray[Any]]:
         bits = np.ascontiguousarray(latents, dtype=np.float32).view(np.uint32)
-        stored = ((bits + np.uint32(0x7FFF) + ((bits >> 16) & 1)) >> 16).astype(self.storage_dtype)
+        stored = ((bits + np.uint32(0x7FFF) + ((bits >> 16) & 1)) >> 16).astype("<u2")
         held = np.isfinite(latents) & ((stored & _BFLOAT16_EXPONENT) != _BFLOAT16_EXPONENT)
         check_held(latents, held, self.name, BFLOAT16_MAX)
         return [stored]
-
-    def restore(self, payloads: Sequence[NDArray[Any]]) -> NDArray[Any]:
-        return self.decode(payloads)
 
     def decode(self, payloads: Sequence[NDArray[Any]]) -> NDArray[np.float32]:
         return (payloads[0].astype(np.uint32) << 16).view(np.float32)

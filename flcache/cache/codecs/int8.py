@@ -6,14 +6,14 @@ spec keeps, every channel gets its share of the 255 levels, and what training wa
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from flcache.cache.codecs.protocol import PayloadLayout, Shape, check_held
+from flcache.cache.codecs.protocol import Codec, PayloadLayout, Shape, check_held
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -32,7 +32,7 @@ def _unchanged(value: float) -> NDArray[np.float32]:
 
 
 @dataclass(frozen=True, eq=False)
-class Int8Codec:
+class Int8Codec(Codec):
     """`latents ~ mean + std * scale * stored`, with `stored` in -127 to 127 and one `scale` per latent vector.
 
     Without constants the latents are taken as standardised already.
@@ -41,18 +41,24 @@ class Int8Codec:
     mean: NDArray[np.float32] = field(default_factory=lambda: _unchanged(0))
     """(D,), or (1,) for all channels alike; so is `std`."""
     std: NDArray[np.float32] = field(default_factory=lambda: _unchanged(1))
+    calibrated: bool = False
+    """Whether the constants are those of a calibration."""
     name: ClassVar[str] = "int8"
-    storage_dtype: ClassVar[np.dtype[Any]] = np.dtype("|i1")
+    needs_calibration: ClassVar[bool] = True
+
+    @classmethod
+    def from_calibration(cls, calibration: Mapping[str, Any] | None) -> Int8Codec:
+        if calibration is None:
+            return cls()
+        mean, std = (np.array(calibration[key], dtype=np.float32) for key in ("mean", "std"))
+        return cls(mean, std, calibrated=True)
 
     def payloads(self, shape: Shape) -> tuple[PayloadLayout, ...]:
-        latents = PayloadLayout("latents", self.storage_dtype, shape)
+        latents = PayloadLayout("latents", np.dtype("|i1"), shape)
         return latents, PayloadLayout("scale", SCALE_DTYPE, shape[:-1])
 
-    def clip_bytes(self, shape: Shape) -> int:
-        return sum(layout.num_bytes for layout in self.payloads(shape))
-
     def encode(self, latents: NDArray[np.float32]) -> list[NDArray[Any]]:
-        with np.errstate(over="ignore", invalid="ignore"):  # looked for in the next lines
+        with np.errstate(over="ignore", invalid="ignore"):  # `check_held` finds them
             standardised = (latents - self.mean) / self.std  # (T, H, W, D)
             magnitude = np.abs(standardised)
             scale = (magnitude.max(axis=-1) / LEVELS).astype(SCALE_DTYPE)  # (T, H, W)
@@ -61,10 +67,7 @@ class Int8Codec:
         factor = np.divide(1, scale, out=np.zeros(scale.shape, np.float32), where=scale > 0, dtype=np.float32)
         standardised *= factor[..., None]
         np.rint(standardised, out=standardised)
-        return [standardised.clip(-LEVELS, LEVELS).astype(self.storage_dtype), scale]
-
-    def restore(self, payloads: Sequence[NDArray[Any]]) -> NDArray[Any]:
-        return self.decode(payloads)
+        return [standardised.clip(-LEVELS, LEVELS).astype("|i1"), scale]
 
     def decode(self, payloads: Sequence[NDArray[Any]]) -> NDArray[np.float32]:
         stored, scale = payloads
@@ -80,3 +83,12 @@ class Int8Codec:
 
         stored, scale = buffers
         scale_into(stored, scale, torch.from_numpy(self.mean), torch.from_numpy(self.std), statistics, out)
+
+    def statistics(self) -> ChannelStatistics | None:
+        if not self.calibrated:
+            return None
+        import torch
+
+        from flcache.batch import ChannelStatistics
+
+        return ChannelStatistics(mean=torch.from_numpy(self.mean), std=torch.from_numpy(self.std))

@@ -1,15 +1,16 @@
-"""What a codec is, and the arrays that it puts into a shard.
+"""What a codec is: the one class to derive from to store latents in another way.
 
-A codec turns the float32 latents of a clip into payloads, the arrays that lie in a shard, and back. Every payload has
-the time axis first, so that a window of steps is one contiguous read.
+A codec turns the latents of a clip into payloads, the arrays that lie in a shard, and back. Every payload has the time
+axis first, so that a window of steps is one contiguous read; its other axes are the codec's own.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,39 +37,98 @@ class PayloadLayout:
     dtype: np.dtype[Any]
     shape: Shape
     """Time axis first."""
+    bfloat16: bool = False
+    """Whether the values are bfloat16, which numpy lacks; `dtype` is `uint16` then."""
 
     @property
     def num_bytes(self) -> int:
         return self.dtype.itemsize * prod(self.shape)
 
-
-class Codec(Protocol):
     @property
-    def name(self) -> str: ...
+    def not_finite(self) -> int | None:
+        """The bits that are all set in a value that is not finite; None where every value is finite."""
+        if self.bfloat16:
+            return 0x7F80
+        if self.dtype.kind != "f":
+            return None
+        return int(np.array(np.inf, self.dtype).view(f"<u{self.dtype.itemsize}"))
 
-    @property
-    def storage_dtype(self) -> np.dtype[Any]: ...
 
+class Codec(ABC):
+    """How the latents of one cache are stored. `name`, `payloads`, `encode` and `decode` are enough to make one."""
+
+    name: ClassVar[str]
+    """The `codec` of a spec, and `cache.codec` of a configuration."""
+    needs_calibration: ClassVar[bool] = False
+    """Whether mean and deviation of the training latents must be known before the first clip is stored."""
+    stores_latents: ClassVar[bool] = False
+    """Whether its one payload is the latents, in a float type of torch: then they are read without decoding."""
+
+    @classmethod
+    def from_calibration(cls, calibration: Mapping[str, Any] | None) -> Codec:
+        """The codec of a spec with this `calibration`: `mean` and `std` (D,). None where the spec has none (yet)."""
+        return cls()
+
+    @abstractmethod
     def payloads(self, shape: Shape) -> tuple[PayloadLayout, ...]:
-        """What a clip of `shape` (T, H, W, D) is stored as."""
+        """What a clip of `shape` (T, H, W, D) is stored as. Raises CacheError for a shape that it cannot store."""
 
-    def clip_bytes(self, shape: Shape) -> int:
-        """Bytes of all payloads of a clip of `shape`."""
-
+    @abstractmethod
     def encode(self, latents: NDArray[np.float32]) -> list[NDArray[Any]]:
         """The payloads of latents (T, H, W, D). Raises ValueRangeError naming step and channel."""
 
-    def restore(self, payloads: Sequence[NDArray[Any]]) -> NDArray[Any]:
-        """The latents in the smallest float type that holds the stored values exactly; float32 for int8."""
-
-    def decode(self, payloads: Sequence[NDArray[Any]]) -> NDArray[np.float32]:
-        """The latents as float32."""
+    @abstractmethod
+    def decode(self, payloads: Sequence[NDArray[Any]]) -> NDArray[Any]:
+        """The latents (T, H, W, D) of a clip or of a window of its steps, in `latents_dtype`."""
 
     def standardise_into(self, buffers: Sequence[Tensor], statistics: ChannelStatistics | None, out: Tensor) -> None:
         """Fill `out`, float32 (B, T, H, W, D), with standardised latents, or, without `statistics`, as they are.
 
-        `buffers` are the payloads of B clips, clip first, as they are stored, on the device of `out`.
+        `buffers` are the payloads of B clips, clip first, on the device of `out`. By default every clip is decoded on
+        the CPU.
         """
+        import torch
+
+        from flcache.cache.codecs.standardise import cast_into
+
+        for clip, target in enumerate(out):
+            decoded = self.decode([buffer[clip].cpu().numpy() for buffer in buffers])
+            cast_into(torch.from_numpy(decoded), statistics, target)
+
+    def statistics(self) -> ChannelStatistics | None:
+        """What decoded values are standardised with before they are scaled back, so that `standardise_into` with the
+        same costs least; None if nothing."""
+        return None
+
+    def clip_bytes(self, shape: Shape) -> int:
+        """Bytes of all payloads of a clip of `shape`."""
+        return sum(layout.num_bytes for layout in self.payloads(shape))
+
+    def latents_dtype(self, shape: Shape) -> np.dtype[Any]:
+        """Of what `decode` gives: the stored type where it `stores_latents`, else float32."""
+        return self.payloads(shape)[0].dtype if self.stores_latents else np.dtype(np.float32)
+
+
+def encode_and_decode(codec: Codec, latents: NDArray[np.float32]) -> tuple[list[NDArray[Any]], NDArray[np.float32]]:
+    """The payloads of latents (T, H, W, D), and the latents that a reader gets from them, as float32.
+
+    Raises ValueRangeError for values that the codec cannot hold, CacheError for a codec that does not do what it says.
+    """
+    payloads = codec.encode(latents)
+    decoded = codec.decode(payloads)
+    layouts = codec.payloads(latents.shape)
+    says = [(layout.dtype, layout.shape) for layout in layouts] + [(codec.latents_dtype(latents.shape), latents.shape)]
+    does = [(array.dtype, array.shape) for array in (*payloads, decoded)]
+    if says != does or any(layout.shape[0] != len(latents) for layout in layouts):
+        raise CacheError(
+            f"codec {codec.name}: its payloads and decoded latents are {_list(does)}, but it says {_list(says)}, each "
+            f"with {len(latents)} steps first; correct {type(codec).__name__}"
+        )
+    return payloads, decoded.astype(np.float32, copy=False)
+
+
+def _list(arrays: Sequence[tuple[np.dtype[Any], Shape]]) -> str:
+    return ", ".join(f"{dtype} {list(shape)}" for dtype, shape in arrays)
 
 
 def check_held(latents: NDArray[np.float32], held: NDArray[np.bool_], codec: str, largest: float) -> None:

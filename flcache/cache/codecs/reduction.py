@@ -1,7 +1,8 @@
-"""What is kept of an encoder's latents: all of them, their 2x2 spatial means, their first principal components.
+"""Storing less than the encoder gives: means of 2 x 2 patches, principal components of the channels, or both.
 
-T steps, H x W patch grid, D channels, K kept channels. Components are those of standardised latents, so that a few
-large channels do not take them all; their basis is part of the spec.
+T steps, H x W patch grid, D channels, K components. Components are fitted to standardised latents, because the few
+channels of a large scale would dominate them otherwise. A spec holds the reduction as `keep`, its constants as
+`calibration.pca`.
 """
 
 from __future__ import annotations
@@ -19,13 +20,13 @@ from flcache.errors import CacheError
 
 POOL = 2
 LARGEST = float(np.finfo(np.float32).max)
-"""Of float32, in which constants are applied."""
+"""The largest float32: constants are applied in float32."""
 _SMALLEST = float(np.finfo(np.float32).tiny)
 
 
 @dataclass(frozen=True, eq=False)
 class Components:
-    """The principal components that are kept."""
+    """The principal components that latents are projected on."""
 
     mean: NDArray[np.float32]
     """(D,); so is `std`."""
@@ -39,15 +40,15 @@ class Components:
         projected: NDArray[np.float32] = standardised @ self.basis
         return projected
 
-    def reconstruct(self, kept: NDArray[np.float32]) -> NDArray[np.float32]:
+    def reconstruct(self, projected: NDArray[np.float32]) -> NDArray[np.float32]:
         """(..., K) -> (..., D)"""
-        latents: NDArray[np.float32] = (kept @ self.basis.T) * self.std + self.mean
+        latents: NDArray[np.float32] = (projected @ self.basis.T) * self.std + self.mean
         return latents
 
 
 @dataclass(frozen=True, eq=False)
-class Keep:
-    """What becomes of the latents (T, H, W, D) before they are stored."""
+class Reduction:
+    """From the encoder's latents (T, H, W, D) to what a codec stores, and back as far as possible."""
 
     shape: Shape
     """(T, H, W, D) of the encoder's latents."""
@@ -56,14 +57,14 @@ class Keep:
     components: Components | None
 
     def apply(self, latents: NDArray[np.float32]) -> NDArray[np.float32]:
-        """What is kept of latents (T, H, W, D). Values that are not finite stay so."""
-        with np.errstate(over="ignore", invalid="ignore"):  # the codec looks for them
+        """Latents (T, H, W, D) reduced. A value that is not finite makes values that are not."""
+        with np.errstate(over="ignore", invalid="ignore"):  # the codec refuses them
             pooled = pool_patches(latents) if self.pool else latents
             return pooled if self.components is None else self.components.project(pooled)
 
-    def reconstruct(self, kept: NDArray[np.float32]) -> NDArray[np.float32]:
-        """The latents (T, H, W, D) as far as what is kept tells them."""
-        pooled = kept if self.components is None else self.components.reconstruct(kept)
+    def reconstruct(self, reduced: NDArray[np.float32]) -> NDArray[np.float32]:
+        """The closest latents (T, H, W, D) that `apply` would turn into `reduced`."""
+        pooled = reduced if self.components is None else self.components.reconstruct(reduced)
         return pooled.repeat(POOL, axis=1).repeat(POOL, axis=2) if self.pool else pooled
 
 
@@ -74,41 +75,41 @@ def pool_patches(latents: NDArray[np.float32]) -> NDArray[np.float32]:
     return pooled
 
 
-def keep_fields(shape: Shape, *, pool: int | None, pca: int | None) -> dict[str, Any] | None:
-    """The `keep` of a spec whose encoder gives `shape` (T, H, W, D); None where all is kept. Raises CacheError."""
-    if pool is None and pca is None:
+def reduction_fields(shape: Shape, *, pool: bool, pca: int | None) -> dict[str, Any] | None:
+    """The `keep` of a spec whose encoder gives `shape` (T, H, W, D); None without reduction. Raises CacheError."""
+    if not pool and pca is None:
         return None
-    fields = {"shape": list(shape), "pool": pool, "pca": pca}
-    kept_shape(fields, "encode.keep")
+    fields = {"shape": list(shape), "pool": POOL if pool else None, "pca": pca}
+    reduced_shape(fields, "encode.keep")
     return fields
 
 
-def kept_shape(keep: Mapping[str, Any], where: str) -> Shape:
-    """(T, H, W, D) of what is stored. Raises CacheError for a `keep` that cannot be."""
+def reduced_shape(keep: Mapping[str, Any], where: str) -> Shape:
+    """(T, H, W, D) of what is stored under the `keep` of a spec. Raises CacheError for one that cannot be."""
     T, H, W, D = keep["shape"]
     pool, pca = keep["pool"], keep["pca"]
     if pool not in (None, POOL):
-        raise CacheError(f"{where}: pool is {pool!r}; it is {POOL}, or null to keep every patch")
+        raise CacheError(f"{where}: keep.pool is {pool!r}; it is {POOL}, or null for every patch")
     if pool and (H % POOL or W % POOL):
-        raise CacheError(f"{where}: pool={POOL} needs an even patch grid, this one is {H} x {W}; set it to null")
+        raise CacheError(f"{where}: pool needs an even patch grid, this one is {H} x {W}; set encode.keep.pool=false")
     if pca is not None and not (type(pca) is int and 1 <= pca <= D):
         raise CacheError(f"{where}: pca is {pca!r}; it is from 1 to the {D} channels of the encoder, or null")
     return (T, H // (pool or 1), W // (pool or 1), pca or D)
 
 
-def parse_keep(keep: Any, calibration: Any, where: str) -> Keep | None:
-    """The `keep` of a spec with its calibration. Raises CacheError if either cannot be."""
+def parse_reduction(keep: Any, calibration: Any, where: str) -> Reduction | None:
+    """From `keep` and `calibration` of a spec; None without `keep`. Raises CacheError if either is malformed."""
     if keep is None:
         return None
     if not isinstance(keep, dict) or set(keep) != {"shape", "pool", "pca"} or not _is_shape(keep["shape"]):
         raise CacheError(f"{where}: keep must hold shape [T, H, W, D], pool and pca")
-    kept_shape(keep, where)
+    reduced_shape(keep, where)
     D = keep["shape"][3]
     components = None
     if keep["pca"] is not None:
         fields = calibration.get("pca") if isinstance(calibration, dict) else None
         components = _parse_components(fields, D, keep["pca"], where)
-    return Keep(tuple(keep["shape"]), keep["pool"] is not None, components)
+    return Reduction(tuple(keep["shape"]), keep["pool"] is not None, components)
 
 
 def pack_basis(basis: NDArray[np.float32]) -> str:
@@ -128,12 +129,12 @@ def are_constants(fields: Any, width: int) -> bool:
     return all(value >= _SMALLEST for value in fields["std"])
 
 
-def _parse_components(fields: Any, width: int, kept: int, where: str) -> Components:
+def _parse_components(fields: Any, width: int, count: int, where: str) -> Components:
     try:
         raw = base64.b64decode(fields["basis"], validate=True)
-        basis = np.frombuffer(raw, dtype="<f4").reshape(width, kept).astype(np.float32)
+        basis = np.frombuffer(raw, dtype="<f4").reshape(width, count).astype(np.float32)
     except (TypeError, KeyError, ValueError):
-        raise CacheError(f"{where}: calibration.pca must hold a basis of {width} x {kept} in base64") from None
+        raise CacheError(f"{where}: calibration.pca must hold a basis of {width} x {count} in base64") from None
     if not (are_constants(fields, width) and np.isfinite(basis).all()):
         raise CacheError(f"{where}: calibration.pca must hold mean and std, above 0, of {width} channels")
     mean, std = (np.array(fields[name], dtype=np.float32) for name in ("mean", "std"))

@@ -1,39 +1,41 @@
-"""The codecs there are: float32, float16, bfloat16, and int8 with one scale per latent vector."""
+"""The codecs there are, by name; `register_codec` adds one."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any, TypeVar
 
-import numpy as np
-
-from flcache.cache.codecs.floats import BFloat16Codec, FloatCodec
+from flcache.bounds import OneOf
+from flcache.cache.codecs.floats import BFloat16Codec, Float16Codec, Float32Codec
 from flcache.cache.codecs.int8 import Int8Codec
-from flcache.cache.codecs.protocol import Codec, PayloadLayout, Shape, ValueRangeError
+from flcache.cache.codecs.protocol import Codec
 from flcache.errors import CacheError
 
-__all__ = ["CODECS", "Codec", "PayloadLayout", "Shape", "ValueRangeError", "get_codec", "needs_calibration"]
-
-CODECS: dict[str, Codec] = {
-    "bfloat16": BFloat16Codec(),
-    "float16": FloatCodec("float16", np.dtype("<f2")),
-    "float32": FloatCodec("float32", np.dtype("<f4")),
-    "int8": Int8Codec(),
+CODECS: dict[str, type[Codec]] = {
+    "float32": Float32Codec,
+    "float16": Float16Codec,
+    "bfloat16": BFloat16Codec,
+    "int8": Int8Codec,
 }
+CodecName = Annotated[str, OneOf(CODECS)]
+Kind = TypeVar("Kind", bound=type[Codec])
+
+
+def register_codec(codec: Kind) -> Kind:
+    """Let caches and configurations use `codec` by its name, before either is opened; also as a decorator.
+
+    The same class may come again, as when a module is reloaded. Raises CacheError if another one has the name.
+    """
+    known = CODECS.get(codec.name, codec)
+    if (known.__module__, known.__qualname__) != (codec.__module__, codec.__qualname__):
+        raise CacheError(f"codec {codec.name!r} is {known.__module__}.{known.__qualname__}; choose another name")
+    CODECS[codec.name] = codec
+    return codec
 
 
 def get_codec(name: Any, calibration: Mapping[str, Any] | None = None) -> Codec:
-    """The codec called `name`, with the constants of a spec's `calibration` where it takes any.
-
-    Raises CacheError that lists those there are.
-    """
+    """The codec called `name`, for a spec with this `calibration`. Raises CacheError that lists those there are."""
     if not isinstance(name, str) or name not in CODECS:
-        raise CacheError(f'no codec {name!r}; "cache.codec" is one of {", ".join(sorted(CODECS))}')
-    if needs_calibration(name) and calibration is not None:
-        return Int8Codec(*(np.array(calibration[key], dtype=np.float32) for key in ("mean", "std")))
-    return CODECS[name]
-
-
-def needs_calibration(name: str) -> bool:
-    """Whether the codec called `name` standardises latents, and so needs their mean and deviation first."""
-    return name == "int8"
+        names = ", ".join(CODECS)
+        raise CacheError(f'no codec {name!r}; "cache.codec" is one of {names}, or is registered with register_codec')
+    return CODECS[name].from_calibration(calibration)

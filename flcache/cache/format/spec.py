@@ -15,8 +15,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from flcache.cache.codecs.reduction import LARGEST, Keep, are_constants, kept_shape, parse_keep
-from flcache.cache.codecs.registry import Codec, get_codec
+import numpy as np
+from numpy.typing import NDArray
+
+from flcache.cache.codecs.protocol import Codec
+from flcache.cache.codecs.reduction import LARGEST, Reduction, are_constants, parse_reduction, reduced_shape
+from flcache.cache.codecs.registry import get_codec
 from flcache.cache.format.record import MAX_RECORD_BYTES, canonical_json, parse_object, read_bytes, read_record, seal
 from flcache.cache.storage.local import is_file, remove_leftovers, write_file, write_new_file
 from flcache.errors import CacheError, DamagedError, SpecMismatch
@@ -34,7 +38,7 @@ class CacheSpec:
     """The content of `spec.json`."""
 
     hard: dict[str, Any]
-    """Needs `codec`, `layout.shape` (T, H, W, D) of what is stored and `context.seen_until` (T). `keep` says how the
+    """Needs `codec`, `layout.shape` (T, H, W, D) of what is read and `context.seen_until` (T). `keep` says how the
     encoder's latents became that, `calibration` with which constants; the rest is the caller's."""
     soft: dict[str, Any]
     channels: dict[str, Any] | None = None
@@ -50,18 +54,22 @@ class CacheSpec:
         return get_codec(self.hard["codec"], self.hard.get("calibration"))
 
     @cached_property
-    def keep(self) -> Keep | None:
-        """What becomes of the encoder's latents before they are stored; None where all is kept."""
-        return parse_keep(self.hard.get("keep"), self.hard.get("calibration"), "spec")
+    def reduction(self) -> Reduction | None:
+        """What the encoder's latents go through before they are stored; None where they are stored whole."""
+        return parse_reduction(self.hard.get("keep"), self.hard.get("calibration"), "spec")
+
+    def reduce(self, latents: NDArray[np.float32]) -> NDArray[np.float32]:
+        """The encoder's latents as the codec gets them."""
+        return self.reduction.apply(latents) if self.reduction else latents
 
     @property
     def encoder_shape(self) -> tuple[int, ...]:
         """(T, H, W, D) of the encoder's latents."""
-        return self.keep.shape if self.keep else self.latent_shape
+        return self.reduction.shape if self.reduction else self.latent_shape
 
     @property
     def latent_shape(self) -> tuple[int, int, int, int]:
-        """(T, H, W, D)"""
+        """(T, H, W, D) of what is read; the arrays in a shard have the shapes that the codec gives them."""
         T, H, W, D = self.hard["layout"]["shape"]
         return T, H, W, D
 
@@ -180,9 +188,9 @@ def _check_calibration(hard: dict[str, Any], shape: list[int], where: str) -> No
     if calibration is not None and not are_constants(calibration, shape[3]):
         raise CacheError(f"{where}: calibration must hold mean and std, above 0, of {shape[3]} channels")
     keep = hard.get("keep")
-    if keep is not None and parse_keep(keep, calibration, where) and list(kept_shape(keep, where)) != shape:
+    if keep is not None and parse_reduction(keep, calibration, where) and list(reduced_shape(keep, where)) != shape:
         raise CacheError(
-            f"{where}: layout.shape is {shape}, but keep makes {list(kept_shape(keep, where))} of its shape"
+            f"{where}: layout.shape is {shape}, but keep makes {list(reduced_shape(keep, where))} of its shape"
         )
 
 

@@ -15,7 +15,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flcache.cache.codecs.reduction import LARGEST
-from flcache.cache.codecs.registry import needs_calibration
 from flcache.cache.format.commit import Commit, read_commits, repair_hint
 from flcache.cache.format.plan import PlanTable
 from flcache.cache.format.spec import CacheSpec, read_spec, write_channels
@@ -90,15 +89,14 @@ def merge_channels(cache_dir: Path, spec: CacheSpec, commits: list[Commit]) -> d
 
 def channel_statistics(channels: dict[str, Any]) -> ChannelStatistics:
     """Mean and deviation from the `channels` of a spec; the deviation of a constant channel is 1."""
-    return _statistics(np.array(channels["mean"]), channel_deviation(channels))
+    import torch
 
+    from flcache.batch import ChannelStatistics
 
-def calibrated_statistics(spec: CacheSpec) -> ChannelStatistics | None:
-    """What int8 latents were standardised with, and are therefore read with at no cost; None for other codecs."""
-    calibration = spec.hard.get("calibration")
-    if calibration is None or not needs_calibration(spec.codec.name):
-        return None
-    return _statistics(np.array(calibration["mean"]), np.array(calibration["std"]))
+    mean, deviation = np.array(channels["mean"]), channel_deviation(channels)
+    return ChannelStatistics(
+        mean=torch.from_numpy(mean.astype(np.float32)), std=torch.from_numpy(deviation.astype(np.float32))
+    )
 
 
 def channel_deviation(channels: dict[str, Any]) -> NDArray[np.float64]:
@@ -106,16 +104,6 @@ def channel_deviation(channels: dict[str, Any]) -> NDArray[np.float64]:
     mean, rms = np.array(channels["mean"]), np.array(channels["rms"])
     deviation = np.sqrt(np.maximum(rms**2 - mean**2, 0.0))
     return np.where(deviation > _CONSTANT * rms, deviation, 1.0)
-
-
-def _statistics(mean: NDArray[np.float64], deviation: NDArray[np.float64]) -> ChannelStatistics:
-    import torch
-
-    from flcache.batch import ChannelStatistics
-
-    return ChannelStatistics(
-        mean=torch.from_numpy(mean.astype(np.float32)), std=torch.from_numpy(deviation.astype(np.float32))
-    )
 
 
 def _read_sums(cache_dir: Path, commit: Commit, width: int) -> NDArray[np.float64]:

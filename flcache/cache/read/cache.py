@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from flcache.cache.format.commit import Commit, Failure, read_commits, read_failures, repair_hint
 from flcache.cache.format.plan import PlanTable
 from flcache.cache.format.spec import read_spec
-from flcache.cache.format.statistics import TRAINING_SPLIT, calibrated_statistics, channel_statistics, merge_channels
+from flcache.cache.format.statistics import TRAINING_SPLIT, channel_statistics, merge_channels
 from flcache.cache.read.reader import ShardReader, payload_buffer
 from flcache.errors import CacheError, DamagedError
 
@@ -35,7 +35,7 @@ class CachedClip:
 
     clip_id: str
     latents: NDArray[Any]
-    """(T, H, W, D) in the smallest float type that holds the stored values exactly: float16 or float32."""
+    """(T, H, W, D) in the stored type for float16 and float32, float32 for all other codecs."""
     times: NDArray[np.float32]
     """(T,) seconds from the first frame of the clip."""
     valid: NDArray[np.bool_]
@@ -166,7 +166,7 @@ class LatentCache:
             raise self.damaged_clip(index, error) from error
         return CachedClip(
             clip_id=str(self._plan.value("clip_id", plan_row)),
-            latents=self.spec.codec.restore([payload[0] for payload in payloads]),
+            latents=self.spec.codec.decode([payload[0] for payload in payloads]),
             times=reader.times[row, start:stop].copy(),
             valid=np.arange(start, stop) < reader.valid_steps[row],
             label=self._plan.value("label", plan_row),
@@ -211,9 +211,9 @@ class LatentCache:
     def statistics(self) -> ChannelStatistics:
         """Mean and deviation per channel over the valid steps of the training split, as far as it is committed.
 
-        For int8 those that it was quantised with: standardising is one cast and one scale then.
+        A codec that standardises with statistics of its own, as int8 does, is read with those: it costs less.
         """
-        return calibrated_statistics(self.spec) or channel_statistics(self.spec.channels or self._merged_channels)
+        return self.spec.codec.statistics() or channel_statistics(self.spec.channels or self._merged_channels)
 
     def failures(self) -> list[Failure]:
         """The clips of the selected splits that are planned and committed as failed."""

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from flcache.cache.read.cache import LatentCache
 from flcache.cache.read.reader import ShardReader
-from flcache.cache.read.ring import Slot
+from flcache.cache.read.ring import BatchBuffer
 from flcache.errors import CacheError, DamagedError
 
 VERIFY = ("always", "first_epoch", "off")
@@ -21,7 +21,7 @@ VERIFY = ("always", "first_epoch", "off")
 
 @dataclass(frozen=True)
 class StoredBatch:
-    """What a slot of the ring holds besides latents."""
+    """What belongs to a batch besides its latents."""
 
     sources: tuple[int, ...]
     """(B,) which of the caches each clip is of."""
@@ -44,11 +44,11 @@ class _Place(NamedTuple):
 
 
 class ClipReader:
-    """Reads batches of clips, by their numbers over all `caches`, into slots of a ring; safe for many threads.
+    """Reads batches of clips, by their numbers over all `caches`, into batch buffers; safe for many threads.
 
-    `verify` is `always`, `first_epoch` (every clip when this object reads it first) or `off`. A digest is over a whole
-    clip: where only some `steps` (start, stop) are wanted, a clip that is to be checked is read whole. With
-    `read_ahead` the kernel is told of a whole batch before its first clip is read.
+    `verify` is `always`, `first_epoch` (every clip when this object reads it first) or `off`. Digests are of whole
+    clips: where `steps` (start, stop) are fewer than all, a clip is read whole to check it. With `read_ahead` the
+    kernel is told of all clips of a batch before the first is read.
     """
 
     def __init__(self, caches: Sequence[LatentCache], steps: tuple[int, int], *, verify: str, read_ahead: bool) -> None:
@@ -60,24 +60,29 @@ class ClipReader:
         self._checked = np.zeros(self._ends[-1], dtype=np.bool_)
 
     def check_sizes(self) -> None:
-        """Before memory is taken for clips: are those of each cache as large on disk as its spec says?"""
+        """Raises DamagedError if the first shard of a cache cannot hold clips of the size its spec says.
+
+        To be called before memory of that size is taken.
+        """
         for cache in self._caches:
             cache.reader(cache.locate(0)[0])
 
-    def read(self, numbers: NDArray[np.int64], slot: Slot, take: Callable[[Slot, int, int], None]) -> StoredBatch:
-        """Read the clips of these `numbers` (B,) into `slot`, calling `take(slot, clip, source)` after each.
+    def read(
+        self, numbers: NDArray[np.int64], buffer: BatchBuffer, take: Callable[[BatchBuffer, int, int], None]
+    ) -> StoredBatch:
+        """Read the clips of these `numbers` (B,) into `buffer`, calling `take(buffer, clip, source)` after each.
 
         Raises DamagedError naming shard, clip and remedy.
         """
         sources = [bisect_right(self._ends, number) for number in numbers.tolist()]
         places = [self._place(source, number) for source, number in zip(sources, numbers.tolist(), strict=True)]
-        views = slot.views[: len(places)]
+        views = buffer.views[: len(places)]
         if self._read_ahead:
-            for place, buffers in zip(places, views, strict=True):
-                place.reader.will_need(place.row, self._start, buffers)
-        for clip, (number, place, buffers) in enumerate(zip(numbers.tolist(), places, views, strict=True)):
-            self._read_clip(number, place, buffers, slot.scratch)
-            take(slot, clip, sources[clip])
+            for place, payloads in zip(places, views, strict=True):
+                place.reader.will_need(place.row, self._start, payloads)
+        for clip, (number, place, payloads) in enumerate(zip(numbers.tolist(), places, views, strict=True)):
+            self._read_clip(number, place, payloads, buffer.scratch)
+            take(buffer, clip, sources[clip])
         valid_steps = np.array([[place.reader.valid_steps[place.row]] for place in places])  # (B, 1)
         return StoredBatch(
             sources=tuple(sources),

@@ -1,4 +1,4 @@
-"""From a slot of the ring, as it is stored, to the latents of a batch, on the CPU or on a GPU.
+"""From a batch buffer of stored payloads to the latents of a batch, on the CPU or on a GPU.
 
 B clips, T steps, H x W patch grid, D channels.
 """
@@ -13,23 +13,23 @@ import torch
 from torch import Tensor
 
 from flcache.batch import ChannelStatistics
-from flcache.cache.codecs.registry import Codec
-from flcache.cache.read.ring import Slot
+from flcache.cache.codecs.protocol import Codec
+from flcache.cache.read.ring import BatchBuffer
 
 
 @dataclass(frozen=True)
 class Decoder:
-    """Turns stored payloads into latents: float32 standardised, or, without `statistics`, in the stored float type."""
+    """Turns stored payloads into latents, standardised if there are `statistics`."""
 
     codecs: tuple[Codec, ...]
-    """One per cache; they store alike, but with constants of their own."""
+    """One per cache, of the same class; each has the constants of its cache."""
     statistics: tuple[ChannelStatistics, ...] | None
     """One per cache."""
 
     @property
     def passes_through(self) -> bool:
-        """Whether the latents are the stored array as it is."""
-        return self.statistics is None and self.codecs[0].storage_dtype.kind == "f"
+        """Whether the stored array is delivered as it is."""
+        return self.statistics is None and self.codecs[0].stores_latents
 
     def decode_into(self, source: int, payloads: Sequence[Tensor], out: Tensor) -> None:
         """Fill `out` (B, T, H, W, D) with the clips of one source in `payloads`."""
@@ -40,49 +40,49 @@ class Decoder:
 class Delivery(Protocol):
     """`take` and `stage` run in a thread that reads, `deliver` in the one that asks for the batch."""
 
-    def take(self, slot: Slot, clip: int, source: int) -> None:
+    def take(self, buffer: BatchBuffer, clip: int, source: int) -> None:
         """Clip number `clip` of the batch has been read."""
 
-    def stage(self, slot: Slot, sources: Sequence[int]) -> Any:
+    def stage(self, buffer: BatchBuffer, sources: Sequence[int]) -> Any:
         """All clips of the batch have been read, each of the source at its place in `sources` (B,)."""
 
-    def deliver(self, slot: Slot, num_clips: int, staged: Any) -> Tensor:
+    def deliver(self, buffer: BatchBuffer, num_clips: int, staged: Any) -> Tensor:
         """(B, T, H, W, D), valid until the next is asked for; `staged` is what `stage` gave."""
 
 
 class HostDelivery:
-    """Decodes a clip when it has been read, while it is still in the processor's cache."""
+    """Decodes each clip as soon as it has been read, while it is still in the processor's cache."""
 
     def __init__(self, decoder: Decoder) -> None:
         self._decoder = decoder
 
-    def take(self, slot: Slot, clip: int, source: int) -> None:
-        if slot.decoded is not None:
-            self._decoder.decode_into(source, slot.payloads, slot.decoded[clip : clip + 1])
+    def take(self, buffer: BatchBuffer, clip: int, source: int) -> None:
+        if buffer.decoded is not None:
+            self._decoder.decode_into(source, buffer.payloads, buffer.decoded[clip : clip + 1])
 
-    def stage(self, slot: Slot, sources: Sequence[int]) -> None:
-        """Nothing: the slot stays as it is until its turn."""
+    def stage(self, buffer: BatchBuffer, sources: Sequence[int]) -> None:
+        """Nothing: `take` has decoded every clip."""
 
-    def deliver(self, slot: Slot, num_clips: int, staged: None) -> Tensor:
-        latents = slot.payloads[0] if slot.decoded is None else slot.decoded
+    def deliver(self, buffer: BatchBuffer, num_clips: int, staged: None) -> Tensor:
+        latents = buffer.payloads[0] if buffer.decoded is None else buffer.decoded
         return latents[:num_clips]
 
 
 class CudaDelivery:
-    """Copies a slot to the device and decodes it there, on a stream beside the one that trains."""
+    """Copies a buffer to the device and decodes it there, on a stream beside the one that trains."""
 
     def __init__(self, decoder: Decoder, shape: tuple[int, ...], device: torch.device) -> None:
         """`shape` is (T, H, W, D) of a clip."""
         self._decoder, self._shape, self._device = decoder, shape, device
         self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
-    def take(self, slot: Slot, clip: int, source: int) -> None:
+    def take(self, buffer: BatchBuffer, clip: int, source: int) -> None:
         """Nothing: the whole batch goes to the device at once."""
 
-    def stage(self, slot: Slot, sources: Sequence[int]) -> tuple[Tensor, torch.cuda.Event]:
-        """The latents, and the event after which they are there. Waits until the slot has been copied."""
+    def stage(self, buffer: BatchBuffer, sources: Sequence[int]) -> tuple[Tensor, torch.cuda.Event]:
+        """The latents, and the event after which they are there. Waits until the buffer has been copied."""
         with torch.cuda.device(self._device), torch.cuda.stream(self._stream):
-            payloads = [payload[: len(sources)].to(self._device, non_blocking=True) for payload in slot.payloads]
+            payloads = [payload[: len(sources)].to(self._device, non_blocking=True) for payload in buffer.payloads]
             latents = payloads[0]
             if not self._decoder.passes_through:
                 latents = self._decode(payloads, sources)
@@ -91,11 +91,11 @@ class CudaDelivery:
         ready.synchronize()
         return latents, ready
 
-    def deliver(self, slot: Slot, num_clips: int, staged: tuple[Tensor, torch.cuda.Event]) -> Tensor:
+    def deliver(self, buffer: BatchBuffer, num_clips: int, staged: tuple[Tensor, torch.cuda.Event]) -> Tensor:
         latents, ready = staged
         consumer = torch.cuda.current_stream(self._device)
         consumer.wait_event(ready)
-        latents.record_stream(consumer)  # its memory is not given away while the consumer may still read it
+        latents.record_stream(consumer)  # its memory is not reused while the consumer's stream may read it
         return latents
 
     def _decode(self, payloads: Sequence[Tensor], sources: Sequence[int]) -> Tensor:

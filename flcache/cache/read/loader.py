@@ -20,18 +20,18 @@ from flcache.cache.read.cache import LatentCache
 from flcache.cache.read.clips import ClipReader, StoredBatch
 from flcache.cache.read.delivery import CudaDelivery, Decoder, Delivery, HostDelivery
 from flcache.cache.read.mixture import Mixture
-from flcache.cache.read.ring import Slot, SlotShape, make_slot, read_ahead
+from flcache.cache.read.ring import BatchBuffer, BufferShape, make_buffer, read_ahead
 from flcache.errors import CacheError
 from flcache.leak import check_split
 from flcache.sampling.sampler import EpochSampler
 
-SPARE_SLOTS = 2
-"""Besides one per thread: the batch in the consumer's hands, and one that is ready."""
+SPARE_BUFFERS = 2
+"""Besides one per thread: the batch that the consumer works on, and one that is ready."""
 
 
 @dataclass(frozen=True)
 class _Ring:
-    slots: tuple[Slot, ...]
+    buffers: tuple[BatchBuffer, ...]
     delivery: Delivery
 
 
@@ -74,9 +74,9 @@ class LatentLoader(IterableDataset[LatentBatch]):
         """`batch_size` is per rank; `steps` (start, stop) reads that window of every clip only.
 
         `shuffle_window` is for a cache larger than memory: runs of that many neighbouring clips are shuffled, and the
-        clips within each, and the disk is told ahead what comes. Without `standardise`, latents are in the float type
-        they are stored in, float32 for int8 and bfloat16. `verify` is `always`, `first_epoch` (each clip when it is
-        first read) or `off`; to check a clip is to read all of its steps.
+        clips within each, and the disk is told ahead what comes. Without `standardise`, latents are in the stored
+        type for float16 and float32, float32 for all other codecs. `verify` is `always`, `first_epoch` (each clip when
+        it is first read) or `off`; to check a clip is to read all of its steps.
         """
         caches = cache.caches if isinstance(cache, Mixture) else (cache,)
         self._window = steps or (0, caches[0].latent_shape[0])
@@ -112,18 +112,18 @@ class LatentLoader(IterableDataset[LatentBatch]):
             raise CacheError("LatentLoader reads with threads of its own: give the DataLoader num_workers=0")
         ring = self._idle.pop() if self._idle else self._make_ring()
 
-        def read(numbers: NDArray[np.int64], slot: Slot) -> tuple[StoredBatch, Any] | None:
+        def read(numbers: NDArray[np.int64], buffer: BatchBuffer) -> tuple[StoredBatch, Any] | None:
             if not len(numbers):  # a short last batch has none for this rank
                 return None
-            stored = self._clips.read(numbers, slot, ring.delivery.take)
-            return stored, ring.delivery.stage(slot, stored.sources)
+            stored = self._clips.read(numbers, buffer, ring.delivery.take)
+            return stored, ring.delivery.stage(buffer, stored.sources)
 
-        with closing(read_ahead(self._sampler.remaining(), ring.slots, self._threads, read)) as batches:
-            for result, slot in batches:
+        with closing(read_ahead(self._sampler.remaining(), ring.buffers, self._threads, read)) as batches:
+            for result, buffer in batches:
                 self._sampler.advance()
                 if result is not None:
-                    yield self._batch(ring, slot, *result)
-        self._idle.append(ring)  # not after an exception: a thread that could not be waited for may still write to it
+                    yield self._batch(ring, buffer, *result)
+        self._idle.append(ring)  # not after an exception: a thread may still be writing to its buffers
 
     def state_dict(self) -> dict[str, Any]:
         """Where the next batch starts; small, and JSON."""
@@ -133,8 +133,8 @@ class LatentLoader(IterableDataset[LatentBatch]):
         """Go on where `state_dict` was taken, with its seed. Raises CacheError if the cache has other clips now."""
         self._sampler.load_state_dict(state)
 
-    def _batch(self, ring: _Ring, slot: Slot, stored: StoredBatch, staged: Any) -> LatentBatch:
-        latents = ring.delivery.deliver(slot, len(stored.ids), staged).to(self._device)
+    def _batch(self, ring: _Ring, buffer: BatchBuffer, stored: StoredBatch, staged: Any) -> LatentBatch:
+        latents = ring.delivery.deliver(buffer, len(stored.ids), staged).to(self._device)
         if self._copy and self._device.type == "cpu":  # on another device every batch is new
             latents = latents.clone()
         return LatentBatch(
@@ -148,8 +148,9 @@ class LatentLoader(IterableDataset[LatentBatch]):
 
     def _make_ring(self) -> _Ring:
         num_steps, cuda = self._window[1] - self._window[0], self._device.type == "cuda"
-        shape = SlotShape(
+        shape = BufferShape(
             layouts=self._spec.codec.payloads(self._spec.latent_shape),
+            latent_shape=self._spec.latent_shape,
             batch_size=self._batch_size,
             num_steps=num_steps,
             decodes=not (cuda or self._decoder.passes_through),
@@ -157,10 +158,10 @@ class LatentLoader(IterableDataset[LatentBatch]):
             pinned=cuda,
         )
         self._clips.check_sizes()
-        slots = tuple(make_slot(shape) for _ in range(self._threads + SPARE_SLOTS))
+        buffers = tuple(make_buffer(shape) for _ in range(self._threads + SPARE_BUFFERS))
         if not cuda:
-            return _Ring(slots, HostDelivery(self._decoder))
-        return _Ring(slots, CudaDelivery(self._decoder, (num_steps, *self._spec.latent_shape[1:]), self._device))
+            return _Ring(buffers, HostDelivery(self._decoder))
+        return _Ring(buffers, CudaDelivery(self._decoder, (num_steps, *self._spec.latent_shape[1:]), self._device))
 
     def _check(self, caches: tuple[LatentCache, ...], threads: int) -> None:
         if threads < 1:

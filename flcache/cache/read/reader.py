@@ -11,7 +11,7 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from flcache.cache.codecs.registry import PayloadLayout
+from flcache.cache.codecs.protocol import PayloadLayout
 from flcache.cache.format.commit import Commit, repair_hint
 from flcache.cache.format.index import Rows, index_size, parse_index
 from flcache.cache.format.record import read_bytes

@@ -1,4 +1,4 @@
-"""A ring of reused buffers that threads fill ahead of the reader: memory is the ring and no more.
+"""A ring of reused batch buffers that threads fill ahead of the consumer; no other memory is taken for batches.
 
 Threads, not processes: `preadv` releases the interpreter lock, and what it fills needs no second copy.
 """
@@ -20,50 +20,54 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from flcache.cache.codecs.registry import PayloadLayout
+from flcache.cache.codecs.protocol import PayloadLayout, Shape
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
-class Slot:
-    """Room for one batch of B clips."""
+class BatchBuffer:
+    """Memory for one batch of B clips, used for one batch after the other."""
 
     payloads: tuple[Tensor, ...]
-    """What is read, page-aligned, and page-locked for CUDA: (B, steps, ...) per payload, or (1, steps, ...)."""
+    """Per payload, what is read: (B, steps, ...), or (1, steps, ...) where each clip is decoded before the next is
+    read. Starts on a page; page-locked for CUDA."""
     views: tuple[tuple[memoryview, ...], ...]
-    """Their bytes, for each of the B clips by payload; one place for all clips where each is decoded at once."""
+    """Where to read each of the B clips to, one view per payload."""
     scratch: tuple[memoryview, ...]
-    """Room for all steps of one clip, a view per payload; empty where all steps are read anyway."""
+    """Memory for all steps of one clip, one view per payload; empty unless windows of steps are to be checked."""
     decoded: Tensor | None
-    """(B, steps, H, W, D) float32, for clips that are decoded at once."""
+    """(B, steps, H, W, D) float32, where clips are decoded on the CPU."""
 
 
 @dataclass(frozen=True)
-class SlotShape:
+class BufferShape:
     layouts: tuple[PayloadLayout, ...]
+    latent_shape: Shape
+    """(T, H, W, D) of a decoded clip."""
     batch_size: int
     num_steps: int
     decodes: bool
-    """Whether clips are decoded on the CPU, each when it has been read."""
+    """Whether each clip is decoded on the CPU as soon as it has been read."""
     checks: bool
-    """Whether whole clips are read to check them."""
+    """Whether clips are read whole to check them."""
     pinned: bool
+    """Whether memory is page-locked, for CUDA."""
 
 
-def make_slot(shape: SlotShape) -> Slot:
-    """An empty slot, its memory on pages of its own."""
+def make_buffer(shape: BufferShape) -> BatchBuffer:
+    """A buffer with nothing in it yet."""
     room = 1 if shape.decodes else shape.batch_size
     payloads = [
         _aligned(layout.dtype, (room, shape.num_steps, *layout.shape[1:]), pinned=shape.pinned)
         for layout in shape.layouts
     ]
     views = [tuple(_bytes_of(payload[clip]) for payload in payloads) for clip in range(room)]
-    cuts = shape.num_steps < shape.layouts[0].shape[0]
+    cuts = shape.num_steps < shape.latent_shape[0]
     whole = [_aligned(layout.dtype, layout.shape) for layout in shape.layouts if cuts and shape.checks]
-    decoded = (shape.batch_size, shape.num_steps, *shape.layouts[0].shape[1:])
-    return Slot(
+    decoded = (shape.batch_size, shape.num_steps, *shape.latent_shape[1:])
+    return BatchBuffer(
         payloads=tuple(payloads),
         views=tuple(views * (shape.batch_size // room)),
         scratch=tuple(map(_bytes_of, whole)),
@@ -72,14 +76,14 @@ def make_slot(shape: SlotShape) -> Slot:
 
 
 def read_ahead(
-    items: Iterator[Item], slots: Sequence[Slot], threads: int, read: Callable[[Item, Slot], Result]
-) -> Generator[tuple[Result, Slot], None, None]:
-    """`read(item, slot)` of every item, in order, run by `threads` threads as far ahead as there are slots.
+    items: Iterator[Item], buffers: Sequence[BatchBuffer], threads: int, read: Callable[[Item, BatchBuffer], Result]
+) -> Generator[tuple[Result, BatchBuffer], None, None]:
+    """`read(item, buffer)` of every item, in order, run by `threads` threads as far ahead as there are buffers.
 
-    What is yielded may use its slot until the next is asked for. An exception of `read` is raised here, in its place.
-    Closing the iterator waits for what is being read and ends the threads.
+    A yielded buffer is filled again once the next is asked for. An exception of `read` is raised here, in its turn.
+    Closing the iterator waits for reads in progress and ends the threads.
     """
-    free = deque(slots)
+    free = deque(buffers)
     pending: deque[_Order[Item, Result]] = deque()
     crew = _Crew(threads, read)
 
@@ -96,23 +100,23 @@ def read_ahead(
         fill()
         while pending:
             order = pending.popleft()
-            yield order.result(), order.slot
-            free.append(order.slot)
+            yield order.result(), order.buffer
+            free.append(order.buffer)
             fill()
     finally:
         crew.dismiss()
 
 
 class _Order(Generic[Item, Result]):
-    """One item to be read into a slot. Futures of concurrent.futures took 35 of 145 microseconds a batch."""
+    """One item to be read into a buffer. Futures of concurrent.futures took 35 of 145 microseconds a batch."""
 
-    def __init__(self, item: Item, slot: Slot) -> None:
-        self.item, self.slot = item, slot
+    def __init__(self, item: Item, buffer: BatchBuffer) -> None:
+        self.item, self.buffer = item, buffer
         self._answer: SimpleQueue[tuple[Result | None, BaseException | None]] = SimpleQueue()
 
-    def carry_out(self, read: Callable[[Item, Slot], Result]) -> None:
+    def carry_out(self, read: Callable[[Item, BatchBuffer], Result]) -> None:
         try:
-            self._answer.put((read(self.item, self.slot), None))
+            self._answer.put((read(self.item, self.buffer), None))
         except BaseException as error:
             self._answer.put((None, error))
 
@@ -124,25 +128,24 @@ class _Order(Generic[Item, Result]):
         try:
             raise error
         finally:
-            del error  # it holds this frame, and with it the slot
+            del error  # its traceback refers to this frame, and so to the buffer
 
 
 Orders = SimpleQueue[_Order[Any, Any] | None]
 
 
 class _Crew:
-    """Threads that carry out orders until they are dismissed, or forgotten, or the interpreter ends.
+    """Threads that carry out orders until `dismiss` is called, this object is collected, or the interpreter exits.
 
-    They are daemons: the interpreter, which waits for others before it calls anything, would wait for ever on an
-    iterator that was left open.
+    Daemon threads: an iterator that was left open must not block interpreter exit.
     """
 
-    def __init__(self, threads: int, read: Callable[[Any, Slot], Any]) -> None:
+    def __init__(self, threads: int, read: Callable[[Any, BatchBuffer], Any]) -> None:
         self._orders: Orders = SimpleQueue()
         names = [f"flcache-read-{number}" for number in range(threads)]
         crew = [Thread(target=_serve, args=(self._orders, read), name=name, daemon=True) for name in names]
         self.dismiss = weakref.finalize(self, _dismiss, self._orders, crew)
-        """Waits for what is being read, and ends the threads."""
+        """Waits for reads in progress and ends the threads."""
         for thread in crew:
             thread.start()
 
@@ -150,11 +153,11 @@ class _Crew:
         self._orders.put(order)
 
 
-def _serve(orders: Orders, read: Callable[[Any, Slot], Any]) -> None:
+def _serve(orders: Orders, read: Callable[[Any, BatchBuffer], Any]) -> None:
     _one_core()
     while (order := orders.get()) is not None:
         order.carry_out(read)
-        del order  # it holds what was read for a consumer who may be gone
+        del order  # waiting for the next one must not keep this one's result alive
 
 
 def _dismiss(orders: Orders, crew: Sequence[Thread]) -> None:
@@ -164,12 +167,13 @@ def _dismiss(orders: Orders, crew: Sequence[Thread]) -> None:
     for _ in crew:
         orders.put(None)
     for thread in crew:
-        if thread.ident is not None and thread is not current_thread():  # where garbage is collected, anyone may be
+        # The finalizer may run on one of these threads, and a thread cannot join itself.
+        if thread.ident is not None and thread is not current_thread():
             thread.join()
 
 
 def _one_core() -> None:
-    """Keep torch's operations of this thread on one core: where all cores are busy, sharing them is 3 times slower."""
+    """Run torch's operations of this thread on one core: with all cores busy, splitting them is 3 times slower."""
     torch.set_num_threads(1)
 
 

@@ -1,6 +1,6 @@
-"""The calibration pass: what int8 and principal components must know of the latents before the first is stored.
+"""The calibration pass: statistics of some training latents that a spec needs before the first clip is stored.
 
-D channels of the encoder, K that are kept.
+Principal components and some codecs need them. D channels of the encoder.
 """
 
 from __future__ import annotations
@@ -12,22 +12,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flcache.cache.codecs.reduction import pack_basis, pool_patches
-from flcache.cache.codecs.registry import needs_calibration
+from flcache.cache.codecs.registry import get_codec
 from flcache.cache.format.statistics import ChannelSums, channel_deviation
 from flcache.errors import CacheError
 
-CALIBRATION_CLIPS = 256
-"""Clips of the training split that a calibration is taken from; all of them where there are fewer."""
+CODEC_CALIBRATION_CLIPS = 256
+"""Training clips that the `calibration` of a spec is taken from; all of them where there are fewer."""
 
 
 class Calibrator:
-    """Gathers latents of the sample; `fields` is then the `calibration` of the spec.
+    """Gathers sums over latents, and makes the `calibration` of a spec of them.
 
     The same latents in the same order give the same fields.
     """
 
     def __init__(self, hard: Mapping[str, Any]) -> None:
-        """`hard` is the spec that lacks the calibration."""
+        """`hard` are the hard fields of the spec, without the calibration."""
         keep = hard.get("keep") or {}
         self._pool, self._pca = keep.get("pool") is not None, keep.get("pca")
         width = (keep.get("shape") or hard["layout"]["shape"])[3]
@@ -58,18 +58,18 @@ class Calibrator:
             return {"clips": self._clips, "mean": mean.tolist(), "std": std.tolist()}
         return {"clips": self._clips} | self._component_fields(mean, std, self._pca)
 
-    def _component_fields(self, mean: NDArray[np.float32], std: NDArray[np.float32], kept: int) -> dict[str, Any]:
-        """The components with the largest variance of standardised latents, and what they have to be scaled by."""
+    def _component_fields(self, mean: NDArray[np.float32], std: NDArray[np.float32], count: int) -> dict[str, Any]:
+        """The `count` components of standardised latents with the largest variance, and their deviations."""
         centre, width = mean.astype(np.float64), std.astype(np.float64)
         covariance = self._products / self._sums.positions - np.outer(centre, centre)
         covariance /= np.outer(width, width)  # (D, D)
         _, vectors = np.linalg.eigh(covariance)
-        basis = _same_signs(vectors[:, ::-1][:, :kept]).astype(np.float32)
+        basis = _same_signs(vectors[:, ::-1][:, :count]).astype(np.float32)
         variance = np.maximum(np.einsum("dk,de,ek->k", basis, covariance, basis, optimize=True), 0)
         total = float(np.trace(covariance))
         deviation = np.where(variance > total * 1e-12, np.sqrt(variance), 1.0).astype(np.float32)
         return {
-            "mean": [0.0] * kept,
+            "mean": [0.0] * count,
             "std": deviation.tolist(),
             "pca": {
                 "mean": mean.tolist(),
@@ -82,7 +82,7 @@ class Calibrator:
 
 def is_calibrated(hard: Mapping[str, Any]) -> bool:
     """Whether a spec with these hard fields needs a calibration pass."""
-    return needs_calibration(hard["codec"]) or (hard.get("keep") or {}).get("pca") is not None
+    return get_codec(hard["codec"]).needs_calibration or (hard.get("keep") or {}).get("pca") is not None
 
 
 def _same_signs(vectors: NDArray[np.float64]) -> NDArray[np.float64]:

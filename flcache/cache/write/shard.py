@@ -14,7 +14,7 @@ import xxhash
 from numpy.typing import NDArray
 
 from flcache.cache.codecs.fidelity import Fidelity, measure, merge
-from flcache.cache.codecs.registry import ValueRangeError
+from flcache.cache.codecs.protocol import ValueRangeError, encode_and_decode
 from flcache.cache.format.commit import Commit, Failure, failures_bytes, is_committed, read_commit, write_commit
 from flcache.cache.format.index import PADDED, Rows, index_bytes, row_dtype
 from flcache.cache.format.plan import check_clip_ids
@@ -96,13 +96,12 @@ class ShardWriter:
         Raises CacheError where the codec holds them too roughly for `min_cosine`.
         """
         self._check(clip)
-        kept = self._spec.keep.apply(clip.latents) if self._spec.keep else clip.latents
+        reduced = self._spec.reduce(clip.latents)
         try:
-            payloads = self._spec.codec.encode(kept)
+            payloads, stored = encode_and_decode(self._spec.codec, reduced)
         except ValueRangeError as error:
             raise ValueRangeError(f"clip {clip.clip_id}: {error}") from None
-        stored = self._spec.codec.decode(payloads)
-        self._measure(clip, kept, stored)
+        self._measure(clip, reduced, stored)
         self._take_slot(clip.slot)
         self._rows.append(self._row(clip, self._write(clip, payloads), payloads))
         self._decoders[clip.decoder] += 1
@@ -143,8 +142,8 @@ class ShardWriter:
         write_commit(self._cache_dir, commit)
         return commit
 
-    def _measure(self, clip: EncodedClip, kept: NDArray[np.float32], stored: NDArray[np.float32]) -> None:
-        fidelity = measure(kept, stored)
+    def _measure(self, clip: EncodedClip, reduced: NDArray[np.float32], stored: NDArray[np.float32]) -> None:
+        fidelity = measure(reduced, stored)
         if self._min_cosine is not None and fidelity.min_cosine < self._min_cosine:
             raise CacheError(
                 f"{self._paths.tar.name}: clip {clip.clip_id}: a latent vector stored as {self._spec.codec.name} has "
@@ -152,8 +151,8 @@ class ShardWriter:
                 f'{self._min_cosine:g}; choose a finer "cache.codec", or lower the floor'
             )
         self._fidelities.append(fidelity)
-        if self._spec.keep:
-            self._keep_fidelities.append(measure(clip.latents, self._spec.keep.reconstruct(kept)))
+        if self._spec.reduction:
+            self._keep_fidelities.append(measure(clip.latents, self._spec.reduction.reconstruct(reduced)))
 
     def _write(self, clip: EncodedClip, payloads: list[NDArray[Any]]) -> list[int]:
         """Where in the tar each payload starts."""

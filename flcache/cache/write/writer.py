@@ -24,7 +24,7 @@ from flcache.cache.format.commit import Failure, is_committed
 from flcache.cache.format.plan import assign_shards, write_plan
 from flcache.cache.format.spec import CacheSpec, create_or_check
 from flcache.cache.format.statistics import TRAINING_SPLIT, finalize_statistics
-from flcache.cache.write.calibration import CALIBRATION_CLIPS, Calibrator, is_calibrated
+from flcache.cache.write.calibration import CODEC_CALIBRATION_CLIPS, Calibrator, is_calibrated
 from flcache.cache.write.shard import EncodedClip, ShardWriter
 from flcache.errors import CacheError, DataError
 
@@ -78,7 +78,8 @@ class CacheWriter:
         `context` is the leak rule's: `step` where every step was encoded alone, `full` where each may have seen the
         whole clip, or, of each of the T steps, the last one it has seen. With `seed` the clips are mixed over the
         shards, as encoding does; without, they stay in the given order. `calibration`, that of a `Calibrator`, is for
-        int8 from latents that cannot be indexed. `min_cosine` is how close every stored vector must be to its origin.
+        codecs that need one, where latents cannot be indexed. `min_cosine` is how close every stored vector must be to
+        the given one.
         """
         self.path = Path(path)
         self._hard = _hard_fields(shape, codec, spec or {}, context)
@@ -138,7 +139,8 @@ class CacheWriter:
                 "first, from latents that can be indexed, or pass calibration="
             )
         calibrator, supply = Calibrator(self._hard), _Supply(latents)
-        for number in sorted({index * num_clips // CALIBRATION_CLIPS for index in range(CALIBRATION_CLIPS)}):
+        wanted = CODEC_CALIBRATION_CLIPS
+        for number in sorted({index * num_clips // wanted for index in range(wanted)}):
             found = supply.take(number)
             if not isinstance(found, DataError):
                 calibrator.add(found, len(found))

@@ -16,9 +16,9 @@ from flcache.cache import (
     ShardWriter,
     assign_shards,
     create_or_check,
-    keep_fields,
-    kept_shape,
     make_spec,
+    reduced_shape,
+    reduction_fields,
     summary,
     write_plan,
 )
@@ -38,9 +38,9 @@ def smooth_latents(seed: int, noise: float = 0.01) -> np.ndarray:
     return latents.astype(np.float32)
 
 
-def hard_fields(codec: str, pool: int | None, pca: int | None) -> dict[str, Any]:
-    keep = keep_fields(FULL, pool=pool, pca=pca)
-    shape = kept_shape(keep, "keep") if keep else FULL
+def hard_fields(codec: str, pool: bool, pca: int | None) -> dict[str, Any]:
+    keep = reduction_fields(FULL, pool=pool, pca=pca)
+    shape = reduced_shape(keep, "keep") if keep else FULL
     return hard_spec(codec, shape) | ({"keep": keep} if keep else {})
 
 
@@ -51,7 +51,7 @@ def calibration(hard: dict[str, Any], clips: int = 8) -> dict[str, Any]:
     return calibrator.fields()
 
 
-def make_cache(cache_dir: Path, codec: str, pool: int | None, pca: int | None, clips: int = 8) -> LatentCache:
+def make_cache(cache_dir: Path, codec: str, pool: bool, pca: int | None, clips: int = 8) -> LatentCache:
     hard = hard_fields(codec, pool, pca)
     spec, _ = create_or_check(cache_dir, hard, {}, lambda: calibration(hard))
     plan = write_plan(cache_dir, assign_shards(clip_table(clips), "train", clip_bytes=1, shard_bytes=clips, seed=0))
@@ -64,15 +64,15 @@ def make_cache(cache_dir: Path, codec: str, pool: int | None, pca: int | None, c
 
 
 @pytest.mark.parametrize("codec", ["float16", "int8"])
-@pytest.mark.parametrize(("pool", "pca"), [(2, None), (None, RANK), (2, RANK), (None, 2)])
-def test_what_is_kept_is_as_much_as_is_said(tmp_path: Path, codec: str, pool: int | None, pca: int | None) -> None:
+@pytest.mark.parametrize(("pool", "pca"), [(True, None), (False, RANK), (True, RANK), (False, 2)])
+def test_what_is_kept_is_as_much_as_is_said(tmp_path: Path, codec: str, pool: bool, pca: int | None) -> None:
     cache = make_cache(tmp_path, codec, pool, pca)
-    assert cache.latent_shape == (T, H // (pool or 1), W // (pool or 1), pca or D)
+    assert cache.latent_shape == (T, H // (1 + pool), W // (1 + pool), pca or D)
     found = summary(tmp_path)
     enough = pca in (None, RANK)
     for clip in cache:
         original = smooth_latents(cache.ids.index(clip.clip_id))
-        restored = cache.spec.keep.reconstruct(clip.latents.astype(np.float32))
+        restored = cache.spec.reduction.reconstruct(clip.latents.astype(np.float32))
         assert restored.shape == FULL
         error = np.linalg.norm(restored - original) / np.linalg.norm(original)
         assert error < 0.02 if enough else 0.1 < error < 0.9
@@ -90,23 +90,23 @@ def test_what_is_kept_is_as_much_as_is_said(tmp_path: Path, codec: str, pool: in
 
 def test_pooling_is_the_mean_of_patches() -> None:
     latents = np.random.default_rng(0).normal(size=FULL).astype(np.float32)
-    keep = make_spec(hard_fields("float16", 2, None)).keep
+    reduction = make_spec(hard_fields("float16", True, None)).reduction
     expected = np.mean([latents[:, row::2, column::2] for row in (0, 1) for column in (0, 1)], axis=0)
-    np.testing.assert_allclose(keep.apply(latents), expected, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(reduction.apply(latents), expected, rtol=1e-5, atol=1e-6)
 
 
 def test_components_are_orthonormal_sorted_and_repeatable() -> None:
-    hard = hard_fields("float16", 2, RANK)
+    hard = hard_fields("float16", True, RANK)
     fields = calibration(hard)
     assert fields == calibration(hard)
-    basis = make_spec(hard | {"calibration": fields}).keep.components.basis
+    basis = make_spec(hard | {"calibration": fields}).reduction.components.basis
     np.testing.assert_allclose(basis.T @ basis, np.eye(RANK), atol=1e-5)
     assert fields["std"] == sorted(fields["std"], reverse=True)
     assert all(basis[np.abs(basis).argmax(0), range(RANK)] > 0)
 
 
 def test_existing_cache_keeps_its_calibration(tmp_path: Path) -> None:
-    hard = hard_fields("int8", None, RANK)
+    hard = hard_fields("int8", False, RANK)
     first, _ = create_or_check(tmp_path, hard, {}, lambda: calibration(hard))
 
     def never() -> dict[str, Any]:
@@ -114,7 +114,7 @@ def test_existing_cache_keeps_its_calibration(tmp_path: Path) -> None:
 
     again, _ = create_or_check(tmp_path, hard, {}, never)
     assert again.fingerprint == first.fingerprint
-    other = hard_fields("float16", None, 3)
+    other = hard_fields("float16", False, 3)
     with pytest.raises(SpecMismatch) as caught:
         create_or_check(tmp_path, other, {}, never)
     assert 'codec: cache has "int8", this run has "float16"' in str(caught.value)
@@ -122,13 +122,13 @@ def test_existing_cache_keeps_its_calibration(tmp_path: Path) -> None:
 
 
 def test_other_calibration_is_another_fingerprint() -> None:
-    hard = hard_fields("int8", None, None)
+    hard = hard_fields("int8", False, None)
     prints = {make_spec(hard | {"calibration": calibration(hard, clips)}).fingerprint for clips in (5, 6)}
     assert len(prints) == 2
 
 
 def test_values_that_are_not_finite_are_no_part_of_a_calibration() -> None:
-    hard = hard_fields("int8", None, None)
+    hard = hard_fields("int8", False, None)
     calibrator = Calibrator(hard)
     calibrator.add(np.full(FULL, np.nan, np.float32), T)
     with pytest.raises(CacheError, match="no training clip"):
@@ -140,15 +140,14 @@ def test_values_that_are_not_finite_are_no_part_of_a_calibration() -> None:
 @pytest.mark.parametrize(
     ("shape", "pool", "pca", "message"),
     [
-        ((4, 3, 4, 8), 2, None, "even patch grid, this one is 3 x 4"),
-        (FULL, 3, None, "pool is 3"),
-        (FULL, None, 25, "from 1 to the 24 channels"),
-        (FULL, None, 0, "from 1 to the 24 channels"),
+        ((4, 3, 4, 8), True, None, "even patch grid, this one is 3 x 4"),
+        (FULL, False, 25, "from 1 to the 24 channels"),
+        (FULL, False, 0, "from 1 to the 24 channels"),
     ],
 )
-def test_what_cannot_be_kept_is_refused(shape: tuple[int, ...], pool: int, pca: int, message: str) -> None:
+def test_what_cannot_be_kept_is_refused(shape: tuple[int, ...], pool: bool, pca: int, message: str) -> None:
     with pytest.raises(CacheError, match=message):
-        keep_fields(shape, pool=pool, pca=pca)
+        reduction_fields(shape, pool=pool, pca=pca)
 
 
 BASIS = base64.b64encode(np.zeros((D, RANK), "<f4").tobytes()).decode()
@@ -173,17 +172,24 @@ KEPT = {"mean": [0.0] * RANK, "std": [1.0] * RANK}
     ],
 )
 def test_calibration_that_no_reader_could_use_is_refused(calibration: Any) -> None:
-    hard = hard_fields("int8", None, RANK)
+    hard = hard_fields("int8", False, RANK)
     with pytest.raises(CacheError, match="calibration"):
         make_spec(hard | {"calibration": calibration})
-    assert make_spec(hard | {"calibration": KEPT | {"pca": CONSTANTS | {"basis": BASIS}}}).keep
+    assert make_spec(hard | {"calibration": KEPT | {"pca": CONSTANTS | {"basis": BASIS}}}).reduction
 
 
 @pytest.mark.parametrize(
-    "keep", [7, {}, {"shape": [4, 4], "pool": 2, "pca": None}, {"shape": [4, 4, 4, 24], "pool": 2}]
+    "keep",
+    [
+        7,
+        {},
+        {"shape": [4, 4], "pool": 2, "pca": None},
+        {"shape": [4, 4, 4, 24], "pool": 2},
+        {"shape": list(FULL), "pool": 3, "pca": None},
+    ],
 )
 def test_keep_that_no_reader_could_use_is_refused(keep: Any) -> None:
     with pytest.raises(CacheError, match="keep"):
-        make_spec(hard_fields("float16", 2, None) | {"keep": keep})
+        make_spec(hard_fields("float16", True, None) | {"keep": keep})
     with pytest.raises(CacheError, match=r"layout\.shape"):
-        make_spec(hard_fields("float16", 2, None) | {"layout": {"shape": list(FULL)}})
+        make_spec(hard_fields("float16", True, None) | {"layout": {"shape": list(FULL)}})
