@@ -157,6 +157,13 @@ def _report_missing(split: SplitClips) -> None:
         print(f"Missing video ({split.split}): {split.folder.expected(video)}", file=sys.stderr)
     if len(split.missing) > LISTED_MISSING:
         print(f"... and {len(split.missing) - LISTED_MISSING} more of {split.split}", file=sys.stderr)
+    if other_case := split.folder.other_case:
+        annotated, taken = next(iter(other_case.items()))
+        print(
+            f"Notice ({split.split}): {len(other_case)} files are taken though their names differ in case from the "
+            f"annotation, such as {taken} for {annotated}",
+            file=sys.stderr,
+        )
 
 
 def _report(cache_dir: Path, config: Config) -> None:

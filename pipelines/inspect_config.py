@@ -186,7 +186,12 @@ def _count(config: Config, split: str, rule: ClipRule) -> tuple[int, str, int, b
     The last is True where only the videos' headers could tell how many clips there are.
     """
     labels = Path(config.dataset.labels) if config.dataset.labels else None
-    videos = read_annotations(Path(config.require(f"dataset.{split}")), labels=labels)
+    videos = read_annotations(
+        Path(config.require(f"dataset.{split}")),
+        labels=labels,
+        root=Path(config.dataset.root) if config.dataset.root else None,
+        allow_outside=config.dataset.allow_outside,
+    )
     missing = _missing(config, videos)
     if rule.clips_per_video is not None and rule.short == "pad":
         return len(videos), missing, len(videos) * rule.clips_per_video, False
@@ -196,7 +201,7 @@ def _count(config: Config, split: str, rule: ClipRule) -> tuple[int, str, int, b
 def _missing(config: Config, videos: Sequence[Video]) -> str:
     if not config.dataset.root or not Path(config.dataset.root).is_dir():
         return ""
-    folder = VideoFolder(Path(config.dataset.root))
+    folder = VideoFolder(Path(config.dataset.root), videos)
     missing = sum(folder.find(video) is None for video in videos)
     return f"; {missing:,} videos missing below dataset.root" if missing else ""
 

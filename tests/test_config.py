@@ -87,7 +87,7 @@ def test_wrong_values_fail_all_at_once_with_line_and_what_is_allowed() -> None:
 
 def test_a_section_needs_keys() -> None:
     assert problems("dataset: here\n") == [
-        "my.yaml:1: dataset: expected keys below it: labels, max_missing_fraction, root, train, val"
+        "my.yaml:1: dataset: expected keys below it: allow_outside, labels, max_missing_fraction, root, train, val"
     ]
 
 

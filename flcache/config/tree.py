@@ -30,6 +30,8 @@ class DatasetConfig:
     """The same for the validation split."""
     labels: OptionalPath = None
     """`index label` lines; needed only by headerless annotation files."""
+    allow_outside: bool = False
+    """Accept absolute paths and `..` in annotation files that lead out of `root`."""
     max_missing_fraction: Fraction = 0.25
     """Videos of a split that may be absent from `root` before encoding refuses to start."""
 

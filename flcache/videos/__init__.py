@@ -3,9 +3,10 @@
 `flcache.videos.kinetics` holds the torch dataset; nothing here imports torch.
 """
 
-from flcache.videos.annotations import Video, VideoFolder, read_annotations, read_labels
+from flcache.videos.annotations import Video, read_annotations, read_labels
 from flcache.videos.clips import ClipRule, needs_duration, plan_clips
 from flcache.videos.decoders import ClipRequest, DecodedClip, VideoInfo, decode_clip, probe
+from flcache.videos.folder import VideoFolder
 from flcache.videos.pool import DecodePool
 from flcache.videos.synthetic import write_dataset
 

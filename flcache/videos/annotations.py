@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import io
 import os
+import posixpath
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
@@ -23,6 +25,11 @@ EXTENSIONS = (".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v", ".mpg", ".mpeg", 
 
 _REQUIRED = ("youtube_id", "time_start", "time_end")
 _OFFICIAL = ("label", *_REQUIRED, "split")
+_OTHER_DELIMITERS = {";": "semicolon", "\t": "tab", "|": "vertical bar"}
+_INDEX = re.compile(r"[0-9]{1,9}")
+_SHOWN_CHARACTERS = 80
+_MAX_PATH, _MAX_PART = 4000, 255
+"""Bytes of a path and of each of its names that file systems take, with room for the root."""
 _MAX_NAME = 64  # a tar member name has 100 bytes, of which clip number, hash and suffix need their share
 
 
@@ -39,28 +46,32 @@ class Video:
     """As annotated; the file may differ by a frame or so. None where the annotation does not say."""
 
 
-def read_annotations(csv: Path, *, labels: Path | None = None) -> list[Video]:
+def read_annotations(
+    csv: Path, *, labels: Path | None = None, root: Path | None = None, allow_outside: bool = False
+) -> list[Video]:
     """The videos of an annotation file of either form, in its order.
 
-    `labels` (`index label` lines) names the classes of the headerless form; without it the label is the index.
-    Raises DataError naming the file, the line and what to mend.
+    `labels` (`index label` lines) names the classes of the headerless form; without it the label is the index. Raises
+    DataError naming the file, the line and what to mend; also for a path that leads out of `root` (absolute, or with
+    `..`), unless `allow_outside`.
     """
-    lines = [(number, line) for number, line in enumerate(_read_lines(csv), 1) if line.strip()]
-    if not lines:
+    text = _read_text(csv)
+    first = next((line for line in _lines(text) if line.strip()), None)
+    if first is None:
         raise DataError(f"{csv}: the annotation file is empty; expected a Kinetics CSV or `path index` lines")
-    if _is_header(lines[0][1]):
-        rows = _official_rows(csv, lines)
+    if _is_header(csv, first):
+        rows = _official_rows(csv, text)
     else:
-        rows = _headerless_rows(csv, lines, read_labels(labels) if labels else None)
+        rows = _headerless_rows(csv, text, read_labels(labels) if labels else None)
     if not rows:
         raise DataError(f"{csv}: there is a header but no row below it; is the download complete?")
-    _refuse_duplicates(csv, rows)
+    _check_paths(csv, rows, None if allow_outside else _Inside(root))
     return _with_unique_ids([video for _, video in rows])
 
 
-def _read_lines(path: Path) -> list[str]:
+def _read_text(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8-sig").splitlines()
+        return path.read_bytes().decode("utf-8-sig")
     except FileNotFoundError:
         raise DataError(f"{path}: no such annotation file; set the path of your CSV or label file") from None
     except IsADirectoryError:
@@ -69,28 +80,51 @@ def _read_lines(path: Path) -> list[str]:
         raise DataError(f"{path}: no permission to read it; try `chmod u+r`") from None
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: not UTF-8 text (byte {error.start}); save it as UTF-8") from None
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}") from None
 
 
-def _is_header(line: str) -> bool:
+def _lines(text: str) -> list[str]:
+    """Lines end at newlines alone: `str.splitlines` would also cut a label at U+2028 or a vertical tab."""
+    return text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
+
+
+def _is_header(path: Path, line: str) -> bool:
     """Whether the first line is a header, right or wrong, rather than a `path index` row."""
+    for delimiter, name in _OTHER_DELIMITERS.items():
+        if {field.strip() for field in line.split(delimiter)} & set(_OFFICIAL) and "," not in line:
+            raise DataError(f"{path}:1: the columns are separated by a {name}; separate them by commas")
     fields = {field.strip() for field in line.split(",")}
-    return bool(fields & set(_OFFICIAL)) or ("," in line and not line.split()[-1].isdigit())
+    return bool(fields & set(_OFFICIAL)) or ("," in line and not _INDEX.fullmatch(line.split()[-1]))
 
 
-def _official_rows(path: Path, lines: list[tuple[int, str]]) -> list[tuple[int, Video]]:
-    header = [field.strip() for field in next(csv.reader([lines[0][1]]))]
+def _official_rows(path: Path, text: str) -> list[tuple[int, Video]]:
+    rows = _csv_rows(path, text)
+    number, fields = next(rows)
+    header = [field.strip() for field in fields]
     missing = [column for column in _REQUIRED if column not in header]
     if missing:
         raise DataError(
-            f"{path}:{lines[0][0]}: the header has no column {', '.join(missing)}; expected {','.join(_OFFICIAL)}"
+            f"{path}:{number}: the header has no column {', '.join(missing)}; expected {','.join(_OFFICIAL)}"
         )
-    rows = []
-    for number, line in lines[1:]:
-        fields = next(csv.reader([line]))
+    videos = []
+    for number, fields in rows:
         if len(fields) != len(header):
             raise DataError(f"{path}:{number}: {len(fields)} fields where the header has {len(header)}; mend the row")
-        rows.append((number, _official_video(path, number, dict(zip(header, fields, strict=True)))))
-    return rows
+        videos.append((number, _official_video(path, number, dict(zip(header, fields, strict=True)))))
+    return videos
+
+
+def _csv_rows(path: Path, text: str) -> Iterator[tuple[int, list[str]]]:
+    """The rows that are not blank, each with the number of its first line; a quoted field may hold newlines."""
+    reader, number = csv.reader(io.StringIO(text, newline=""), strict=True), 1
+    try:
+        for fields in reader:
+            if any(field.strip() for field in fields):
+                yield number, fields
+            number = reader.line_num + 1
+    except csv.Error as error:
+        raise DataError(f"{path}:{number}: not a row of a CSV: {error}; mend or remove the row") from None
 
 
 def _official_video(path: Path, number: int, row: Mapping[str, str]) -> Video:
@@ -99,7 +133,8 @@ def _official_video(path: Path, number: int, row: Mapping[str, str]) -> Video:
         name = f"{row['youtube_id'].strip()}_{int(start_s):06d}_{int(end_s):06d}"
     except (ValueError, OverflowError):
         raise DataError(
-            f"{path}:{number}: time_start {row['time_start']!r} and time_end {row['time_end']!r} must be seconds"
+            f"{path}:{number}: time_start {shown(row['time_start'])} and time_end {shown(row['time_end'])} must be "
+            "seconds"
         ) from None
     if not row["youtube_id"].strip() or not 0 <= start_s < end_s:
         raise DataError(f"{path}:{number}: needs a youtube_id and 0 <= time_start < time_end; mend or remove the row")
@@ -107,12 +142,12 @@ def _official_video(path: Path, number: int, row: Mapping[str, str]) -> Video:
     return Video(name, f"{label}/{name}" if label else name, label, end_s - start_s)
 
 
-def _headerless_rows(
-    path: Path, lines: list[tuple[int, str]], labels: Mapping[int, str] | None
-) -> list[tuple[int, Video]]:
+def _headerless_rows(path: Path, text: str, labels: Mapping[int, str] | None) -> list[tuple[int, Video]]:
     rows = []
-    for number, line in lines:
-        name, index = _split_index(path, number, line)
+    for number, line in enumerate(_lines(text), 1):
+        if not line.strip():
+            continue
+        name, index = _split_index(path, number, line.strip())
         if labels is not None and index not in labels:
             raise DataError(f"{path}:{number}: the label file has no index {index}; mend the row or the label file")
         label = labels[index] if labels is not None else str(index)
@@ -121,35 +156,69 @@ def _headerless_rows(
 
 
 def _split_index(path: Path, number: int, line: str) -> tuple[str, int]:
-    name, _, index = line.strip().rpartition(" ")
-    if not name.strip() or not index.isdigit():
-        raise DataError(f"{path}:{number}: expected `path index`, got {line.strip()[:80]!r}; mend or remove the row")
-    return name.strip(), int(index)
+    name, _, index = (part.strip() for part in line.rpartition(" "))
+    if _INDEX.fullmatch(index) and PurePosixPath(name).name not in ("", ".."):
+        return name, int(index)
+    found = next((name for mark, name in {",": "comma", **_OTHER_DELIMITERS}.items() if mark in line), None)
+    hint = f" separated by a space, not by a {found}" if found else ""
+    raise DataError(f"{path}:{number}: expected `path index`{hint}, got {shown(line)}; mend or remove the row")
 
 
 def read_labels(path: Path) -> dict[int, str]:
     """The label file's classes by index, in its order. Raises DataError naming the line."""
     labels: dict[int, str] = {}
-    for number, line in enumerate(_read_lines(path), 1):
+    for number, line in enumerate(_lines(_read_text(path)), 1):
         if not line.strip():
             continue
         index, _, label = line.strip().partition(" ")
-        if not index.isdigit() or not label.strip() or int(index) in labels:
-            raise DataError(f"{path}:{number}: expected a new `index label`, got {line.strip()[:80]!r}")
+        if not _INDEX.fullmatch(index) or not label.strip() or int(index) in labels:
+            raise DataError(f"{path}:{number}: expected a new `index label`, got {shown(line.strip())}")
         labels[int(index)] = label.strip()
     if not labels:
         raise DataError(f"{path}: the label file is empty; expected `index label` lines")
     return labels
 
 
-def _refuse_duplicates(path: Path, rows: Iterable[tuple[int, Video]]) -> None:
+def shown(text: str) -> str:
+    """What a message quotes of a file: one line, not long, nothing that a terminal obeys."""
+    return repr(text[:_SHOWN_CHARACTERS])
+
+
+class _Inside:
+    """Which annotated paths stay below a root, by their text alone."""
+
+    def __init__(self, root: Path | None) -> None:
+        self._root = os.path.abspath(root) if root is not None else None  # noqa: PTH100  (a symlink stays as it is)
+
+    def __contains__(self, path: str) -> bool:
+        if not posixpath.isabs(path):
+            return path.split("/", 1)[0] != ".."
+        return self._root is not None and posixpath.commonpath([path, self._root]) == self._root
+
+
+def _check_paths(path: Path, rows: Iterable[tuple[int, Video]], inside: _Inside | None) -> None:
+    """Refuse paths that no file can have, that leave the root, or that are there twice."""
     first_line: dict[str, int] = {}
     for number, video in rows:
-        if video.path in first_line:
+        place = posixpath.normpath(video.path)
+        if (
+            "\0" in place
+            or len(os.fsencode(place)) > _MAX_PATH
+            or any(len(os.fsencode(part)) > _MAX_PART for part in place.split("/"))
+        ):
             raise DataError(
-                f"{path}:{number}: {video.path} is on line {first_line[video.path]} already; remove one of them"
+                f"{path}:{number}: {shown(video.path)} cannot be the path of a file; mend or remove the row"
             )
-        first_line[video.path] = number
+        if inside is not None and place not in inside:
+            raise DataError(
+                f"{path}:{number}: {shown(video.path)} leads out of dataset.root; mend the row, or give "
+                "dataset.allow_outside=true if you trust this list"
+            )
+        if place in first_line:
+            raise DataError(
+                f"{path}:{number}: {shown(video.path)} is on line {first_line[place]} already; remove one of them"
+            )
+        first_line[place] = number
 
 
 def _with_unique_ids(videos: list[Video]) -> list[Video]:
@@ -163,37 +232,3 @@ def _safe_id(video: Video, repeated: bool) -> str:
     if safe == video.video_id and not repeated and len(safe) <= _MAX_NAME:
         return safe
     return f"{safe[-_MAX_NAME:]}-{hashlib.sha256(video.path.encode()).hexdigest()[:10]}"
-
-
-class VideoFolder:
-    """The files below a root; every folder is listed once, when first asked about."""
-
-    def __init__(self, root: Path) -> None:
-        self.root = root
-        self._names: dict[Path, dict[str, str]] = {}
-
-    def find(self, video: Video) -> Path | None:
-        """The file of `video`, or None; the first of `EXTENSIONS` that exists where the annotation has none."""
-        wanted = self.root / video.path
-        names = self._list(wanted.parent)
-        for extension in ("", *EXTENSIONS):
-            if (name := names.get((wanted.name + extension).lower())) is not None:
-                return wanted.parent / name
-        return None
-
-    def expected(self, video: Video) -> Path:
-        """The path to name where `find` found nothing: as annotated, `.mp4` where the extension is unknown."""
-        wanted = self.root / video.path
-        return wanted if wanted.suffix.lower() in EXTENSIONS else wanted.with_name(wanted.name + ".mp4")
-
-    def _list(self, folder: Path) -> dict[str, str]:
-        if folder not in self._names:
-            try:
-                # Sorted backwards, so that of names differing only in case the first one wins.
-                names = sorted(os.listdir(folder), reverse=True)  # noqa: PTH208  (names only: no Path per file)
-            except (FileNotFoundError, NotADirectoryError):
-                names = []
-            except PermissionError:
-                raise DataError(f"{folder}: no permission to list it; try `chmod u+rx`") from None
-            self._names[folder] = {name.lower(): name for name in names}
-        return self._names[folder]

@@ -11,9 +11,10 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from flcache.errors import DataError, DecodeError
-from flcache.videos.annotations import Video, VideoFolder, read_annotations, read_labels
+from flcache.videos.annotations import Video, read_annotations, read_labels
 from flcache.videos.clips import ClipRule, needs_duration, plan_clips
 from flcache.videos.decoders import ClipRequest, decode_clip, probe
+from flcache.videos.folder import VideoFolder
 
 
 class KineticsClip(TypedDict):
@@ -51,10 +52,10 @@ class Kinetics400(Dataset[KineticsClip]):
         max_missing_fraction: float = 0.1,
     ) -> None:
         label_file = Path(labels) if labels is not None else None
-        videos = read_annotations(Path(annotations), labels=label_file)
+        videos = read_annotations(Path(annotations), labels=label_file, root=Path(root))
         self.classes = _classes(videos, label_file)
         self.missing: list[Path] = []
-        self._files = self._find(VideoFolder(Path(root)), videos)
+        self._files = self._find(VideoFolder(Path(root), videos), videos)
         if len(self.missing) > max_missing_fraction * len(videos):
             raise DataError(
                 f"{annotations}: {len(self.missing)} of {len(videos)} videos are missing below {root}, the first one "

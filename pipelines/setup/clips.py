@@ -54,8 +54,9 @@ def read_split(config: Config, split: str) -> SplitClips:
     """The clips of `split` and which of its videos are missing. Raises DataError where too many are."""
     dataset = config.dataset
     annotations, root = Path(config.require(f"dataset.{split}")), Path(config.require("dataset.root"))
-    videos = read_annotations(annotations, labels=Path(dataset.labels) if dataset.labels else None)
-    folder = VideoFolder(root)
+    labels = Path(dataset.labels) if dataset.labels else None
+    videos = read_annotations(annotations, labels=labels, root=root, allow_outside=dataset.allow_outside)
+    folder = VideoFolder(root, videos)
     missing = tuple(video for video in videos if folder.find(video) is None)
     _check_missing(config, split, videos, missing, folder)
     rule = clip_rule(config)

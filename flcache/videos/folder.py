@@ -1,0 +1,92 @@
+"""Which file below a root is which annotated video."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+from flcache.errors import DataError
+from flcache.videos.annotations import EXTENSIONS, Video
+
+
+class VideoFolder:
+    """The files below a root; every folder is listed once, when first asked about.
+
+    A file has the annotated name exactly: YouTube ids are case-sensitive. One whose name differs in case is taken only
+    where no other file differs in case alone and none of `annotated` names it exactly; `other_case` lists those.
+    """
+
+    def __init__(self, root: Path, annotated: Iterable[Video] = ()) -> None:
+        self.root = root
+        self.other_case: dict[str, Path] = {}
+        """By annotated path: the file that was taken though its name differs in case."""
+        self._annotated = {video.path for video in annotated}
+        self._files: dict[Path, _Names] = {}
+
+    def find(self, video: Video) -> Path | None:
+        """The file of `video`, or None; the first of `EXTENSIONS` that exists where the annotation has none."""
+        wanted = self.root / video.path
+        names = self._list(wanted.parent)
+        found = names.called(wanted.name)
+        if found is None:
+            alike = [name for name in names.alike(wanted.name) if not self._is_of_another(video, name)]
+            if len(alike) != 1:
+                return None
+            found = alike[0]
+            self.other_case[video.path] = wanted.parent / found
+        return wanted.parent / found
+
+    def expected(self, video: Video) -> Path:
+        """The path to name where `find` found nothing: as annotated, `.mp4` where the extension is unknown."""
+        wanted = self.root / video.path
+        return wanted if wanted.suffix.lower() in EXTENSIONS else wanted.with_name(wanted.name + ".mp4")
+
+    def _is_of_another(self, video: Video, name: str) -> bool:
+        """Whether a file beside `video` is what another annotation names, with its extension or without."""
+        folder, _, _ = video.path.rpartition("/")
+        return any((f"{folder}/{spelling}" if folder else spelling) in self._annotated for spelling in _spellings(name))
+
+    def _list(self, folder: Path) -> _Names:
+        if folder not in self._files:
+            try:
+                with os.scandir(folder) as entries:
+                    self._files[folder] = _Names(entry.name for entry in entries if entry.is_file())
+            except (FileNotFoundError, NotADirectoryError):
+                self._files[folder] = _Names(())
+            except PermissionError:
+                raise DataError(f"{folder}: no permission to list it; try `chmod u+rx`") from None
+            except OSError as error:
+                raise DataError(f"{folder}: cannot be listed: {error.strerror}") from None
+        return self._files[folder]
+
+
+class _Names:
+    """Names of the regular files of one folder, each also without the extension of a video, if it has one."""
+
+    def __init__(self, names: Iterable[str]) -> None:
+        self._exact: dict[str, list[str]] = {}
+        self._lowered: dict[str, list[str]] = {}
+        for name in sorted(names, key=_preference):
+            for spelling in _spellings(name):
+                self._exact.setdefault(spelling, []).append(name)
+                self._lowered.setdefault(spelling.lower(), []).append(name)
+
+    def called(self, name: str) -> str | None:
+        """The file of exactly this name, or of it and an extension."""
+        found = self._exact.get(name, [None])
+        return name if name in found else found[0]
+
+    def alike(self, name: str) -> list[str]:
+        """The files whose names, or names without an extension, differ from this one in case."""
+        return self._lowered.get(name.lower(), [])
+
+
+def _spellings(name: str) -> tuple[str, ...]:
+    stem, extension = os.path.splitext(name)  # noqa: PTH122  (names only: no Path per file)
+    return (name, stem) if extension.lower() in EXTENSIONS else (name,)
+
+
+def _preference(name: str) -> tuple[int, str]:
+    extension = os.path.splitext(name)[1].lower()  # noqa: PTH122
+    return EXTENSIONS.index(extension) if extension in EXTENSIONS else len(EXTENSIONS), name
