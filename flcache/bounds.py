@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -13,6 +13,20 @@ class Bound:
 
     says: str
     holds: Callable[[Any], bool]
+
+
+@dataclass(frozen=True, eq=False)
+class OneOf:
+    """The value is a name in `registry`, which may have grown since the option was declared."""
+
+    registry: Mapping[str, Any]
+
+    @property
+    def says(self) -> str:
+        return f"that is one of {', '.join(self.registry)}"
+
+    def holds(self, value: Any) -> bool:
+        return value in self.registry
 
 
 Positive = Annotated[int, Bound("of at least 1", lambda value: value >= 1)]

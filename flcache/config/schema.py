@@ -12,7 +12,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import fields, is_dataclass
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from flcache.bounds import Bound
+from flcache.bounds import Bound, OneOf
 from flcache.config.yaml_lines import Entry, Key, Origin, dotted, shown
 
 Section = TypeVar("Section")
@@ -146,7 +146,7 @@ def _converted_list(value: Any, hints: tuple[Any, ...]) -> tuple[Any, ...]:
     return tuple(_converted(item, hint) for item, hint in zip(value, wanted, strict=True))
 
 
-def _bounded(value: Any, bounds: Collection[Bound]) -> Any:
+def _bounded(value: Any, bounds: Collection[Bound | OneOf]) -> Any:
     if not all(bound.holds(value) for bound in bounds):
         raise _WrongValue
     return value

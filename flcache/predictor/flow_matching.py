@@ -10,51 +10,42 @@ Shapes: B clips, Tc and Tt steps of context and target, H x W patch grid, D chan
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
-from flcache.predictor.interface import Predictor
+from flcache.batch import LatentBatch
+from flcache.errors import ConfigError
+from flcache.predictor.interface import Forecast, LatentShape, draw_boundary
+from flcache.predictor.options import PredictorOptions
 from flcache.predictor.rotary import rotation
 from flcache.predictor.tokens import ScalarEmbedding, embedding, merge_patches, split_patches, zero_head
-from flcache.predictor.transformer import Transformer, TransformerSize
+from flcache.predictor.transformer import Transformer
+from flcache.predictor.transformer_predictor import TransformerPredictor
 
 SMALLEST_REMAINDER = 0.05
 """Where less than this of the path is left, the velocity's error counts as if this much were."""
 PROGRESS_MEAN, PROGRESS_STD = -0.8, 0.8
-"""Of the logit of t in training: most of what matters is decided early on the path."""
+"""Of the normal distribution that the logit of t is drawn from in training: small t, where most is decided."""
 
 
-@dataclass(frozen=True)
-class FlowOptions:
-    """How a flow is sampled, and how it learns to be guided."""
-
-    sampler: Literal["euler", "heun"] = "heun"
-    """Heun costs two evaluations a step, Euler one."""
-    sampler_steps: int = 8
-    guidance: float = 1.0
-    """1 samples the learned distribution; above 1 exaggerates what the past adds to the last step."""
-    context_dropout: float = 0.1
-    """Training clips that are shown the last step of their context alone, which is what guidance leads away from."""
-
-
-class FlowMatchingPredictor(Predictor):
+class FlowMatchingPredictor(TransformerPredictor):
     """`predict` draws one sample of the future per clip, from torch's generator. It returns latents."""
 
-    def __init__(self, size: TransformerSize, *, channels: int, merge: int, flow: FlowOptions) -> None:
-        super().__init__()
-        self.head_dim = size.width // size.heads
-        self.merge = merge
-        self.flow = flow
-        self.embed = embedding(channels, size.width, merge)
-        self.embed_noisy = embedding(channels, size.width, merge)
+    kind = "flow_matching"
+    generative = True
+
+    def __init__(self, options: PredictorOptions, latent_shape: LatentShape) -> None:
+        super().__init__(options, latent_shape)
+        size = self.size
+        self.flow = options.flow
+        self.embed_noisy = embedding(self.channels, size.width, self.merge)
         self.hidden_past = nn.Parameter(0.02 * torch.randn(size.width))
         self.ahead = ScalarEmbedding(size.width)
         self.progress = ScalarEmbedding(size.width)
         self.transformer = Transformer(size, causal=False)
-        self.head = zero_head(channels, size.width, merge)
+        self.head = zero_head(self.channels, size.width, self.merge)
 
     def forward(
         self, noisy: Tensor, progress: Tensor, context: Tensor, times: Tensor, hide_past: Tensor | None = None
@@ -84,6 +75,21 @@ class FlowMatchingPredictor(Predictor):
         for now in range(steps - 1):
             state = self._step(state, now / steps, 1 / steps, context, times)
         return self._guided_end(state, 1 - 1 / steps, context, times)  # the last Euler step arrives there
+
+    def forecasts(self, batch: LatentBatch, boundaries: Sequence[int], rollout_steps: int) -> list[Forecast]:
+        """The ends of noisy paths to all that follows a random boundary, weighted as `noisy_ends` says."""
+        boundary = draw_boundary(boundaries)
+        latents, times, targets = batch.latents, batch.times, batch.targets[:, boundary:].detach()
+        ends, weights = self.noisy_ends(latents[:, :boundary], times[:, :boundary], targets, times[:, boundary:])
+        return [Forecast.from_boundary(ends, boundary, weights)]
+
+    def check_objective(self, distance: str, targets: str) -> None:
+        if (distance, targets) != ("l2", "raw"):
+            raise ConfigError(
+                f'predictor.kind: flow_matching learns velocities, whose mean only "l2" on "raw" targets finds; '
+                f'training.loss is "{distance}" and training.targets "{targets}": set training.loss=l2 and '
+                "training.targets=raw"
+            )
 
     def noisy_ends(
         self, context: Tensor, context_times: Tensor, targets: Tensor, target_times: Tensor

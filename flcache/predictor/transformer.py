@@ -19,9 +19,9 @@ from torch.nn.functional import gelu, scaled_dot_product_attention
 from torch.utils.checkpoint import checkpoint
 
 from flcache.predictor.attention import block_causal_attention
+from flcache.predictor.options import Attention
 from flcache.predictor.rotary import Rotation, rotate
 
-Attention = Literal["joint", "factorised"]
 Axis = Literal["all", "time", "space"]
 """Which tokens meet in a layer: all, those of one place, or those of one step."""
 KeyValues = tuple[Tensor, Tensor]
