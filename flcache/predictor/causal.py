@@ -22,7 +22,7 @@ from flcache.predictor.transformer import KeyValues, Transformer
 from flcache.predictor.transformer_predictor import BLOCK_WIDTHS, TransformerPredictor
 
 Past = Sequence[KeyValues]
-"""What every layer keeps of the steps that were seen."""
+"""Keys and values of the steps seen so far, one pair a layer."""
 
 
 class CausalPredictor(TransformerPredictor):
@@ -77,8 +77,8 @@ class CausalPredictor(TransformerPredictor):
     def force_and_roll_out(self, latents: Tensor, times: Tensor, boundary: int, steps: int) -> tuple[Tensor, Tensor]:
         """`forward` on all but the last of `latents` (B, T, H, W, D), and `steps` rolled out from those < `boundary`.
 
-        Returns (B, T - 1, H, W, D) and (B, steps, H, W, D). They share the work on the prefix, and the first step of
-        the rollout is one of the forced ones; each later one is made from the prefix and the predictions before it.
+        Returns (B, T - 1, H, W, D) and (B, steps, H, W, D). The prefix is computed once for both: the first step
+        of the rollout is one of the forced ones, each later one is made from the prefix and the predictions before it.
         """
         times = times - times[:, :1]
         forced, past = self._predict_next(latents[:, :-1], times[:, :-1], times[:, 1:])
@@ -87,7 +87,7 @@ class CausalPredictor(TransformerPredictor):
         return forced, self._roll_out(forced[:, boundary - 1 : boundary], times[:, boundary : boundary + steps], prefix)
 
     def _roll_out(self, first: Tensor, times: Tensor, past: Past) -> Tensor:
-        """The steps at `times` (B, Tt), of which the `first` (B, 1, H, W, D) was predicted when `past` was kept."""
+        """The steps at `times` (B, Tt): `first` (B, 1, H, W, D), then each from the one before it and `past`."""
         predicted = [first]
         for now in range(times.shape[1] - 1):
             step, past = self._predict_next(predicted[-1], times[:, now : now + 1], times[:, now + 1 : now + 2], past)
@@ -97,7 +97,7 @@ class CausalPredictor(TransformerPredictor):
     def _predict_next(
         self, latents: Tensor, times: Tensor, next_times: Tensor, past: Past | None = None
     ) -> tuple[Tensor, Past]:
-        """`forward` for times that already share an origin, for steps after those of `past`; and past with them."""
+        """`forward` for steps that follow those of `past`, with times from one origin; and `past` with these steps."""
         patches = merge_patches(latents, self.merge)  # (B, T, h, w, merge * merge * D)
         height, width = patches.shape[2:4]
         tokens = self.embed(patches.flatten(2, 3)) + self.ahead(next_times - times)[:, :, None]  # (B, T, N, width)

@@ -1,9 +1,9 @@
 """Flow matching: samples of the future, by a conditional flow from noise to standardised latents.
 
 On the straight path `x_t = (1 - t) * noise + t * target` the network estimates the path's end, and the velocity follows
-as `(end - x_t) / (1 - t)`; the loss is the velocity's. Predicting the end and learning the velocity is what works in
-wide latents (arXiv 2511.13720). The head is zero and adds to the context's last step, so that every sample of an
-untrained predictor is exactly a copy of it. Source: flow matching, arXiv 2210.02747.
+as `(end - x_t) / (1 - t)`. The loss is the squared error of the velocity: estimates of the end with a loss on the
+velocity work best in wide latents (arXiv 2511.13720). The head is zero and adds to the context's last step, so that
+every sample of an untrained predictor is exactly a copy of it. Source: flow matching, arXiv 2210.02747.
 
 Shapes: B clips, Tc and Tt steps of context and target, H x W patch grid, D channels; N tokens a step.
 """
@@ -25,7 +25,7 @@ from flcache.predictor.transformer import Transformer
 from flcache.predictor.transformer_predictor import TransformerPredictor
 
 SMALLEST_REMAINDER = 0.05
-"""Where less than this of the path is left, the velocity's error counts as if this much were."""
+"""Lower limit of 1 - t in the weight (1 - t)^-2 of an end's error."""
 PROGRESS_MEAN, PROGRESS_STD = -0.8, 0.8
 """Of the normal distribution that the logit of t is drawn from in training: small t, where most is decided."""
 
@@ -50,17 +50,18 @@ class FlowMatchingPredictor(TransformerPredictor):
     def forward(
         self, noisy: Tensor, progress: Tensor, context: Tensor, times: Tensor, hide_past: Tensor | None = None
     ) -> Tensor:
-        """Where the paths of `noisy` (B, Tt, H, W, D), `progress` (B,) of them done, end: (B, Tt, H, W, D).
+        """Estimated ends (B, Tt, H, W, D) of the paths that are at `noisy` (B, Tt, H, W, D), t = `progress` (B,).
 
-        `times` (B, Tc + Tt) are of context and targets; `hide_past` (B,) bool leaves a clip its context's last step.
+        `times` (B, Tc + Tt) are of context and targets. Where `hide_past` (B,) is True, only the context's last step is
+        shown.
         """
         steps = context.shape[1]
         seen, (height, width) = self._embed(context, self.embed)  # (B, Tc, N, width)
         if hide_past is not None:
             hidden = hide_past[:, None] & (torch.arange(steps, device=seen.device) < steps - 1)  # (B, Tc)
             seen = torch.where(hidden[:, :, None, None], self.hidden_past.to(seen.dtype), seen)
-        told = self.ahead(times[:, steps:] - times[:, steps - 1 : steps]) + self.progress(progress)[:, None]
-        wanted = self._embed(noisy, self.embed_noisy)[0] + told[:, :, None]
+        asked = self.ahead(times[:, steps:] - times[:, steps - 1 : steps]) + self.progress(progress)[:, None]
+        wanted = self._embed(noisy, self.embed_noisy)[0] + asked[:, :, None]
         tokens = torch.cat((seen, wanted), dim=1).flatten(1, 2)
         by = rotation(times - times[:, :1], height, width, self.head_dim)
         tokens, _ = self.transformer(tokens, by, height * width)
@@ -109,7 +110,7 @@ class FlowMatchingPredictor(TransformerPredictor):
         return ends, (1 - progress).clamp(min=SMALLEST_REMAINDER) ** -2
 
     def _step(self, state: Tensor, done: float, step: float, context: Tensor, times: Tensor) -> Tensor:
-        """`state` moved from `done` of its path by `step`."""
+        """`state`, which is at t = `done` of its path, at t = `done + step`."""
         velocity = (self._guided_end(state, done, context, times) - state) / (1 - done)
         arrived = state + step * velocity
         if self.flow.sampler == "euler":
