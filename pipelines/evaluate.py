@@ -14,7 +14,7 @@ from torch import Tensor
 from flcache.config import Config
 from flcache.errors import TrainingError
 from flcache.evaluation import EvaluationResult, Sampling, detail_table, evaluate, evaluation_table, plot_skill
-from flcache.predictor import FlowMatchingPredictor
+from flcache.predictor import Predictor
 from flcache.training import RunRecord, WorldModel, latest_checkpoint, load_weights, open_checkpoint, read_record
 
 from .baselines import fitted_baselines
@@ -65,15 +65,15 @@ def load_trained(config: Config, source: LatentSource, checkpoint: Path) -> Worl
 
 def _sampling(config: Config, model: WorldModel) -> Sampling | None:
     """How a generative predictor is asked for several futures; None for one that gives a single future."""
-    if not isinstance(model.predictor, FlowMatchingPredictor):
+    if not model.predictor.generative:
         return None
     return Sampling(partial(_draw, model.predictor), config.evaluation.samples)
 
 
 def _draw(
-    predictor: FlowMatchingPredictor, context: Tensor, context_times: Tensor, target_times: Tensor, num_samples: int
+    predictor: Predictor, context: Tensor, context_times: Tensor, target_times: Tensor, num_samples: int
 ) -> Tensor:
-    """(S, B, K, H, W, D): each prediction of a flow is a sample of its own."""
+    """(S, B, K, H, W, D): each prediction of a generative predictor is a sample of its own."""
     return torch.stack([predictor.predict(context, context_times, target_times) for _ in range(num_samples)])
 
 

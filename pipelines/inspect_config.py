@@ -20,11 +20,11 @@ from flcache.config.yaml_lines import Origin, shown
 from flcache.encoder import EncoderDescription, describe_encoder, seen_until
 from flcache.errors import ConfigError, FlcacheError
 from flcache.leak import check_split, middle_split
+from flcache.predictor import build_predictor, training_memory_bytes
 from flcache.videos import ClipRule, Video, VideoFolder, needs_duration, plan_clips, read_annotations
 
 from .setup.clips import SPLITS, clip_rule
 from .setup.encoder import context_rule, encoder_source
-from .setup.predictor import configured_memory_bytes, configured_predictor
 
 WIDEST_VALUE = 64
 """Characters of `key: value` after which origins are no longer aligned."""
@@ -123,13 +123,14 @@ def _parameters(
 
 
 def _memory(config: Config, shape: Shape) -> list[str]:
-    memory = decimal(configured_memory_bytes(config, shape))
-    return [f"training   {memory} for the predictor with {config.training.batch_size} clips a step, in float32"]
+    batch_size, rollout_steps = config.training.batch_size, config.training.rollout_steps
+    memory = training_memory_bytes(config.predictor, shape, batch_size=batch_size, rollout_steps=rollout_steps)
+    return [f"training   {decimal(memory)} for the predictor with {batch_size} clips a step, in float32"]
 
 
 def _predictor_parameters(config: Config, shape: Shape) -> int:
     with torch.device("meta"):
-        predictor = configured_predictor(config, shape)
+        predictor = build_predictor(config.predictor, shape)
     return sum(parameter.numel() for parameter in predictor.parameters())
 
 

@@ -14,6 +14,7 @@ from torch import nn
 
 from flcache.config import Config, to_yaml
 from flcache.errors import ConfigError, TrainingError
+from flcache.predictor import build_predictor
 from flcache.training import (
     LoopOptions,
     Objective,
@@ -22,15 +23,14 @@ from flcache.training import (
     WorldModel,
     build_optimiser,
     count_parameters,
-    counted_splits,
     has_checkpoint,
     latest_checkpoint,
+    legal_training_boundaries,
     parameter_table,
     read_record,
     warmup_cosine,
 )
 
-from .setup.predictor import configured_predictor
 from .setup.progress import Progress
 from .setup.source import LatentSource, Reading, open_source
 
@@ -65,9 +65,9 @@ def build_world_model(config: Config, source: LatentSource) -> WorldModel:
     """A fresh predictor for the latents of `source`, with its encoder where `source` holds frames."""
     training = config.training
     objective = Objective(training.loss, training.targets, training.rollout_steps, training.horizon_weights)
-    splits = counted_splits(source.seen_until, allow_leak=config.allow_leak)
-    predictor = configured_predictor(config, source.latent_shape)
-    return WorldModel(predictor, source.statistics, splits=splits, objective=objective, encoder=source.encoder)
+    boundaries = legal_training_boundaries(source.seen_until, allow_leak=config.allow_leak)
+    predictor = build_predictor(config.predictor, source.latent_shape)
+    return WorldModel(predictor, source.statistics, boundaries=boundaries, objective=objective, encoder=source.encoder)
 
 
 def _accelerator(config: Config) -> Accelerator:

@@ -18,6 +18,7 @@ from flcache.bounds import (
 )
 from flcache.cache.codecs.registry import CodecName
 from flcache.errors import ConfigError
+from flcache.predictor.options import PredictorOptions
 
 
 @dataclass(frozen=True)
@@ -113,36 +114,6 @@ class CacheConfig:
 
 
 @dataclass(frozen=True)
-class FlowConfig:
-    sampler: Literal["euler", "heun"] = "heun"
-    """Heun takes two evaluations of the network a step, Euler one."""
-    sampler_steps: Positive = 8
-    guidance: PositiveFloat = 1.0
-    """Of sampling: 1 is the learned distribution, above 1 exaggerates what the past adds to the last step."""
-    context_dropout: Fraction = 0.1
-    """Training clips that are shown the last step of their context alone; guidance leads away from those."""
-
-
-@dataclass(frozen=True)
-class PredictorConfig:
-    kind: Literal["causal", "parallel", "cross_attention", "flow_matching"] = "causal"
-    """`causal` predicts step by step, the others all target steps at once: `parallel` from mask tokens among the
-    context's, `cross_attention` from queries of the context, `flow_matching` as samples of a conditional flow."""
-    preset: str = "small"
-    """`tiny`, `small`, `base` or `large`."""
-    overrides: dict[str, Any] = field(default_factory=dict)
-    """Fields of the preset to replace: `depth`, `width`, `heads`, `mlp_width`, `merge`."""
-    attention: Literal["joint", "factorised"] = "joint"
-    """`factorised` alternates between the steps of one place and the places of one step: cheaper for long clips."""
-    checkpoint_activations: bool = False
-    """Compute activations again in the backward pass instead of keeping them: less memory, a third more work."""
-    compile: bool = False
-    """Run blocks through `torch.compile`."""
-    flow: FlowConfig = field(default_factory=FlowConfig)
-    """Of `flow_matching` only."""
-
-
-@dataclass(frozen=True)
 class TrainingConfig:
     dir: OptionalPath = None
     """Folder of checkpoints, metrics and evaluation."""
@@ -221,7 +192,7 @@ class Config:
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
     encode: EncodeConfig = field(default_factory=EncodeConfig)
     cache: CacheConfig = field(default_factory=CacheConfig)
-    predictor: PredictorConfig = field(default_factory=PredictorConfig)
+    predictor: PredictorOptions = field(default_factory=PredictorOptions)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     probe: ProbeConfig = field(default_factory=ProbeConfig)

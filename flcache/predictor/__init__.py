@@ -1,28 +1,36 @@
 """Predictors of future latents.
 
-Every predictor has one method for evaluation, `predict(context (B, Tc, H, W, D), context_times (B, Tc), target_times
-(B, Tt)) -> (B, Tt, H, W, D)`, on standardised latents and times in seconds.
+A kind of predictor is a class with one line in `PREDICTORS`; `register_predictor` adds one from outside. Options and
+registry load without torch, so that a configuration can be read without it.
 """
 
-from flcache.predictor.causal import CausalPredictor
-from flcache.predictor.cross_attention import CrossAttentionPredictor
-from flcache.predictor.flow_matching import FlowMatchingPredictor, FlowOptions
-from flcache.predictor.interface import Predictor
-from flcache.predictor.memory import training_memory_bytes
-from flcache.predictor.parallel import ParallelPredictor
-from flcache.predictor.presets import PRESETS, PredictorOptions, PredictorShape, build_predictor, predictor_shape
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from flcache.predictor.options import PREDICTORS, PRESETS, FlowOptions, PredictorOptions, PredictorShape
+from flcache.predictor.registry import build_predictor, predictor_class, register_predictor
 
 __all__ = [
+    "PREDICTORS",
     "PRESETS",
-    "CausalPredictor",
-    "CrossAttentionPredictor",
-    "FlowMatchingPredictor",
     "FlowOptions",
-    "ParallelPredictor",
+    "Forecast",
     "Predictor",
     "PredictorOptions",
     "PredictorShape",
     "build_predictor",
-    "predictor_shape",
+    "predictor_class",
+    "register_predictor",
     "training_memory_bytes",
 ]
+
+if TYPE_CHECKING:
+    from flcache.predictor.interface import Forecast, Predictor
+    from flcache.predictor.memory import training_memory_bytes
+else:
+    _IMPORTED_WHEN_ASKED_FOR = {"Forecast": "interface", "Predictor": "interface", "training_memory_bytes": "memory"}
+
+    def __getattr__(name: str) -> object:
+        if name not in _IMPORTED_WHEN_ASKED_FOR:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        return getattr(import_module(f"{__name__}.{_IMPORTED_WHEN_ASKED_FOR[name]}"), name)

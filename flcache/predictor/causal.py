@@ -12,29 +12,30 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from flcache.predictor.interface import Predictor
+from flcache.batch import LatentBatch
+from flcache.predictor.attention import QUERY_TOKENS
+from flcache.predictor.interface import Forecast, LatentShape, draw_boundary
+from flcache.predictor.options import PredictorOptions
 from flcache.predictor.rotary import rotation
-from flcache.predictor.tokens import ScalarEmbedding, embedding, merge_patches, split_patches, zero_head
-from flcache.predictor.transformer import KeyValues, Transformer, TransformerSize
+from flcache.predictor.tokens import ScalarEmbedding, merge_patches, split_patches, zero_head
+from flcache.predictor.transformer import KeyValues, Transformer
+from flcache.predictor.transformer_predictor import BLOCK_WIDTHS, TransformerPredictor
 
 Past = Sequence[KeyValues]
-"""What every layer keeps of the steps that were seen."""
+"""Keys and values of the steps seen so far, one pair a layer."""
 
 
-class CausalPredictor(Predictor):
-    """Predicts each next step of standardised latents from that step's past.
+class CausalPredictor(TransformerPredictor):
+    """Predicts each next step of standardised latents from that step's past."""
 
-    `merge` x `merge` patches share one token: the cost falls with its square, the prediction keeps its resolution.
-    """
+    kind = "causal"
 
-    def __init__(self, size: TransformerSize, *, channels: int, merge: int) -> None:
-        super().__init__()
-        self.head_dim = size.width // size.heads
-        self.merge = merge
-        self.embed = embedding(channels, size.width, merge)
+    def __init__(self, options: PredictorOptions, latent_shape: LatentShape) -> None:
+        super().__init__(options, latent_shape)
+        size = self.size
         self.ahead = ScalarEmbedding(size.width)
         self.transformer = Transformer(size, causal=True)
-        self.head = zero_head(channels, size.width, merge)
+        self.head = zero_head(self.channels, size.width, self.merge)
 
     def forward(self, latents: Tensor, times: Tensor, next_times: Tensor) -> Tensor:
         """Teacher forcing: from `latents` (B, T, H, W, D) at `times` (B, T) seconds, those at `next_times` (B, T).
@@ -51,20 +52,42 @@ class CausalPredictor(Predictor):
         forced, past = self._predict_next(context, times[:, :steps], times[:, 1 : steps + 1])
         return self._roll_out(forced[:, -1:], times[:, steps:], past)
 
-    def force_and_roll_out(self, latents: Tensor, times: Tensor, split: int, steps: int) -> tuple[Tensor, Tensor]:
-        """`forward` on all but the last of `latents` (B, T, H, W, D), and `steps` rolled out from those < `split`.
+    def forecasts(self, batch: LatentBatch, boundaries: Sequence[int], rollout_steps: int) -> list[Forecast]:
+        """Every next step from the true ones before it, and a rollout after a random boundary.
 
-        Returns (B, T - 1, H, W, D) and (B, steps, H, W, D). They share the work on the prefix, and the first step of
-        the rollout is one of the forced ones; each later one is made from the prefix and the predictions before it.
+        In the rollout each step is predicted from the predictions before it; its first one is among the next steps.
+        """
+        latents, times, steps = batch.latents, batch.times, batch.latents.shape[1]
+        if rollout_steps == 1:
+            return [_next_steps(self(latents[:, :-1], times[:, :-1], times[:, 1:]))]
+        roomy = [boundary for boundary in boundaries if boundary + rollout_steps <= steps]
+        boundary = draw_boundary(roomy or boundaries)
+        forced, rolled = self.force_and_roll_out(latents, times, boundary, min(rollout_steps, steps - boundary))
+        whole = Forecast.from_boundary(rolled, boundary)
+        return [_next_steps(forced), Forecast(rolled[:, 1:], whole.steps[1:], whole.horizons[1:])]
+
+    def kept_numbers(self, latent_shape: LatentShape, rollout_steps: int) -> int:
+        """The last step of a clip is only a target. Attention in several groups of queries joins them in a copy."""
+        steps, height, width, channels = latent_shape
+        step_tokens = height * width // self.merge**2
+        grouped = self.size.attention == "joint" and step_tokens * (steps - 1) > QUERY_TOKENS
+        forced = self.kept_by_tokens((steps - 1, height, width, channels), self.size.depth, BLOCK_WIDTHS + grouped)
+        return forced + step_tokens * self._kept_by_rollout(steps, rollout_steps)
+
+    def force_and_roll_out(self, latents: Tensor, times: Tensor, boundary: int, steps: int) -> tuple[Tensor, Tensor]:
+        """`forward` on all but the last of `latents` (B, T, H, W, D), and `steps` rolled out from those < `boundary`.
+
+        Returns (B, T - 1, H, W, D) and (B, steps, H, W, D). The prefix is computed once for both: the first step
+        of the rollout is one of the forced ones, each later one is made from the prefix and the predictions before it.
         """
         times = times - times[:, :1]
         forced, past = self._predict_next(latents[:, :-1], times[:, :-1], times[:, 1:])
         step_tokens = latents.shape[2] * latents.shape[3] // self.merge**2
-        prefix = self.transformer.first_steps(past, split, step_tokens)
-        return forced, self._roll_out(forced[:, split - 1 : split], times[:, split : split + steps], prefix)
+        prefix = self.transformer.first_steps(past, boundary, step_tokens)
+        return forced, self._roll_out(forced[:, boundary - 1 : boundary], times[:, boundary : boundary + steps], prefix)
 
     def _roll_out(self, first: Tensor, times: Tensor, past: Past) -> Tensor:
-        """The steps at `times` (B, Tt), of which the `first` (B, 1, H, W, D) was predicted when `past` was kept."""
+        """The steps at `times` (B, Tt): `first` (B, 1, H, W, D), then each from the one before it and `past`."""
         predicted = [first]
         for now in range(times.shape[1] - 1):
             step, past = self._predict_next(predicted[-1], times[:, now : now + 1], times[:, now + 1 : now + 2], past)
@@ -74,7 +97,7 @@ class CausalPredictor(Predictor):
     def _predict_next(
         self, latents: Tensor, times: Tensor, next_times: Tensor, past: Past | None = None
     ) -> tuple[Tensor, Past]:
-        """`forward` for times that already share an origin, for steps after those of `past`; and past with them."""
+        """`forward` for steps that follow those of `past`, with times from one origin; and `past` with these steps."""
         patches = merge_patches(latents, self.merge)  # (B, T, h, w, merge * merge * D)
         height, width = patches.shape[2:4]
         tokens = self.embed(patches.flatten(2, 3)) + self.ahead(next_times - times)[:, :, None]  # (B, T, N, width)
@@ -82,3 +105,16 @@ class CausalPredictor(Predictor):
         hidden, past = self.transformer(tokens.flatten(1, 2), by, height * width, past)
         change: Tensor = self.head(hidden).unflatten(1, patches.shape[1:4])
         return latents + split_patches(change, self.merge), past
+
+    def _kept_by_rollout(self, steps: int, rollout_steps: int) -> int:
+        """Numbers kept of each place of the grid by a rollout that ends where the clip does."""
+        size, rolled = self.size, max(0, min(rollout_steps, steps - 1) - 1)
+        block = size.width if size.checkpoint_activations else BLOCK_WIDTHS * size.width + 2 * size.mlp_width
+        pasts = sum(2 * size.width * (steps - rolled + step) for step in range(rolled))  # keys and values are copied
+        return size.depth * (rolled * block + pasts)
+
+
+def _next_steps(forced: Tensor) -> Forecast:
+    """(B, T - 1, H, W, D) of the steps 1 to T - 1, each made from the steps before it."""
+    steps = torch.arange(1, forced.shape[1] + 1, device=forced.device)
+    return Forecast(forced, steps, torch.ones_like(steps))

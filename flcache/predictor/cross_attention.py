@@ -13,28 +13,29 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from flcache.predictor.interface import Predictor
+from flcache.predictor.interface import LatentShape
+from flcache.predictor.options import PredictorOptions
 from flcache.predictor.rotary import rotation
-from flcache.predictor.tokens import ScalarEmbedding, embedding, merge_patches, split_patches, zero_head
-from flcache.predictor.transformer import CrossTransformer, Transformer, TransformerSize
+from flcache.predictor.tokens import ScalarEmbedding, merge_patches, split_patches, zero_head
+from flcache.predictor.transformer import CrossTransformer, Transformer
+from flcache.predictor.transformer_predictor import TransformerPredictor
 
 
-class CrossAttentionPredictor(Predictor):
+class CrossAttentionPredictor(TransformerPredictor):
     """Half of the layers encode the context, the other half let the targets query it."""
 
-    def __init__(self, size: TransformerSize, *, channels: int, merge: int) -> None:
-        super().__init__()
-        self.head_dim = size.width // size.heads
-        self.merge = merge
-        self.embed = embedding(channels, size.width, merge)
+    kind = "cross_attention"
+
+    def __init__(self, options: PredictorOptions, latent_shape: LatentShape) -> None:
+        super().__init__(options, latent_shape)
+        size = self.size
         self.query = nn.Parameter(0.02 * torch.randn(size.width))
         self.ahead = ScalarEmbedding(size.width)
         self.context = Transformer(replace(size, depth=size.depth // 2), causal=False)
         self.targets = CrossTransformer(replace(size, depth=size.depth - size.depth // 2))
-        self.head = zero_head(channels, size.width, merge)
+        self.head = zero_head(self.channels, size.width, self.merge)
 
-    def forward(self, context: Tensor, context_times: Tensor, target_times: Tensor) -> Tensor:
-        """As `predict`."""
+    def predict(self, context: Tensor, context_times: Tensor, target_times: Tensor) -> Tensor:
         patches = merge_patches(context, self.merge)  # (B, Tc, h, w, merge * merge * D)
         height, width = patches.shape[2:4]
         origin = context_times[:, :1]
@@ -47,6 +48,6 @@ class CrossAttentionPredictor(Predictor):
         change = self.head(hidden).unflatten(1, (target_times.shape[1], height, width))
         return context[:, -1:] + split_patches(change, self.merge)
 
-    def predict(self, context: Tensor, context_times: Tensor, target_times: Tensor) -> Tensor:
-        prediction: Tensor = self(context, context_times, target_times)
-        return prediction
+    def kept_numbers(self, latent_shape: LatentShape, rollout_steps: int) -> int:
+        """Tokens of the context pass the first half of the layers, those of the targets the other half."""
+        return self.kept_by_tokens(latent_shape, self.size.depth / 2)

@@ -1,75 +1,67 @@
 """Flow matching: samples of the future, by a conditional flow from noise to standardised latents.
 
 On the straight path `x_t = (1 - t) * noise + t * target` the network estimates the path's end, and the velocity follows
-as `(end - x_t) / (1 - t)`; the loss is the velocity's. Predicting the end and learning the velocity is what works in
-wide latents (arXiv 2511.13720). The head is zero and adds to the context's last step, so that every sample of an
-untrained predictor is exactly a copy of it. Source: flow matching, arXiv 2210.02747.
+as `(end - x_t) / (1 - t)`. The loss is the squared error of the velocity: estimates of the end with a loss on the
+velocity work best in wide latents (arXiv 2511.13720). The head is zero and adds to the context's last step, so that
+every sample of an untrained predictor is exactly a copy of it. Source: flow matching, arXiv 2210.02747.
 
 Shapes: B clips, Tc and Tt steps of context and target, H x W patch grid, D channels; N tokens a step.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
-from flcache.predictor.interface import Predictor
+from flcache.batch import LatentBatch
+from flcache.errors import ConfigError
+from flcache.predictor.interface import Forecast, LatentShape, draw_boundary
+from flcache.predictor.options import PredictorOptions
 from flcache.predictor.rotary import rotation
 from flcache.predictor.tokens import ScalarEmbedding, embedding, merge_patches, split_patches, zero_head
-from flcache.predictor.transformer import Transformer, TransformerSize
+from flcache.predictor.transformer import Transformer
+from flcache.predictor.transformer_predictor import TransformerPredictor
 
 SMALLEST_REMAINDER = 0.05
-"""Where less than this of the path is left, the velocity's error counts as if this much were."""
+"""Lower limit of 1 - t in the weight (1 - t)^-2 of an end's error."""
 PROGRESS_MEAN, PROGRESS_STD = -0.8, 0.8
-"""Of the logit of t in training: most of what matters is decided early on the path."""
+"""Of the normal distribution that the logit of t is drawn from in training: small t, where most is decided."""
 
 
-@dataclass(frozen=True)
-class FlowOptions:
-    """How a flow is sampled, and how it learns to be guided."""
-
-    sampler: Literal["euler", "heun"] = "heun"
-    """Heun costs two evaluations a step, Euler one."""
-    sampler_steps: int = 8
-    guidance: float = 1.0
-    """1 samples the learned distribution; above 1 exaggerates what the past adds to the last step."""
-    context_dropout: float = 0.1
-    """Training clips that are shown the last step of their context alone, which is what guidance leads away from."""
-
-
-class FlowMatchingPredictor(Predictor):
+class FlowMatchingPredictor(TransformerPredictor):
     """`predict` draws one sample of the future per clip, from torch's generator. It returns latents."""
 
-    def __init__(self, size: TransformerSize, *, channels: int, merge: int, flow: FlowOptions) -> None:
-        super().__init__()
-        self.head_dim = size.width // size.heads
-        self.merge = merge
-        self.flow = flow
-        self.embed = embedding(channels, size.width, merge)
-        self.embed_noisy = embedding(channels, size.width, merge)
+    kind = "flow_matching"
+    generative = True
+
+    def __init__(self, options: PredictorOptions, latent_shape: LatentShape) -> None:
+        super().__init__(options, latent_shape)
+        size = self.size
+        self.flow = options.flow
+        self.embed_noisy = embedding(self.channels, size.width, self.merge)
         self.hidden_past = nn.Parameter(0.02 * torch.randn(size.width))
         self.ahead = ScalarEmbedding(size.width)
         self.progress = ScalarEmbedding(size.width)
         self.transformer = Transformer(size, causal=False)
-        self.head = zero_head(channels, size.width, merge)
+        self.head = zero_head(self.channels, size.width, self.merge)
 
     def forward(
         self, noisy: Tensor, progress: Tensor, context: Tensor, times: Tensor, hide_past: Tensor | None = None
     ) -> Tensor:
-        """Where the paths of `noisy` (B, Tt, H, W, D), `progress` (B,) of them done, end: (B, Tt, H, W, D).
+        """Estimated ends (B, Tt, H, W, D) of the paths that are at `noisy` (B, Tt, H, W, D), t = `progress` (B,).
 
-        `times` (B, Tc + Tt) are of context and targets; `hide_past` (B,) bool leaves a clip its context's last step.
+        `times` (B, Tc + Tt) are of context and targets. Where `hide_past` (B,) is True, only the context's last step is
+        shown.
         """
         steps = context.shape[1]
         seen, (height, width) = self._embed(context, self.embed)  # (B, Tc, N, width)
         if hide_past is not None:
             hidden = hide_past[:, None] & (torch.arange(steps, device=seen.device) < steps - 1)  # (B, Tc)
             seen = torch.where(hidden[:, :, None, None], self.hidden_past.to(seen.dtype), seen)
-        told = self.ahead(times[:, steps:] - times[:, steps - 1 : steps]) + self.progress(progress)[:, None]
-        wanted = self._embed(noisy, self.embed_noisy)[0] + told[:, :, None]
+        asked = self.ahead(times[:, steps:] - times[:, steps - 1 : steps]) + self.progress(progress)[:, None]
+        wanted = self._embed(noisy, self.embed_noisy)[0] + asked[:, :, None]
         tokens = torch.cat((seen, wanted), dim=1).flatten(1, 2)
         by = rotation(times - times[:, :1], height, width, self.head_dim)
         tokens, _ = self.transformer(tokens, by, height * width)
@@ -84,6 +76,21 @@ class FlowMatchingPredictor(Predictor):
         for now in range(steps - 1):
             state = self._step(state, now / steps, 1 / steps, context, times)
         return self._guided_end(state, 1 - 1 / steps, context, times)  # the last Euler step arrives there
+
+    def forecasts(self, batch: LatentBatch, boundaries: Sequence[int], rollout_steps: int) -> list[Forecast]:
+        """The ends of noisy paths to all that follows a random boundary, weighted as `noisy_ends` says."""
+        boundary = draw_boundary(boundaries)
+        latents, times, targets = batch.latents, batch.times, batch.targets[:, boundary:].detach()
+        ends, weights = self.noisy_ends(latents[:, :boundary], times[:, :boundary], targets, times[:, boundary:])
+        return [Forecast.from_boundary(ends, boundary, weights)]
+
+    def check_objective(self, distance: str, targets: str) -> None:
+        if (distance, targets) != ("l2", "raw"):
+            raise ConfigError(
+                f'predictor.kind: flow_matching learns velocities, whose mean only "l2" on "raw" targets finds; '
+                f'training.loss is "{distance}" and training.targets "{targets}": set training.loss=l2 and '
+                "training.targets=raw"
+            )
 
     def noisy_ends(
         self, context: Tensor, context_times: Tensor, targets: Tensor, target_times: Tensor
@@ -103,7 +110,7 @@ class FlowMatchingPredictor(Predictor):
         return ends, (1 - progress).clamp(min=SMALLEST_REMAINDER) ** -2
 
     def _step(self, state: Tensor, done: float, step: float, context: Tensor, times: Tensor) -> Tensor:
-        """`state` moved from `done` of its path by `step`."""
+        """`state`, which is at t = `done` of its path, at t = `done + step`."""
         velocity = (self._guided_end(state, done, context, times) - state) / (1 - done)
         arrived = state + step * velocity
         if self.flow.sampler == "euler":

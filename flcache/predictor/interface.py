@@ -1,14 +1,64 @@
-"""What every predictor of future latents offers."""
+"""What every predictor of future latents offers: predictions, and what it learns from in a batch.
+
+Shapes: B clips, T steps, H x W patch grid, D channels, P predictions of a clip.
+"""
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
 
+import torch
 from torch import Tensor, nn
+
+from flcache.batch import LatentBatch
+from flcache.predictor.options import PredictorOptions
+from flcache.predictor.transformer import Block
+
+LatentShape = tuple[int, int, int, int]
+"""(T, H, W, D)"""
+END_COPIES = 7
+"""Copies of the latents that a training step keeps whatever the predictor does: latents in and out, the change, the
+targets, and the loss with what it passes back."""
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """Predictions of some steps of a batch, each some steps ahead of the last one it was made from."""
+
+    prediction: Tensor
+    """(B, P, H, W, D)"""
+    steps: Tensor
+    """(P,) the steps that are predicted."""
+    horizons: Tensor
+    """(P,) how far ahead: prediction p knew the steps up to steps[p] - horizons[p]."""
+    clip_weights: Tensor | None = None
+    """(B,) factors of each clip's distances, for prediction and copy alike."""
+
+    @classmethod
+    def from_boundary(cls, prediction: Tensor, boundary: int, clip_weights: Tensor | None = None) -> Forecast:
+        """`prediction` (B, P, H, W, D) of the steps from `boundary` on, made from the steps before it."""
+        horizons = torch.arange(1, prediction.shape[1] + 1, device=prediction.device)
+        return cls(prediction, horizons + boundary - 1, horizons, clip_weights)
 
 
 class Predictor(nn.Module, ABC):
     """Predicts latents, standardised per channel, at later times from those of a context."""
+
+    kind: ClassVar[str]
+    """Its name in configurations."""
+    generative: ClassVar[bool] = False
+    """Whether `predict` draws one of several futures from torch's generator."""
+
+    def __init__(self, options: PredictorOptions, latent_shape: LatentShape) -> None:
+        """Parameters may depend on H, W and D of `latent_shape`; T may differ later.
+
+        Raises ConfigError if `options` do not fit the latents.
+        """
+        super().__init__()
 
     @abstractmethod
     def predict(self, context: Tensor, context_times: Tensor, target_times: Tensor) -> Tensor:
@@ -16,3 +66,32 @@ class Predictor(nn.Module, ABC):
 
         Tc and Tt are free. Gradients flow through all of it unless the caller disables them.
         """
+
+    def forecasts(self, batch: LatentBatch, boundaries: Sequence[int], rollout_steps: int) -> list[Forecast]:
+        """The predictions that a training step on `batch` learns from: here, all that follows a random boundary.
+
+        Contexts may end at `boundaries`. `rollout_steps` is for predictors that predict one step at a time: how many
+        of them in a row. Random choices come from torch's generator alone, so that a resumed run repeats them.
+        """
+        boundary = draw_boundary(boundaries)
+        times = batch.times
+        prediction = self.predict(batch.latents[:, :boundary], times[:, :boundary], times[:, boundary:])
+        return [Forecast.from_boundary(prediction, boundary)]
+
+    def check_objective(self, distance: str, targets: str) -> None:
+        """Raises ConfigError unless it can learn from `training.loss` and `training.targets`; here, it always can."""
+
+    def kept_numbers(self, latent_shape: LatentShape, rollout_steps: int) -> int:
+        """Numbers that a training step keeps of each clip until the backward pass; here, those of both ends alone."""
+        return END_COPIES * math.prod(latent_shape)
+
+    def compile_blocks(self) -> None:
+        """`torch.compile` for every transformer block; blocks of one kind share the compiled code."""
+        for module in self.modules():
+            if isinstance(module, Block):
+                module.compile()
+
+
+def draw_boundary(boundaries: Sequence[int]) -> int:
+    """One of `boundaries`, by torch's generator."""
+    return boundaries[int(torch.randint(len(boundaries), ()))]

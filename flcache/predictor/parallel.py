@@ -1,4 +1,4 @@
-"""The parallel predictor: all target steps at once, from mask tokens among the tokens of the context.
+"""The parallel predictor: all target steps at once, from mask tokens beside the tokens of the context.
 
 Starts as "copy the last step", exactly: the head is zero and its output is added to the context's last step.
 
@@ -10,27 +10,28 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from flcache.predictor.interface import Predictor
+from flcache.predictor.interface import LatentShape
+from flcache.predictor.options import PredictorOptions
 from flcache.predictor.rotary import rotation
-from flcache.predictor.tokens import ScalarEmbedding, embedding, merge_patches, split_patches, zero_head
-from flcache.predictor.transformer import Transformer, TransformerSize
+from flcache.predictor.tokens import ScalarEmbedding, merge_patches, split_patches, zero_head
+from flcache.predictor.transformer import Transformer
+from flcache.predictor.transformer_predictor import TransformerPredictor
 
 
-class ParallelPredictor(Predictor):
-    """Context and mask tokens attend to all of each other; what the mask tokens become is the prediction."""
+class ParallelPredictor(TransformerPredictor):
+    """Context and mask tokens attend to all of each other; the prediction is read from the mask tokens."""
 
-    def __init__(self, size: TransformerSize, *, channels: int, merge: int) -> None:
-        super().__init__()
-        self.head_dim = size.width // size.heads
-        self.merge = merge
-        self.embed = embedding(channels, size.width, merge)
+    kind = "parallel"
+
+    def __init__(self, options: PredictorOptions, latent_shape: LatentShape) -> None:
+        super().__init__(options, latent_shape)
+        size = self.size
         self.mask = nn.Parameter(0.02 * torch.randn(size.width))
         self.ahead = ScalarEmbedding(size.width)
         self.transformer = Transformer(size, causal=False)
-        self.head = zero_head(channels, size.width, merge)
+        self.head = zero_head(self.channels, size.width, self.merge)
 
-    def forward(self, context: Tensor, context_times: Tensor, target_times: Tensor) -> Tensor:
-        """As `predict`."""
+    def predict(self, context: Tensor, context_times: Tensor, target_times: Tensor) -> Tensor:
         patches = merge_patches(context, self.merge)  # (B, Tc, h, w, merge * merge * D)
         height, width = patches.shape[2:4]
         seen = self.embed(patches.flatten(2, 3))  # (B, Tc, N, width)
@@ -42,7 +43,3 @@ class ParallelPredictor(Predictor):
         targets = hidden[:, -target_times.shape[1] * height * width :]
         change = self.head(targets).unflatten(1, (target_times.shape[1], height, width))
         return context[:, -1:] + split_patches(change, self.merge)
-
-    def predict(self, context: Tensor, context_times: Tensor, target_times: Tensor) -> Tensor:
-        prediction: Tensor = self(context, context_times, target_times)
-        return prediction

@@ -17,12 +17,12 @@ from torch import Tensor
 SHORTEST_PERIOD_S = 1.0
 """The fastest time pair turns once a second: half a turn between steps of two frames at 4 frames per second."""
 LONGEST_PERIOD_S = 128.0
-"""The slowest one still tells the two ends of a long clip apart."""
+"""The slowest one: two steps of a clip shorter than this never have the same angle."""
 GRID_BASE = 100.0
 """Rows and columns turn by 1 down to nearly 1/100 radian per token, the usual range for vision transformers."""
 
 Rotation = tuple[Tensor, Tensor]
-"""Cosine and sine, each (B, L, 1, P): what `rotate` wants."""
+"""Cosine and sine of every angle, each (B, L, 1, P)."""
 
 
 def rotation(times: Tensor, height: int, width: int, head_dim: int) -> Rotation:

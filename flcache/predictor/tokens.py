@@ -1,4 +1,4 @@
-"""Between latents and tokens: patches that share a token, and numbers that a token is told.
+"""Between latents and tokens: patches that share a token, and embeddings of numbers such as times.
 
 Shapes: B clips, T steps, H x W patch grid, D channels of latents; h x w token grid after merging; N = h * w.
 """
@@ -16,11 +16,11 @@ from flcache.predictor.transformer import initialise
 
 FEATURES = 16
 PERIODS = (0.25, 64.0)
-"""Between them lie the sinusoids that a number is told by."""
+"""Shortest and longest period of the sinusoids that a number is embedded by."""
 
 
 class ScalarEmbedding(nn.Module):
-    """A number, such as how many seconds ahead a token must look, as channels of tokens: (...) to (..., width)."""
+    """Embeds a number, such as how many seconds ahead a token must predict: (...) to (..., width)."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -39,14 +39,14 @@ class ScalarEmbedding(nn.Module):
 
 
 def embedding(channels: int, width: int, merge: int) -> nn.Linear:
-    """From the patches of a token to its channels."""
+    """A linear map from the patches of a token to its channels."""
     linear = nn.Linear(channels * merge**2, width)
     initialise(linear)
     return linear
 
 
 def zero_head(channels: int, width: int, merge: int) -> nn.Linear:
-    """From a token to the change of its patches, which is exactly zero at first."""
+    """A linear map from a token to the change of its patches, which is exactly zero at first."""
     linear = nn.Linear(width, channels * merge**2)
     nn.init.zeros_(linear.weight)
     nn.init.zeros_(linear.bias)

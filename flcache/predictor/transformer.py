@@ -19,9 +19,9 @@ from torch.nn.functional import gelu, scaled_dot_product_attention
 from torch.utils.checkpoint import checkpoint
 
 from flcache.predictor.attention import block_causal_attention
+from flcache.predictor.options import Attention
 from flcache.predictor.rotary import Rotation, rotate
 
-Attention = Literal["joint", "factorised"]
 Axis = Literal["all", "time", "space"]
 """Which tokens meet in a layer: all, those of one place, or those of one step."""
 KeyValues = tuple[Tensor, Tensor]
@@ -31,7 +31,7 @@ computes each step once. Layers of the axis "space" keep nothing: L' = 0."""
 
 @dataclass(frozen=True)
 class TransformerSize:
-    """What a stack of blocks is made of."""
+    """The size of a stack of blocks, and how it computes."""
 
     depth: int
     width: int
@@ -61,7 +61,7 @@ class Block(nn.Module):
     ) -> tuple[Tensor, KeyValues]:
         """`tokens` are whole steps of `step_tokens` each, which follow those of `past`; returned with a longer past.
 
-        Only causal blocks take a past: in others the steps of the past would have had to see these.
+        Only causal blocks take a past: in others, earlier steps attend to later ones and would change with them.
         """
         queries, keys, values = self._project(self.attention_norm(tokens), by, step_tokens)
         if self.axis == "space":

@@ -3,7 +3,7 @@
 from flcache.training.checkpoint import RunRecord, has_checkpoint, latest_checkpoint, open_checkpoint, read_record
 from flcache.training.log import read_metrics
 from flcache.training.loop import LoopOptions, Run, Source
-from flcache.training.objective import Objective, counted_splits
+from flcache.training.objective import Objective, legal_training_boundaries
 from flcache.training.optimiser import build_optimiser, count_parameters, parameter_table, warmup_cosine
 from flcache.training.sources import LiveClip, VideoSource
 from flcache.training.state import load_weights
@@ -20,9 +20,9 @@ __all__ = [
     "WorldModel",
     "build_optimiser",
     "count_parameters",
-    "counted_splits",
     "has_checkpoint",
     "latest_checkpoint",
+    "legal_training_boundaries",
     "load_weights",
     "open_checkpoint",
     "parameter_table",

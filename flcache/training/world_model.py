@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from flcache.batch import ChannelStatistics, LatentBatch, VideoBatch
 from flcache.encoder import LatentVideoModel
 from flcache.predictor import Predictor
-from flcache.training.objective import Objective, PredictionLoss, check_objective, forecast, prediction_loss
+from flcache.training.objective import Objective, PredictionLoss, prediction_loss
 
 Batch = LatentBatch | VideoBatch
 
@@ -24,9 +24,10 @@ Batch = LatentBatch | VideoBatch
 class WorldModel(nn.Module):
     """Predictor, channel statistics and, when it trains, the encoder with its moving average.
 
-    `splits` are where a context may end (`counted_splits`). `forward` takes a `LatentBatch` of standardised latents or
-    a `VideoBatch` of frames and returns the loss. A frozen encoder is held outside the module tree: it is neither saved
-    with checkpoints nor seen by data-parallel wrappers. Raises ConfigError where predictor and objective do not fit.
+    `boundaries` are where a context may end (`legal_training_boundaries`). `forward` takes a `LatentBatch` of
+    standardised latents or a `VideoBatch` of frames and returns the loss. A frozen encoder is held outside the module
+    tree: it is neither saved with checkpoints nor seen by data-parallel wrappers. Raises ConfigError where the
+    predictor cannot learn from the objective.
     """
 
     mean: Tensor
@@ -37,14 +38,14 @@ class WorldModel(nn.Module):
         predictor: Predictor,
         statistics: ChannelStatistics,
         *,
-        splits: Sequence[int],
+        boundaries: Sequence[int],
         objective: Objective,
         encoder: LatentVideoModel | None = None,
     ) -> None:
         super().__init__()
-        check_objective(objective, predictor)
+        predictor.check_objective(objective.distance, objective.targets)
         self.predictor = predictor
-        self.splits = list(splits)
+        self.boundaries = list(boundaries)
         self.objective = objective
         self.register_buffer("mean", statistics.mean.clone())
         self.register_buffer("std", statistics.std.clone())
@@ -63,8 +64,8 @@ class WorldModel(nn.Module):
 
     def forward(self, batch: Batch) -> PredictionLoss:
         latents = self.to_latents(batch)
-        forecasts = forecast(self.predictor, latents, self.splits, self.objective.rollout_steps)
-        return prediction_loss(forecasts, latents, self.splits, self.objective)
+        forecasts = self.predictor.forecasts(latents, self.boundaries, self.objective.rollout_steps)
+        return prediction_loss(forecasts, latents, self.boundaries, self.objective)
 
     def to_latents(self, batch: Batch) -> LatentBatch:
         """Standardised latents of a batch: as they come from a cache, encoded when it holds frames."""

@@ -22,9 +22,9 @@ import torch
 from torch import Tensor, nn
 
 from flcache.batch import LatentBatch
-from flcache.predictor import PredictorOptions, build_predictor, predictor_shape, training_memory_bytes
+from flcache.predictor import PRESETS, PredictorOptions, build_predictor, training_memory_bytes
 from flcache.training import Objective, build_optimiser
-from flcache.training.objective import forecast, prediction_loss
+from flcache.training.objective import prediction_loss
 
 LATENT_SHAPE = (8, 16, 16, 1024)
 MOST_OFF = 0.2
@@ -37,7 +37,7 @@ class PlainPredictor(nn.Module):
 
     def __init__(self, preset: str) -> None:
         super().__init__()
-        shape = predictor_shape(preset, {})
+        shape = PRESETS[preset]
         steps, height, width, channels = LATENT_SHAPE
         tokens = (steps - 1) * height * width
         layer = nn.TransformerEncoderLayer(
@@ -57,13 +57,11 @@ class PlainPredictor(nn.Module):
 
 
 def ours(preset: str, latent_shape: tuple[int, int, int, int] = LATENT_SHAPE) -> tuple[nn.Module, Loss]:
-    predictor = build_predictor(preset, {}, latent_shape=latent_shape)
-    splits, objective = range(1, latent_shape[0]), Objective("l1", "raw", 1, (1.0,))
+    predictor = build_predictor(PredictorOptions(preset=preset), latent_shape)
+    boundaries, objective = range(1, latent_shape[0]), Objective("l1", "raw", 1, (1.0,))
     return (
         predictor,
-        lambda batch: (
-            prediction_loss(forecast(predictor, batch, splits, objective.rollout_steps), batch, splits, objective).loss
-        ),
+        lambda batch: prediction_loss(predictor.forecasts(batch, boundaries, 1), batch, boundaries, objective).loss,
     )
 
 
@@ -117,10 +115,8 @@ def main() -> None:
         return
     command = [sys.executable, __file__, "--memory", "--preset", arguments.preset, "--batch", str(arguments.batch)]
     measured = int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
-    shape = predictor_shape(arguments.preset, {})
-    stated = training_memory_bytes(
-        shape, PredictorOptions(), latent_shape=LATENT_SHAPE, batch_size=arguments.batch, rollout_steps=1
-    )
+    options = PredictorOptions(preset=arguments.preset)
+    stated = training_memory_bytes(options, LATENT_SHAPE, batch_size=arguments.batch, rollout_steps=1)
     batch = a_batch(arguments.batch)
     steppers = {"flcache": stepper(*ours(arguments.preset), batch), "plain": stepper(*plain(arguments.preset), batch)}
     seconds: dict[str, list[float]] = {name: [] for name in steppers}

@@ -14,7 +14,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from flcache.predictor import CausalPredictor, build_predictor
+from flcache.predictor import PredictorOptions, build_predictor
+from flcache.predictor.causal import CausalPredictor
 
 CONTEXT, HORIZON, CHANNELS = 8, 8, 384
 
@@ -41,7 +42,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.manual_seed(0)
     shape = (CONTEXT + HORIZON, arguments.grid, arguments.grid, CHANNELS)
-    predictor = build_predictor(arguments.preset, {}, latent_shape=shape)
+    predictor = build_predictor(PredictorOptions(preset=arguments.preset), shape)
     nn.init.normal_(predictor.head.weight, std=0.02)  # a zero head would copy, however it came about
     latents, times = torch.randn(1, *shape), torch.arange(float(shape[0]))[None] / 4
     context = latents[:, :CONTEXT]

@@ -28,7 +28,7 @@ from flcache.evaluation import (
     evaluation_table,
     fit_baselines,
 )
-from flcache.predictor import build_predictor
+from flcache.predictor import PredictorOptions, build_predictor
 
 T, CONTEXT = 6, 2
 STEPS_APART_S = 0.5
@@ -81,7 +81,7 @@ def test_errors_and_skill_per_horizon() -> None:
 def test_how_clips_are_batched_does_not_matter() -> None:
     batch = clips()
     torch.manual_seed(0)
-    predictor = build_predictor("tiny", {"depth": 1, "width": 24, "heads": 2}, latent_shape=(T, 2, 2, 4))
+    predictor = build_predictor(PredictorOptions("causal", "tiny", {"depth": 1, "width": 24, "heads": 2}), (T, 2, 2, 4))
     torch.nn.init.normal_(predictor.head.weight, std=0.1)
     whole, parts = (
         evaluate(predictor.predict, batches, seen_until=range(T), fingerprint="")
@@ -143,7 +143,7 @@ def test_context_that_has_seen_the_future_is_refused_or_marked() -> None:
 
 
 def test_untrained_predictor_and_copy_have_skill_exactly_zero() -> None:
-    predictor = build_predictor("tiny", {"depth": 1}, latent_shape=(T, 2, 2, 4))
+    predictor = build_predictor(PredictorOptions("causal", "tiny", {"depth": 1}), (T, 2, 2, 4))
     for predict in (predictor.predict, copy_last):
         result = evaluate(predict, [clips()], seen_until=range(T), fingerprint="")
         assert [horizon.skill["copy_last"] for horizon in result.horizons] == [0.0] * 4

@@ -43,7 +43,7 @@ def test_every_command_and_option_exists(page: Path) -> None:
 
 def test_the_guides_configuration_and_code_run(videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (configuration,) = blocks(ROOT / "docs" / "guide.md", "yaml")
-    (code,) = blocks(ROOT / "docs" / "guide.md", "python")
+    _, code = blocks(ROOT / "docs" / "guide.md", "python")  # the first one: tests/predictor/test_foreign_predictor.py
     monkeypatch.chdir(tmp_path)
     Path("my.yaml").write_text(configuration, encoding="utf-8")
     assert load_config("my.yaml").encoder.architecture["hidden_size"] == 1024

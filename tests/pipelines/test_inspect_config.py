@@ -65,7 +65,7 @@ def test_counts_are_those_of_models_that_are_built(capsys: pytest.CaptureFixture
     encoder = load_encoder(source, trainable=("layer.1", "layernorm"))
     total = sum(p.numel() for p in encoder.parameters())
     trainable = sum(p.numel() for p in encoder.parameters() if p.requires_grad)
-    predictor = build_predictor("tiny", config.predictor.overrides, latent_shape=(16, 4, 4, 64))
+    predictor = build_predictor(config.predictor, (16, 4, 4, 64))
     predicted = sum(p.numel() for p in predictor.parameters())
     lines = shown(capsys, "demo", *overrides)
     assert 0 < trainable < total and f"encoder {total:,} {trainable:,}" in lines

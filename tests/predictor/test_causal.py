@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from flcache.errors import ConfigError
-from flcache.predictor import CausalPredictor, build_predictor
+from flcache.predictor import PredictorOptions, build_predictor
+from flcache.predictor.causal import CausalPredictor
 
 T, H, W, D = 6, 4, 6, 8
 SMALL = {"depth": 2, "width": 48, "heads": 2, "mlp_width": 96}
@@ -15,7 +16,7 @@ SMALL = {"depth": 2, "width": 48, "heads": 2, "mlp_width": 96}
 
 def predictor(*, merge: int = 1, untrained: bool = False) -> CausalPredictor:
     torch.manual_seed(0)
-    model = build_predictor("tiny", {**SMALL, "merge": merge}, latent_shape=(T, H, W, D))
+    model = build_predictor(PredictorOptions("causal", "tiny", {**SMALL, "merge": merge}), (T, H, W, D))
     if not untrained:
         nn.init.normal_(model.head.weight, std=0.1)  # a zero head would hide all that comes before it
     return model

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from flcache.predictor import FlowMatchingPredictor, Predictor, PredictorOptions, build_predictor
-from flcache.predictor.presets import Kind
+from flcache.predictor import Predictor, PredictorOptions, build_predictor
+from flcache.predictor.flow_matching import FlowMatchingPredictor
 
 D = 4
 SMALL = {"depth": 1, "width": 32, "heads": 2, "mlp_width": 64, "merge": 1}
@@ -24,9 +24,9 @@ def fork(count: int, seed: int) -> tuple[Tensor, Tensor]:
     return torch.cat((context, context[:, -1:] + chosen), dim=1), torch.arange(3.0).expand(count, 3) / 4
 
 
-def trained(kind: Kind, loss: Callable[[Predictor, Tensor, Tensor], Tensor], steps: int) -> Predictor:
+def trained(kind: str, loss: Callable[[Predictor, Tensor, Tensor], Tensor], steps: int) -> Predictor:
     torch.manual_seed(0)
-    model = build_predictor("tiny", SMALL, latent_shape=(3, 1, 1, D), options=PredictorOptions(kind=kind))
+    model = build_predictor(PredictorOptions(kind, "tiny", SMALL), (3, 1, 1, D))
     optimiser = torch.optim.AdamW(model.parameters(), lr=2e-3)
     for step in range(steps):
         optimiser.zero_grad()

@@ -3,28 +3,27 @@
 from __future__ import annotations
 
 import shutil
-from dataclasses import asdict, replace
-from typing import get_args
+import subprocess
+import sys
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from flcache.config.tree import FlowConfig
 from flcache.errors import ConfigError
-from flcache.predictor import FlowOptions, Predictor, PredictorOptions, build_predictor
-from flcache.predictor.presets import Kind
+from flcache.predictor import PREDICTORS, Predictor, PredictorOptions, build_predictor, predictor_class
 
 H, W, D = 4, 6, 8
 SMALL = {"depth": 4, "width": 48, "heads": 2, "mlp_width": 96, "merge": 1}
-KINDS: tuple[Kind, ...] = get_args(Kind)
+KINDS = list(PREDICTORS)
 PLAIN = PredictorOptions()
 
 
 def predictor(options: PredictorOptions, *, merge: int = 1, depth: int = 4, untrained: bool = False) -> Predictor:
     torch.manual_seed(0)
     sizes = {**SMALL, "merge": merge, "depth": depth}
-    model = build_predictor("tiny", sizes, latent_shape=(6, H, W, D), options=options)
+    model = build_predictor(replace(options, preset="tiny", overrides=sizes), (6, H, W, D))
     if not untrained:
         nn.init.normal_(model.get_submodule("head").get_parameter("weight"), std=0.1)
     return model
@@ -193,11 +192,15 @@ def sampled_from(model: Predictor, latents: Tensor) -> Tensor:
     return predict(guided, latents, times, later)
 
 
-def test_defaults_are_those_of_the_configuration() -> None:
-    """A predictor built from Python is the one that a configuration without these keys builds."""
-    assert asdict(FlowOptions()) == asdict(FlowConfig())
+def test_every_class_is_registered_under_its_own_kind() -> None:
+    assert [predictor_class(kind).kind for kind in KINDS] == KINDS
+
+
+def test_options_and_registry_load_without_torch() -> None:
+    code = "import sys, flcache.predictor.options, flcache.predictor.registry; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_unknown_kinds_list_the_known_ones() -> None:
     with pytest.raises(ConfigError, match=r'predictor.kind: unknown "paralel"; did you mean "parallel"\?'):
-        predictor(PredictorOptions(kind="paralel"))  # type: ignore[arg-type]
+        predictor(PredictorOptions(kind="paralel"))

@@ -2,25 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any, get_args
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from flcache.batch import LatentBatch
 from flcache.errors import ConfigError
-from flcache.predictor import (
-    PRESETS,
-    CausalPredictor,
-    FlowMatchingPredictor,
-    Predictor,
-    PredictorOptions,
-    build_predictor,
-    predictor_shape,
-    training_memory_bytes,
-)
-from flcache.predictor.presets import Kind
-from flcache.predictor.transformer import Attention
+from flcache.predictor import PREDICTORS, PRESETS, Predictor, PredictorOptions, build_predictor, training_memory_bytes
+from flcache.predictor.options import Attention
 
 CHANNELS = 1024
 
@@ -28,7 +19,7 @@ CHANNELS = 1024
 @pytest.mark.parametrize("preset", PRESETS)
 def test_parameter_count_follows_from_the_shape(preset: str) -> None:
     with torch.device("meta"):
-        model = build_predictor(preset, {}, latent_shape=(8, 16, 16, CHANNELS))
+        model = build_predictor(PredictorOptions(preset=preset), (8, 16, 16, CHANNELS))
     shape = PRESETS[preset]
     width, patch = shape.width, CHANNELS * shape.merge**2
     block = 4 * width * (width + 1) + (width + 1) * shape.mlp_width + (shape.mlp_width + 1) * width + 4 * width
@@ -61,15 +52,14 @@ def test_published_sizes() -> None:
 )
 def test_wrong_choices_are_refused(preset: str, overrides: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        build_predictor(preset, overrides, latent_shape=(8, 16, 16, CHANNELS))
+        build_predictor(PredictorOptions(preset=preset, overrides=overrides), (8, 16, 16, CHANNELS))
 
 
 def stated(batch_size: int = 1, rollout_steps: int = 1, merge: int = 1, checkpointed: bool = False) -> int:
     """Bytes of a training step of preset S on latents of a V-JEPA 2 ViT-L."""
     return training_memory_bytes(
-        predictor_shape("small", {"merge": merge}),
-        PredictorOptions(checkpoint_activations=checkpointed),
-        latent_shape=(8, 16, 16, CHANNELS),
+        PredictorOptions(overrides={"merge": merge}, checkpoint_activations=checkpointed),
+        (8, 16, 16, CHANNELS),
         batch_size=batch_size,
         rollout_steps=rollout_steps,
     )
@@ -99,25 +89,19 @@ def autograd_bytes(model: Predictor, latents: Tensor, times: Tensor) -> int:
             kept[storage.data_ptr()] = storage
         return tensor
 
-    context = (latents[:, :4], times[:, :4])
+    batch = LatentBatch(latents, latents, times, torch.ones(times.shape, dtype=torch.bool), ("a", "b"), 4)
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        if isinstance(model, CausalPredictor):
-            model.force_and_roll_out(latents, times, 4, 4)
-        elif isinstance(model, FlowMatchingPredictor):
-            model.noisy_ends(*context, latents[:, 4:], times[:, 4:])
-        else:
-            model.predict(*context, times[:, 4:])
+        model.forecasts(batch, [4], 4)
     return sum(storage.nbytes() for storage in kept.values())
 
 
 @pytest.mark.parametrize("attention", ["joint", "factorised"])
-@pytest.mark.parametrize("kind", get_args(Kind))
-def test_stated_memory_covers_what_autograd_keeps(kind: Kind, attention: Attention) -> None:
+@pytest.mark.parametrize("kind", PREDICTORS)
+def test_stated_memory_covers_what_autograd_keeps(kind: str, attention: Attention) -> None:
     overrides = {"depth": 4, "width": 96, "heads": 2, "mlp_width": 384, "merge": 1}
-    options, latent_shape = PredictorOptions(kind=kind, attention=attention), (8, 8, 8, 16)
-    model = build_predictor("tiny", overrides, latent_shape=latent_shape, options=options)
+    options, latent_shape = PredictorOptions(kind, "tiny", overrides, attention), (8, 8, 8, 16)
+    model = build_predictor(options, latent_shape)
     kept = autograd_bytes(model, torch.randn(2, *latent_shape), torch.arange(8.0).expand(2, 8))
     states = 16 * sum(weight.numel() for weight in model.parameters())
-    shape = predictor_shape("tiny", overrides)
-    memory = training_memory_bytes(shape, options, latent_shape=latent_shape, batch_size=2, rollout_steps=4)
+    memory = training_memory_bytes(options, latent_shape, batch_size=2, rollout_steps=4)
     assert 1.0 < (memory - states) / kept < 1.4

@@ -12,22 +12,20 @@ from torch.nn.functional import layer_norm
 
 from flcache.batch import LatentBatch
 from flcache.errors import ConfigError, LeakError, TrainingError
-from flcache.predictor import CausalPredictor, Predictor, PredictorOptions, build_predictor
+from flcache.predictor import PREDICTORS, Forecast, Predictor, PredictorOptions, build_predictor
+from flcache.predictor.causal import CausalPredictor
 from flcache.training.objective import (
-    Forecast,
     Objective,
     PredictionLoss,
     check_finite,
-    check_objective,
-    counted_splits,
-    forecast,
+    legal_training_boundaries,
     prediction_loss,
 )
 
 B, T = 3, 5
 SHAPE = (B, T, 2, 3, 4)
-EVERY_SPLIT = range(1, T)
-KINDS = ("causal", "parallel", "cross_attention", "flow_matching")
+EVERY_BOUNDARY = range(1, T)
+KINDS = list(PREDICTORS)
 
 
 def a_batch() -> LatentBatch:
@@ -42,17 +40,16 @@ def an_objective(
     return Objective(distance, targets, rollout_steps, weights)
 
 
-def next_step_loss(prediction: Tensor, batch: LatentBatch, splits: Sequence[int], distance: str) -> PredictionLoss:
+def next_step_loss(prediction: Tensor, batch: LatentBatch, boundaries: Sequence[int], distance: str) -> PredictionLoss:
     """Score `prediction` (B, T - 1, H, W, D) of the steps 1 to T - 1, each made from the steps before it."""
     forced = Forecast(prediction, torch.arange(1, T), torch.ones(T - 1, dtype=torch.long))
-    return prediction_loss([forced], batch, splits, an_objective(distance))
+    return prediction_loss([forced], batch, boundaries, an_objective(distance))
 
 
 def predictor(kind: str = "causal") -> Predictor:
     torch.manual_seed(0)
     sizes = {"depth": 2, "width": 24, "heads": 2, "mlp_width": 48, "merge": 1}
-    options = PredictorOptions(kind=kind)  # type: ignore[arg-type]
-    model = build_predictor("tiny", sizes, latent_shape=SHAPE[1:], options=options)
+    model = build_predictor(PredictorOptions(kind, "tiny", sizes), SHAPE[1:])
     nn.init.normal_(model.get_submodule("head").get_parameter("weight"), std=0.1)  # a zero head would only copy
     return model
 
@@ -127,11 +124,11 @@ def test_layer_normed_targets_ignore_a_tokens_own_mean_and_scale() -> None:
     batch, objective = a_batch(), an_objective("l1", "layer_norm")
     prediction = torch.randn(B, T - 1, *SHAPE[2:])
     forced = Forecast(prediction, torch.arange(1, T), torch.ones(T - 1, dtype=torch.long))
-    result = prediction_loss([forced], batch, EVERY_SPLIT, objective)
+    result = prediction_loss([forced], batch, EVERY_BOUNDARY, objective)
     direct = (layer_norm(prediction, (4,)) - layer_norm(batch.latents[:, 1:], (4,))).abs().mean()
     assert result.loss.item() == pytest.approx(direct.item(), rel=1e-5)
     scaled = replace(forced, prediction=3 * prediction + 2)
-    assert prediction_loss([scaled], batch, EVERY_SPLIT, objective).loss.item() == pytest.approx(
+    assert prediction_loss([scaled], batch, EVERY_BOUNDARY, objective).loss.item() == pytest.approx(
         direct.item(), rel=1e-3
     )
 
@@ -156,19 +153,19 @@ def test_weights_are_of_the_mean_at_each_horizon() -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("splits", [[1, 2, 3, 4], [3], [2, 4]])
-def test_predictions_are_made_from_the_steps_before_a_legal_split(kind: str, splits: list[int]) -> None:
+@pytest.mark.parametrize("boundaries", [[1, 2, 3, 4], [3], [2, 4]])
+def test_predictions_are_made_from_the_steps_before_a_legal_boundary(kind: str, boundaries: list[int]) -> None:
     model, batch = predictor(kind), a_batch()
     for seed in range(4):
-        for part in _forecast(model, batch, splits, seed):
+        for part in _forecasts(model, batch, boundaries, seed):
             origins = part.steps - part.horizons + 1
             teacher_forced = kind == "causal" and bool((part.horizons == 1).all())
-            assert teacher_forced or set(origins.tolist()) <= set(splits)
+            assert teacher_forced or set(origins.tolist()) <= set(boundaries)
             for index, origin in enumerate(origins.tolist()):
                 altered = batch.latents.clone()
                 altered[:, origin:] = 9.0  # what a prediction must not have seen
                 if kind != "flow_matching":  # whose training looks at its noisy targets
-                    blind = _forecast(model, replace(batch, latents=altered, targets=altered), splits, seed)
+                    blind = _forecasts(model, replace(batch, latents=altered, targets=altered), boundaries, seed)
                     same = next(other for other in blind if other.steps.equal(part.steps))
                     assert torch.equal(same.prediction[:, index], part.prediction[:, index])
 
@@ -177,7 +174,7 @@ def test_predictions_are_made_from_the_steps_before_a_legal_split(kind: str, spl
 def test_untrained_predictors_cost_what_copying_costs(kind: str) -> None:
     model, batch = predictor(kind), a_batch()
     nn.init.zeros_(model.get_submodule("head").get_parameter("weight"))
-    result = prediction_loss(forecast(model, batch, EVERY_SPLIT, 3), batch, EVERY_SPLIT, an_objective())
+    result = prediction_loss(model.forecasts(batch, EVERY_BOUNDARY, 3), batch, EVERY_BOUNDARY, an_objective())
     assert torch.equal(result.loss, result.metrics["loss/copy_last"])
 
 
@@ -186,12 +183,12 @@ def test_random_choices_come_from_torchs_generator_alone(kind: str) -> None:
     model, batch = predictor(kind), a_batch()
     torch.manual_seed(5)
     state = torch.get_rng_state()
-    first = [part.prediction for part in forecast(model, batch, EVERY_SPLIT, 3)]
-    second = [part.prediction for part in forecast(model, batch, EVERY_SPLIT, 3)]
+    first = [part.prediction for part in model.forecasts(batch, EVERY_BOUNDARY, 3)]
+    second = [part.prediction for part in model.forecasts(batch, EVERY_BOUNDARY, 3)]
     torch.set_rng_state(state)
-    again = [part.prediction for part in forecast(model, batch, EVERY_SPLIT, 3)]
+    again = [part.prediction for part in model.forecasts(batch, EVERY_BOUNDARY, 3)]
     assert all(torch.equal(before, after) for before, after in zip(first, again, strict=True))
-    moved = [part.prediction for _ in range(4) for part in forecast(model, batch, EVERY_SPLIT, 3)]
+    moved = [part.prediction for _ in range(4) for part in model.forecasts(batch, EVERY_BOUNDARY, 3)]
     assert {part.shape for part in moved} != {part.shape for part in second} or kind == "causal"
 
 
@@ -199,7 +196,7 @@ def test_rolled_out_third_step_comes_from_the_predicted_second() -> None:
     """A published rollout loss fed the true or the wrong step (facebookresearch/vjepa2, pull request 25)."""
     model, batch = predictor(), a_batch()
     assert isinstance(model, CausalPredictor)
-    rolled = forecast(model, batch, [1], 3)[1]
+    rolled = model.forecasts(batch, [1], 3)[1]
     assert (rolled.steps.tolist(), rolled.horizons.tolist()) == ([2, 3], [2, 3])
     latents, times = batch.latents, batch.times
     first = model(latents[:, :1], times[:, :1], times[:, 1:2])
@@ -208,35 +205,35 @@ def test_rolled_out_third_step_comes_from_the_predicted_second() -> None:
     torch.testing.assert_close(rolled.prediction, torch.cat((second, third), 1), atol=1e-5, rtol=0)
     changed = latents.clone()
     changed[:, 1:] = torch.randn(B, T - 1, *SHAPE[2:])
-    blind = forecast(model, replace(batch, latents=changed), [1], 3)[1]
+    blind = model.forecasts(replace(batch, latents=changed), [1], 3)[1]
     torch.testing.assert_close(blind.prediction, rolled.prediction, atol=1e-6, rtol=0)
 
 
 def test_rollout_stops_where_the_clip_ends() -> None:
     model, batch = predictor(), a_batch()
-    assert [part.horizons.tolist() for part in forecast(model, batch, [4], 3)] == [[1, 1, 1, 1], []]
-    assert [part.horizons.tolist() for part in forecast(model, batch, [2, 4], 3)] == [[1, 1, 1, 1], [2, 3]]
+    assert [part.horizons.tolist() for part in model.forecasts(batch, [4], 3)] == [[1, 1, 1, 1], []]
+    assert [part.horizons.tolist() for part in model.forecasts(batch, [2, 4], 3)] == [[1, 1, 1, 1], [2, 3]]
 
 
 def test_rollout_gradient_reaches_the_first_prediction() -> None:
     model, batch = predictor(), a_batch()
     latents = batch.latents.clone().requires_grad_()
-    forecast(model, replace(batch, latents=latents), [2], 3)[1].prediction[:, -1].sum().backward()
+    model.forecasts(replace(batch, latents=latents), [2], 3)[1].prediction[:, -1].sum().backward()
     assert latents.grad is not None
     assert latents.grad.abs().amax(dim=(0, 2, 3, 4)).bool().tolist() == [True, True, False, False, False]
 
 
-def _forecast(model: Predictor, batch: LatentBatch, splits: Sequence[int], seed: int) -> list[Forecast]:
+def _forecasts(model: Predictor, batch: LatentBatch, boundaries: Sequence[int], seed: int) -> list[Forecast]:
     torch.manual_seed(seed)
-    return forecast(model, batch, splits, 3)
+    return model.forecasts(batch, boundaries, 3)
 
 
-def test_counted_splits_follow_the_leak_rule() -> None:
-    assert counted_splits([0, 1, 2, 3], allow_leak=False) == [1, 2, 3]
-    assert counted_splits([1, 1, 3, 3], allow_leak=False) == [2]
-    assert counted_splits([3, 3, 3, 3], allow_leak=True) == [1, 2, 3]
+def test_legal_training_boundaries_follow_the_leak_rule() -> None:
+    assert legal_training_boundaries([0, 1, 2, 3], allow_leak=False) == [1, 2, 3]
+    assert legal_training_boundaries([1, 1, 3, 3], allow_leak=False) == [2]
+    assert legal_training_boundaries([3, 3, 3, 3], allow_leak=True) == [1, 2, 3]
     with pytest.raises(LeakError, match=r"encode\.context=step"):
-        counted_splits([3, 3, 3, 3], allow_leak=False)
+        legal_training_boundaries([3, 3, 3, 3], allow_leak=False)
 
 
 def test_non_finite_loss_is_blamed_on_its_clips() -> None:
@@ -258,5 +255,5 @@ def test_wrong_choices_are_refused() -> None:
         with pytest.raises(ConfigError, match=r"training\.horizon_weights"):
             an_objective(weights=weights)
     with pytest.raises(ConfigError, match=r"flow_matching learns velocities.*set training\.loss=l2"):
-        check_objective(an_objective("l1"), predictor("flow_matching"))
-    check_objective(an_objective("l2"), predictor("flow_matching"))
+        predictor("flow_matching").check_objective("l1", "raw")
+    predictor("flow_matching").check_objective("l2", "raw")

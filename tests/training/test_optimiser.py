@@ -10,7 +10,7 @@ from rich.console import Console
 from torch import nn
 
 from flcache.errors import TrainingError
-from flcache.predictor import build_predictor
+from flcache.predictor import PredictorOptions, build_predictor
 from flcache.training.optimiser import build_optimiser, count_parameters, parameter_table, warmup_cosine
 
 
@@ -50,7 +50,7 @@ def test_frozen_and_shared_parameters() -> None:
 
 
 def test_every_predictor_parameter_is_in_one_group() -> None:
-    model = build_predictor("tiny", {}, latent_shape=(4, 2, 2, 8))
+    model = build_predictor(PredictorOptions(preset="tiny"), (4, 2, 2, 8))
     found = groups(optimiser_of(predictor=model))
     assert found[0.1] | found[0.0] == set(model.parameters())
     assert not found[0.1] & found[0.0]
