@@ -197,7 +197,7 @@ def _missing(config: Config, videos: Sequence[Video]) -> str:
     if not config.dataset.root or not Path(config.dataset.root).is_dir():
         return ""
     folder = VideoFolder(Path(config.dataset.root))
-    missing = sum(folder.find(video) is None for video in videos)
+    missing = sum(folder.find(video.path) is None for video in videos)
     return f"; {missing:,} videos missing below dataset.root" if missing else ""
 
 

@@ -7,11 +7,19 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from flcache.cache.check.summary import summary
+from flcache.cache.check.summary import FailureGroup, failure_groups, summary
 from flcache.cache.check.verify import Damage, Verification, verify_cache
 from flcache.cache.codecs.reduction import keep_fields, kept_shape
 from flcache.cache.codecs.registry import CODECS, Codec, ValueRangeError, get_codec
-from flcache.cache.format.commit import Commit, Failure, committed_shards, is_committed, read_commits, read_failures
+from flcache.cache.format.commit import (
+    Commit,
+    Failure,
+    committed_shards,
+    is_committed,
+    read_commits,
+    read_failures,
+    stage_of,
+)
 from flcache.cache.format.plan import assign_shards, check_clip_ids, read_plan, write_plan
 from flcache.cache.format.spec import (
     FORMAT,
@@ -52,6 +60,7 @@ __all__ = [
     "EncodedClip",
     "EpochSampler",
     "Failure",
+    "FailureGroup",
     "LatentCache",
     "LatentFiles",
     "LatentLoader",
@@ -68,6 +77,7 @@ __all__ = [
     "create_or_check",
     "differences",
     "epoch_order",
+    "failure_groups",
     "finalize_statistics",
     "get_codec",
     "is_calibrated",
@@ -83,6 +93,7 @@ __all__ = [
     "read_manifest",
     "read_plan",
     "read_spec",
+    "stage_of",
     "summary",
     "verify_cache",
     "with_calibration",

@@ -172,18 +172,18 @@ class VideoFolder:
         self.root = root
         self._names: dict[Path, dict[str, str]] = {}
 
-    def find(self, video: Video) -> Path | None:
-        """The file of `video`, or None; the first of `EXTENSIONS` that exists where the annotation has none."""
-        wanted = self.root / video.path
+    def find(self, annotated: str) -> Path | None:
+        """The file at an annotated path, or None; the first of `EXTENSIONS` that exists where the path has none."""
+        wanted = self.root / annotated
         names = self._list(wanted.parent)
         for extension in ("", *EXTENSIONS):
             if (name := names.get((wanted.name + extension).lower())) is not None:
                 return wanted.parent / name
         return None
 
-    def expected(self, video: Video) -> Path:
+    def expected(self, annotated: str) -> Path:
         """The path to name where `find` found nothing: as annotated, `.mp4` where the extension is unknown."""
-        wanted = self.root / video.path
+        wanted = self.root / annotated
         return wanted if wanted.suffix.lower() in EXTENSIONS else wanted.with_name(wanted.name + ".mp4")
 
     def _list(self, folder: Path) -> dict[str, str]:

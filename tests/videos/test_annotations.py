@@ -103,19 +103,18 @@ def test_files_are_found_by_stem_and_missing_ones_named(tmp_path: Path) -> None:
     for name in ("a_000000_000010.webm", "a_000000_000010.mkv", "a_000000_000010.txt", "b_000000_000010.MP4"):
         (tmp_path / "bike" / name).touch()
     folder = VideoFolder(tmp_path)
-    assert folder.find(Video("a", "bike/a_000000_000010", "bike", 10.0)) == tmp_path / "bike/a_000000_000010.mkv"
-    assert folder.find(Video("b", "bike/b_000000_000010", "bike", 10.0)) == tmp_path / "bike/b_000000_000010.MP4"
-    absent = Video("c", "boat/c_000000_000010", "boat", 10.0)
-    assert folder.find(absent) is None
-    assert folder.expected(absent) == tmp_path / "boat/c_000000_000010.mp4"
-    assert folder.expected(Video("d", "boat/d.avi", "boat", None)) == tmp_path / "boat/d.avi"
+    assert folder.find("bike/a_000000_000010") == tmp_path / "bike/a_000000_000010.mkv"
+    assert folder.find("bike/b_000000_000010") == tmp_path / "bike/b_000000_000010.MP4"
+    assert folder.find("boat/c_000000_000010") is None
+    assert folder.expected("boat/c_000000_000010") == tmp_path / "boat/c_000000_000010.mp4"
+    assert folder.expected("boat/d.avi") == tmp_path / "boat/d.avi"
 
 
 def test_real_annotations_find_all_but_the_one_never_downloaded(shared_videos: Path) -> None:
     videos = read_annotations(shared_videos / "annotations" / "train.csv")
     folder = VideoFolder(shared_videos / "train")
-    missing = [folder.expected(video) for video in videos if folder.find(video) is None]
+    missing = [folder.expected(video.path) for video in videos if folder.find(video.path) is None]
     assert missing == [shared_videos / "train" / "arm wrestling" / "notdownload_000003_000013.mp4"]
     labels = shared_videos / "annotations" / "labels.txt"
     listed = read_annotations(shared_videos / "annotations" / "paths_train.csv", labels=labels)
-    assert all(VideoFolder(shared_videos).find(video) for video in listed)
+    assert all(VideoFolder(shared_videos).find(video.path) for video in listed)

@@ -100,7 +100,7 @@ class ShardWriter:
         try:
             payloads = self._spec.codec.encode(kept)
         except ValueRangeError as error:
-            raise ValueRangeError(f"clip {clip.clip_id}: {error}") from None
+            raise ValueRangeError(f"clip {clip.clip_id}: {error}", reason=error.reason) from None
         stored = self._spec.codec.decode(payloads)
         self._measure(clip, kept, stored)
         self._take_slot(clip.slot)
