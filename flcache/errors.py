@@ -16,6 +16,30 @@ A message says what is wrong, where, and what to do about it.
 
 from __future__ import annotations
 
+from typing import Literal
+
+Stage = Literal["find", "read", "decode", "encode", "write"]
+"""Where a clip has failed; `read` is of files of latents that are imported."""
+
+Reason = Literal[
+    "no file",
+    "not readable",  # no permission, a folder, a file of latents that holds something else
+    "not a video",  # no container that FFmpeg knows
+    "no video stream",
+    "cut off",  # an empty file too
+    "undecodable frame",
+    "size changes",  # pictures of different sizes in one clip
+    "too short",
+    "too large",  # its frames do not fit in memory
+    "timed out",
+    "worker died",
+    "not finite",
+    "out of range",
+    "our own error",  # an exception that nobody foresaw: a bug of flcache, not of the video
+    "unknown",  # failures written before reasons were kept
+]
+"""Why a clip has failed."""
+
 
 class FlcacheError(Exception):
     """Base of every error that is the data's, the configuration's or the machine's, not ours."""
@@ -26,7 +50,15 @@ class ConfigError(FlcacheError):
 
 
 class DataError(FlcacheError):
-    """An annotation file is wrong, or more videos are missing or failed than the configuration allows."""
+    """An annotation file is wrong, or more videos are missing or failed than the configuration allows.
+
+    Where the error is that of one clip, it has a reason and says how often the clip was tried.
+    """
+
+    def __init__(self, message: str, *, reason: Reason = "unknown", attempts: int = 1) -> None:
+        super().__init__(message)
+        self.reason = reason
+        self.attempts = attempts
 
 
 class DecodeError(DataError):

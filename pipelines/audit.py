@@ -19,11 +19,10 @@ from torch import Tensor
 from flcache.cache import CacheSpec, LatentCache, differences, make_spec, read_plan, with_calibration
 from flcache.config import Config
 from flcache.encoder import Distance, FutureTest, LatentVideoModel, change_future, distance
-from flcache.errors import CacheError, DataError, LeakError, SpecMismatch
+from flcache.errors import CacheError, DataError, DecodeError, LeakError, SpecMismatch
 from flcache.leak import legal_splits, middle_split
-from flcache.videos import DecodedClip, DecodePool, VideoFolder
+from flcache.videos import DecodedClip, DecodePool, VideoFolder, decode_planned, planned_clips
 
-from .setup.clips import clip_rule, clip_tasks
 from .setup.encoder import hard_spec, load_configured_encoder
 
 TOLERANCE = 0.02
@@ -119,7 +118,7 @@ def _audit(cache: LatentCache, config: Config, model: LatentVideoModel, num_clip
     for index, decoded in _decode(cache, config, _spread(len(cache), num_clips)):
         clip = cache[index]
         if not isinstance(decoded, DecodedClip):
-            undecodable.append(f"{clip.clip_id}: {decoded or 'its video is missing'}")
+            undecodable.append(f"{clip.clip_id}: {decoded}")
             continue
         latents, future = change_future(model, torch.from_numpy(decoded.frames), split)
         cached = distance(_float(clip.latents), _as_stored(cache.spec, latents.cpu()))
@@ -141,15 +140,14 @@ def _spread(total: int, wanted: int) -> list[int]:
 
 def _decode(
     cache: LatentCache, config: Config, indices: Sequence[int]
-) -> Iterator[tuple[int, DecodedClip | Exception | None]]:
-    """The clips at `indices`: decoded, failed, or None where the video is missing."""
+) -> Iterator[tuple[int, DecodedClip | DecodeError]]:
+    """The clips at `indices`, decoded or failed."""
     plan = read_plan(cache.path).set_index(["split", "clip_id"], drop=False)
     rows = plan.loc[[(cache[index].split, cache.clip_id(index)) for index in indices]]
     folder = VideoFolder(Path(config.require("dataset.root")))
-    tasks = dict(zip(indices, clip_tasks(rows, folder, clip_rule(config)), strict=True))
-    yield from ((index, None) for index, task in tasks.items() if task.path is None)
     with DecodePool(config.encode.decode_workers, config.encode.decode_timeout_s) as pool:
-        yield from pool.decode((index, task.path, task.request) for index, task in tasks.items() if task.path)
+        decoding = decode_planned(pool, folder, planned_clips(rows))
+        yield from ((index, decoded) for index, (_, decoded) in zip(indices, decoding, strict=True))
 
 
 def _as_stored(spec: CacheSpec, latents: Tensor) -> Tensor:

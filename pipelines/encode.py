@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import sys
-from collections import Counter
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -19,9 +18,9 @@ from flcache.cache import (
     CODEC_CALIBRATION_CLIPS,
     TRAINING_SPLIT,
     CacheSpec,
-    Failure,
     LatentCache,
     create_or_check,
+    failure_groups,
     finalize_statistics,
     is_calibrated,
     is_committed,
@@ -29,12 +28,12 @@ from flcache.cache import (
 )
 from flcache.config import Config
 from flcache.encoder import LatentVideoModel
-from flcache.engines import ShardEncoder, ShardTask, calibrate
+from flcache.engines import ClipFailed, EncodeJob, Event, ShardCommitted, ShardTask, calibrate, local
 from flcache.errors import ConfigError, DataError
-from flcache.videos import DecodePool
+from flcache.videos import DecodePool, decode_planned, planned_clips
 
-from .setup.clips import SplitClips, assign_split, clip_rule, clip_tasks, configured_splits, read_split
-from .setup.encoder import hard_spec, load_configured_encoder
+from .setup.clips import SplitClips, assign_split, configured_splits, read_split
+from .setup.encoder import context_rule, encoder_source, hard_spec, load_configured_encoder
 from .setup.progress import Progress
 
 LISTED_MISSING = 5
@@ -50,8 +49,7 @@ def run(config: Config, shards: tuple[int, int] | None = None) -> None:
     model = load_configured_encoder(config, device=config.encode.device)
     spec = _open_cache(cache_dir, config, model, splits)
     plan = write_plan(cache_dir, _plan(config, spec, splits))
-    tasks = _pending(cache_dir, config, plan, splits, shards)
-    _encode(cache_dir, config, spec, model, tasks)
+    _encode(_job(cache_dir, config, spec, model), _pending(cache_dir, plan, splits, shards), model)
     finalize_statistics(cache_dir)
     _report(cache_dir, config)
 
@@ -90,16 +88,15 @@ def _calibrate(
             "give dataset.train, or choose cache.codec=float16 and no encode.keep.pca"
         )
     sample = assign_split(config, hard["layout"]["shape"], split)[:CODEC_CALIBRATION_CLIPS]
-    clips, options = clip_tasks(sample, split.folder, clip_rule(config)), config.encode
+    clips, options = planned_clips(sample), config.encode
     with (
         DecodePool(options.decode_workers, options.decode_timeout_s) as pool,
         Progress("Calibrating", len(clips), "clips") as progress,
     ):
         return calibrate(
             hard,
-            clips,
+            decode_planned(pool, split.folder, clips),
             model,
-            pool,
             batch_size=options.batch_size,
             on_clip=lambda failed: progress.advance(failed=failed),
         )
@@ -117,44 +114,51 @@ def _plan(config: Config, spec: CacheSpec, splits: Sequence[SplitClips]) -> pd.D
 
 
 def _pending(
-    cache_dir: Path,
-    config: Config,
-    plan: pd.DataFrame,
-    splits: Sequence[SplitClips],
-    part: tuple[int, int] | None,
+    cache_dir: Path, plan: pd.DataFrame, splits: Sequence[SplitClips], part: tuple[int, int] | None
 ) -> list[ShardTask]:
     """The shards without a commit, in plan order; with `part=(i, n)` of every n-th shard, from number i, only."""
-    rule, tasks = clip_rule(config), []
-    folders = {split.split: split.folder for split in splits}
     index, count = part or (0, 1)
-    wanted = plan[plan["split"].isin(folders)]
-    for _, rows in list(wanted.groupby(["split", "shard"]))[index::count]:
-        split, shard = str(rows["split"].iloc[0]), int(rows["shard"].iloc[0])
-        if not is_committed(cache_dir, split, shard):
-            tasks.append(ShardTask(split, shard, tuple(clip_tasks(rows, folders[split], rule))))
-    return tasks
+    wanted = plan[plan["split"].isin([split.split for split in splits])]
+    shards = [rows for _, rows in wanted.groupby(["split", "shard"])][index::count]
+    named = [(str(rows["split"].iloc[0]), int(rows["shard"].iloc[0]), rows) for rows in shards]
+    return [
+        ShardTask(split, shard, tuple(planned_clips(rows)))
+        for split, shard, rows in named
+        if not is_committed(cache_dir, split, shard)
+    ]
 
 
-def _encode(
-    cache_dir: Path, config: Config, spec: CacheSpec, model: LatentVideoModel, tasks: Sequence[ShardTask]
-) -> None:
+def _job(cache_dir: Path, config: Config, spec: CacheSpec, model: LatentVideoModel) -> EncodeJob:
+    return EncodeJob(
+        cache_dir=cache_dir,
+        video_root=Path(config.require("dataset.root")),
+        spec=spec,
+        encoder=encoder_source(config),
+        context=context_rule(config),
+        device=str(model.device),
+        decode_workers=config.encode.decode_workers,
+        decode_timeout_s=config.encode.decode_timeout_s,
+        batch_size=config.encode.batch_size,
+        min_cosine=config.cache.min_cosine,
+    )
+
+
+def _encode(job: EncodeJob, tasks: Sequence[ShardTask], model: LatentVideoModel) -> None:
     clips = sum(len(task.clips) for task in tasks)
     if not clips:
         return
-    options = config.encode
-    with (
-        DecodePool(options.decode_workers, options.decode_timeout_s) as pool,
-        Progress("Encoding", clips, "clips") as progress,
-    ):
-        floor = config.cache.min_cosine
-        encoder = ShardEncoder(cache_dir, spec, model, pool, batch_size=options.batch_size, min_cosine=floor)
-        for task in tasks:
-            encoder.run(task, lambda failure: progress.advance(failed=failure is not None))
+    with Progress("Encoding", clips, "clips") as progress:
+
+        def show(event: Event) -> None:
+            if not isinstance(event, ShardCommitted):
+                progress.advance(failed=isinstance(event, ClipFailed))
+
+        local.run(job, tasks, show, model=model)
 
 
 def _report_missing(split: SplitClips) -> None:
     for video in split.missing[:LISTED_MISSING]:
-        print(f"Missing video ({split.split}): {split.folder.expected(video)}", file=sys.stderr)
+        print(f"Missing video ({split.split}): {split.folder.expected(video.path)}", file=sys.stderr)
     if len(split.missing) > LISTED_MISSING:
         print(f"... and {len(split.missing) - LISTED_MISSING} more of {split.split}", file=sys.stderr)
     if other_case := split.folder.other_case:
@@ -176,16 +180,12 @@ def _report(cache_dir: Path, config: Config) -> None:
             f"{cache_dir}: {split}: {progress.clips} clips of {progress.planned_clips} cached, {progress.failed} "
             f"failed or missing, {progress.committed_shards} of {progress.planned_shards} shards"
         )
-    for (stage, error), count in Counter((failure.stage, failure.error) for failure in failures).items():
-        print(f"  {count} x {stage}: {error}, such as {_example(failures, stage, error)}")
+    for group in failure_groups(failures):
+        print(f"  {group}")
     attempted = len(cache) + len(failed)
     if len(failed) > config.encode.max_failed_fraction * attempted:
         raise DataError(
             f"{cache_dir}: {len(failed)} of {attempted} clips failed, encode.max_failed_fraction="
-            f'{config.encode.max_failed_fraction} allows fewer; "flcache inspect-cache {cache_dir}" lists them all'
+            f"{config.encode.max_failed_fraction} allows fewer; "
+            f'"flcache inspect-cache --json {cache_dir}" lists them all'
         )
-
-
-def _example(failures: Sequence[Failure], stage: str, error: str) -> str:
-    first = next(failure for failure in failures if (failure.stage, failure.error) == (stage, error))
-    return f"{first.clip_id} ({first.message})"

@@ -98,6 +98,6 @@ def _report(out: Path) -> None:
         print(f"  {failure.clip_id}: {failure.message}", file=sys.stderr)
     if failures:
         raise DataError(
-            f'{out}: {len(failures)} clips could not be imported and are left out; "flcache inspect-cache {out}" lists '
-            "them; to take them in, mend them and import into a new folder"
+            f"{out}: {len(failures)} clips could not be imported and are left out; "
+            f'"flcache inspect-cache --json {out}" lists them; to take them in, mend them and import into a new folder'
         )

@@ -1,4 +1,7 @@
-"""flcache inspect-cache DIR [--json]: what is in a cache, how much of it is done, what failed and why."""
+"""flcache inspect-cache DIR [--json]: what is in a cache, how much of it is done, what failed and why.
+
+With --json every failure is listed; without, one example for each stage and reason.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ from rich.console import Console
 from rich.filesize import decimal
 from rich.table import Table
 
-from flcache.cache import summary
+from flcache.cache import LatentCache, failure_groups, summary
 
 
 def run(directory: Path, as_json: bool = False) -> None:
@@ -22,8 +25,8 @@ def run(directory: Path, as_json: bool = False) -> None:
     console = Console(soft_wrap=True)
     console.print(_headline(found), highlight=False)
     console.print(_splits(found["splits"]))
-    for failure in found["failures"]:
-        console.print(_failure(failure), highlight=False, markup=False)
+    for group in failure_groups(LatentCache(directory).failures()):
+        console.print(f"failed      {group}", highlight=False, markup=False)
     for leftover in found["leftovers"]:
         console.print(f"left by a running or killed encode: {leftover}", highlight=False)
 
@@ -76,7 +79,3 @@ def _splits(splits: dict[str, dict[str, int]]) -> Table:
         counts = [split["videos"], split["planned_clips"], split["clips"], split["failed"]]
         table.add_row(name, *map(str, counts), shards, decimal(split["tar_bytes"]))
     return table
-
-
-def _failure(failure: dict[str, Any]) -> str:
-    return f"failed      {failure['clip_id']}: {failure['stage']}: {failure['error']}: {failure['message']}"

@@ -202,8 +202,8 @@ def _count(config: Config, split: str, rule: ClipRule) -> tuple[int, str, int, b
 def _missing(config: Config, videos: Sequence[Video]) -> str:
     if not config.dataset.root or not Path(config.dataset.root).is_dir():
         return ""
-    folder = VideoFolder(Path(config.dataset.root), videos)
-    missing = sum(folder.find(video) is None for video in videos)
+    folder = VideoFolder(Path(config.dataset.root), (video.path for video in videos))
+    missing = sum(folder.find(video.path) is None for video in videos)
     return f"; {missing:,} videos missing below dataset.root" if missing else ""
 
 

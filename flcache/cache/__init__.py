@@ -7,12 +7,20 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from flcache.cache.check.summary import summary
+from flcache.cache.check.summary import FailureGroup, failure_groups, summary
 from flcache.cache.check.verify import Damage, Verification, verify_cache
 from flcache.cache.codecs.protocol import Codec, PayloadLayout, ValueRangeError, check_held
 from flcache.cache.codecs.reduction import reduced_shape, reduction_fields
 from flcache.cache.codecs.registry import CODECS, get_codec, register_codec
-from flcache.cache.format.commit import Commit, Failure, committed_shards, is_committed, read_commits, read_failures
+from flcache.cache.format.commit import (
+    Commit,
+    Failure,
+    committed_shards,
+    is_committed,
+    read_commits,
+    read_failures,
+    stage_of,
+)
 from flcache.cache.format.plan import assign_shards, check_clip_ids, read_plan, write_plan
 from flcache.cache.format.spec import (
     FORMAT,
@@ -53,6 +61,7 @@ __all__ = [
     "EncodedClip",
     "EpochSampler",
     "Failure",
+    "FailureGroup",
     "LatentCache",
     "LatentFiles",
     "LatentLoader",
@@ -71,6 +80,7 @@ __all__ = [
     "create_or_check",
     "differences",
     "epoch_order",
+    "failure_groups",
     "finalize_statistics",
     "get_codec",
     "is_calibrated",
@@ -87,6 +97,7 @@ __all__ = [
     "reduced_shape",
     "reduction_fields",
     "register_codec",
+    "stage_of",
     "summary",
     "verify_cache",
     "with_calibration",

@@ -1,6 +1,16 @@
 """Where shard tasks run."""
 
+from flcache.engines import local
 from flcache.engines.calibration import calibrate
-from flcache.engines.shard_task import ClipTask, ShardEncoder, ShardTask
+from flcache.engines.job import ClipDone, ClipFailed, EncodeJob, Event, ShardCommitted, ShardTask
 
-__all__ = ["ClipTask", "ShardEncoder", "ShardTask", "calibrate"]
+__all__ = [
+    "ClipDone",
+    "ClipFailed",
+    "EncodeJob",
+    "Event",
+    "ShardCommitted",
+    "ShardTask",
+    "calibrate",
+    "local",
+]

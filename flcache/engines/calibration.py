@@ -2,34 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from flcache.batch import step_valid
-from flcache.cache import Calibrator
+from flcache.cache import Calibrator, EncodedClip
 from flcache.encoder import LatentVideoModel
-from flcache.engines.shard_task import ClipTask, decoded_windows, encode_window
-from flcache.videos import DecodedClip, DecodePool
+from flcache.engines.stages import Decoded, encode_clips
 
 
 def calibrate(
     hard: Mapping[str, Any],
-    clips: Sequence[ClipTask],
+    decoded: Iterable[Decoded],
     model: LatentVideoModel,
-    pool: DecodePool,
     *,
     batch_size: int,
     on_clip: Callable[[bool], None],
 ) -> dict[str, Any]:
-    """The `calibration` of a spec whose other hard fields are `hard`, from the `clips` that can be decoded.
+    """The `calibration` of a spec whose other hard fields are `hard`, from the clips that could be decoded.
 
-    `on_clip` is called once a clip, with whether it failed. Raises CacheError if all of them do.
+    `on_clip` is called once a clip, with whether it failed. Raises CacheError if all of them did.
     """
     calibrator = Calibrator(hard)
-    for window in decoded_windows(pool, clips, batch_size):
-        latents = encode_window(model, window)
-        for _, decoded in window:
-            if isinstance(decoded, DecodedClip):
-                calibrator.add(next(latents), int(step_valid(decoded.mask, model.tubelet_size).sum()))
-            on_clip(not isinstance(decoded, DecodedClip))
+    for clip in encode_clips(model, decoded, batch_size):
+        if isinstance(clip, EncodedClip):
+            calibrator.add(clip.latents, clip.valid_steps)
+        on_clip(not isinstance(clip, EncodedClip))
     return calibrator.fields()

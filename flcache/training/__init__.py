@@ -5,12 +5,11 @@ from flcache.training.log import read_metrics
 from flcache.training.loop import LoopOptions, Run, Source
 from flcache.training.objective import Objective, legal_training_boundaries
 from flcache.training.optimiser import build_optimiser, count_parameters, parameter_table, warmup_cosine
-from flcache.training.sources import LiveClip, VideoSource
+from flcache.training.sources import VideoSource
 from flcache.training.state import load_weights
 from flcache.training.world_model import WorldModel
 
 __all__ = [
-    "LiveClip",
     "LoopOptions",
     "Objective",
     "Run",

@@ -3,24 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
 from flcache.batch import VideoBatch, step_times, step_valid
 from flcache.cache import EpochSampler
 from flcache.errors import DataError
-from flcache.videos import ClipRequest, DecodedClip, DecodePool
-
-
-@dataclass(frozen=True)
-class LiveClip:
-    """One clip of the plan whose video is on disk."""
-
-    clip_id: str
-    path: Path
-    request: ClipRequest
+from flcache.videos import DecodedClip, DecodePool, PlannedClip, VideoFolder, decode_planned
 
 
 class VideoSource:
@@ -32,7 +21,8 @@ class VideoSource:
 
     def __init__(
         self,
-        clips: Sequence[LiveClip],
+        clips: Sequence[PlannedClip],
+        folder: VideoFolder,
         pool: DecodePool,
         sampler: EpochSampler,
         *,
@@ -41,14 +31,14 @@ class VideoSource:
         max_failed_fraction: float,
     ) -> None:
         self.failures: dict[str, str] = {}
-        self._clips, self._pool, self._sampler = clips, pool, sampler
+        self._clips, self._folder, self._pool, self._sampler = clips, folder, pool, sampler
         self._context_steps, self._tubelet_size = context_steps, tubelet_size
         self._max_failed_fraction = max_failed_fraction
 
     def __iter__(self) -> Iterator[VideoBatch]:
         shares = list(self._sampler.remaining())
         clips = [self._clips[index] for share in shares for index in share.tolist()]
-        decoding = self._pool.decode((clip, clip.path, clip.request) for clip in clips)
+        decoding = decode_planned(self._pool, self._folder, clips)
         for share in shares:
             decoded = [next(decoding) for _ in share]
             self._sampler.advance()
@@ -63,7 +53,7 @@ class VideoSource:
     def load_state_dict(self, state: dict[str, int]) -> None:
         self._sampler.load_state_dict(state)
 
-    def _batch(self, clips: Sequence[tuple[LiveClip, DecodedClip]]) -> VideoBatch:
+    def _batch(self, clips: Sequence[tuple[PlannedClip, DecodedClip]]) -> VideoBatch:
         times = [step_times(decoded.timestamps, self._tubelet_size) for _, decoded in clips]
         valid = [step_valid(decoded.mask, self._tubelet_size) for _, decoded in clips]
         return VideoBatch(
@@ -74,7 +64,7 @@ class VideoSource:
             context_steps=self._context_steps,
         )
 
-    def _note_failures(self, failed: Sequence[tuple[LiveClip, Exception]]) -> None:
+    def _note_failures(self, failed: Sequence[tuple[PlannedClip, Exception]]) -> None:
         self.failures |= {clip.clip_id: str(error) for clip, error in failed}
         if len(self.failures) > self._max_failed_fraction * len(self._clips):
             clip_id, reason = next(iter(self.failures.items()))

@@ -7,6 +7,7 @@ from flcache.videos.annotations import Video, read_annotations, read_labels
 from flcache.videos.clips import ClipRule, needs_duration, plan_clips
 from flcache.videos.decoders import ClipRequest, DecodedClip, VideoInfo, decode_clip, probe
 from flcache.videos.folder import VideoFolder
+from flcache.videos.planned import PlannedClip, decode_planned, planned_clips
 from flcache.videos.pool import DecodePool
 from flcache.videos.synthetic import write_dataset
 
@@ -15,12 +16,15 @@ __all__ = [
     "ClipRule",
     "DecodePool",
     "DecodedClip",
+    "PlannedClip",
     "Video",
     "VideoFolder",
     "VideoInfo",
     "decode_clip",
+    "decode_planned",
     "needs_duration",
     "plan_clips",
+    "planned_clips",
     "probe",
     "read_annotations",
     "read_labels",

@@ -18,7 +18,7 @@ from flcache.videos.annotations import Video
 if TYPE_CHECKING:
     import pandas as pd
 
-PLAN_COLUMNS = ("clip_id", "video", "video_id", "label", "start_s", "timestamps")
+PLAN_COLUMNS = ("clip_id", "video", "video_id", "label", "start_s", "timestamps", "frames", "stride", "short")
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,9 @@ def plan_clips(videos: Iterable[Video], rule: ClipRule, durations: Mapping[str, 
         for k, start_s in enumerate(_starts(rule, duration_s)):
             timestamps = _timestamps(rule, start_s)
             rows.append((f"{video.video_id}-{k}", video.path, video.video_id, video.label, start_s, timestamps))
-    plan = pd.DataFrame(rows, columns=list(PLAN_COLUMNS))
+    plan = pd.DataFrame(rows, columns=list(PLAN_COLUMNS[:6])).assign(frames=rule.frames, stride=None, short=rule.short)
+    if rule.stride is not None:
+        plan["stride"] = rule.stride
     return plan.astype({"start_s": "float64", "timestamps": "object"})
 
 

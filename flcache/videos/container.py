@@ -10,6 +10,9 @@ from typing import Any
 
 from flcache.errors import DecodeError
 
+_MP4_ATOMS = (b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide")
+_MAGIC = (b"\x1aE\xdf\xa3", b"RIFF")
+
 
 @dataclass(frozen=True)
 class VideoInfo:
@@ -56,25 +59,44 @@ def open_video(path: Path) -> Iterator[tuple[Any, Any]]:
     try:
         container = av.open(str(path))
     except (av.FFmpegError, OSError) as error:
-        raise DecodeError(f"{path}: cannot be opened: {_why_not_opened(path, error)}") from None
+        raise _not_opened(path, error) from None
     with container:
         stream: Any = container.streams.best("video")
         if stream is None:
-            raise DecodeError(f"{path}: there is no video stream in it")
+            raise DecodeError(f"{path}: there is no video stream in it", reason="no video stream")
         if not stream.codec_context.width:
-            raise DecodeError(f"{path}: its {stream.codec_context.name} stream has no readable picture size")
+            raise DecodeError(
+                f"{path}: its {stream.codec_context.name} stream has no readable picture size",
+                reason="undecodable frame",
+            )
         stream.thread_count = 1  # parallelism is over clips, and damage is met in file order
         yield container, stream
 
 
-def _why_not_opened(path: Path, error: Exception) -> str:
-    """FFmpeg's own words ("moov atom not found") where it has any beyond "invalid data"."""
+def _not_opened(path: Path, error: Exception) -> DecodeError:
+    if isinstance(error, FileNotFoundError):
+        return DecodeError(f"{path}: no such file", reason="no file")
+    if isinstance(error, OSError):
+        return DecodeError(f"{path}: cannot be read: {error.strerror or error}", reason="not readable")
+    if path.stat().st_size == 0:
+        return DecodeError(f"{path}: the file is empty; fetch it again", reason="cut off")
+    return DecodeError(
+        f"{path}: cannot be opened: {_words_of_ffmpeg(path, error)}",
+        reason="cut off" if _starts_as_a_video(path) else "not a video",
+    )
+
+
+def _starts_as_a_video(path: Path) -> bool:
+    """Whether the first bytes are those of MP4 or MOV, Matroska or WebM, or AVI."""
+    with path.open("rb") as stream:
+        start = stream.read(8)
+    return start[4:] in _MP4_ATOMS or start[:4] in _MAGIC
+
+
+def _words_of_ffmpeg(path: Path, error: Exception) -> str:
+    """What it logs ("moov atom not found") beside its error, which is mostly "invalid data"."""
     import av
 
-    if not path.is_file():
-        return "no such file"
-    if path.stat().st_size == 0:
-        return "the file is empty"
     level, skips_repeated = av.logging.get_level(), av.logging.get_skip_repeated()
     av.logging.set_level(av.logging.ERROR)
     av.logging.set_skip_repeated(False)

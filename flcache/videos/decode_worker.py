@@ -10,6 +10,7 @@ import os
 import signal
 import socket
 import sys
+import traceback
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from flcache.videos import messages
 from flcache.videos.decoders import ClipRequest, DecodedClip, decode_clip
 
 _PR_SET_PDEATHSIG = 1
+_HERE = Path(__file__).parents[1]
 
 
 def main(fd: int, parent: int) -> None:
@@ -40,11 +42,18 @@ def _answer(channel: socket.socket) -> None:
     try:
         clip = decode_clip(Path(head["path"]), request, decoder=head["decoder"])
     except FlcacheError as error:
-        messages.send(channel, {"error": str(error)})
+        messages.send(channel, {"error": str(error), "reason": getattr(error, "reason", "unknown")})
     except Exception as error:  # one video must not end a run of a million, whatever a decoder throws
-        messages.send(channel, {"error": f"{head['path']}: {type(error).__name__}: {error}"})
+        messages.send(channel, {"error": f"{head['path']}: {_described(error)}", "reason": "our own error"})
     else:
         messages.send(channel, _head(clip), np.ascontiguousarray(clip.frames).reshape(-1).data)
+
+
+def _described(error: Exception) -> str:
+    """Type, words, and the last line of ours on the way to it."""
+    ours = [frame for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename).is_relative_to(_HERE)]
+    place = f"{Path(ours[-1].filename).relative_to(_HERE)}:{ours[-1].lineno} in {ours[-1].name}"
+    return f"{type(error).__name__}: {error} ({place})"
 
 
 def _head(clip: DecodedClip) -> dict[str, object]:

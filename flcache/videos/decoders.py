@@ -57,15 +57,22 @@ class DecodedClip:
 
 
 def decode_clip(path: Path, request: ClipRequest, *, decoder: str = "auto") -> DecodedClip:
-    """The clip `request` of the video at `path`. Raises DecodeError saying which frame fails and why."""
+    """The clip `request` of the video at `path`. Raises DecodeError with the reason, naming the frame that fails."""
     if decoder not in DECODERS:
         raise ConfigError(f"decoder {decoder!r} is unknown; choose one of {', '.join(DECODERS)}")
     table = read_frame_table(path)
     indices, mask = _choose_frames(path, table, request)
     wanted, places = np.unique(indices, return_inverse=True)
-    frames, used = _read(path, table, wanted, decoder)
-    if len(wanted) < len(indices):
-        frames = frames[places]
+    try:
+        frames, used = _read(path, table, wanted, decoder)
+        if len(wanted) < len(indices):
+            frames = frames[places]
+    except (MemoryError, BlockingIOError):  # EAGAIN: no room for the stack of a thread that converts colours
+        raise DecodeError(
+            f"{path}: {len(indices)} frames of {table.width}x{table.height} do not fit in memory; scale the video "
+            "down, or give a worker more memory",
+            reason="too large",
+        ) from None
     return DecodedClip(frames, table.seconds[indices], mask, used)
 
 
@@ -79,7 +86,10 @@ def _read(path: Path, table: FrameTable, wanted: NDArray[np.int64], decoder: str
             if decoder == "decord":
                 raise
     elif decoder == "decord":
-        raise DecodeError(f"{path}: decord is not to be trusted with this file: {obstacle}; use auto or pyav")
+        raise DecodeError(
+            f"{path}: decord is not to be trusted with this file: {obstacle}; use auto or pyav",
+            reason="undecodable frame",
+        )
     return pyav_reader.read_frames(path, table, wanted), "pyav"
 
 
@@ -101,11 +111,18 @@ def _choose_frames(path: Path, table: FrameTable, request: ClipRequest) -> tuple
 def _check_short(path: Path, table: FrameTable, request: ClipRequest, real: NDArray[np.bool_]) -> None:
     """Raise where a clip that the file does not fill must not be padded."""
     if table.cut_off:
-        raise DecodeError(f"{path}: no frame after {table.seconds[-1]:.3f} s (frame {len(table) - 1}): {table.cut_off}")
+        raise DecodeError(
+            f"{path}: no frame after {table.seconds[-1]:.3f} s (frame {len(table) - 1}): {table.cut_off}",
+            reason="cut off",
+        )
     if not real.any():
-        raise DecodeError(f"{path}: the clip starts at {request.start_s:.3f} s, the video ends at {table.end_s:.3f} s")
+        raise DecodeError(
+            f"{path}: the clip starts at {request.start_s:.3f} s, the video ends at {table.end_s:.3f} s",
+            reason="too short",
+        )
     if request.short == "drop":
         raise DecodeError(
             f"{path}: shorter than the clip: {int(real.sum())} of {request.frames} frames before its end at "
-            f"{table.end_s:.3f} s, and clip.short is drop"
+            f"{table.end_s:.3f} s, and clip.short is drop",
+            reason="too short",
         )

@@ -61,15 +61,19 @@ def read_frames(path: Path, table: FrameTable, wanted: NDArray[np.int64]) -> NDA
             # Any frame that decord recovered from its neighbour is too many: a fraction of 0 would mean "no limit".
             reader = decord.VideoReader(str(path), num_threads=1, fault_tol=1e-9)
             if len(reader) != table.num_packets:
-                raise DecodeError(f"{path}: decord counts {len(reader)} frames, the file has {table.num_packets}")
+                raise _failure(path, f"decord counts {len(reader)} frames, the file has {table.num_packets}")
             frames: NDArray[np.uint8] = reader.get_batch(table.ranks[wanted]).asnumpy()
         except (decord.DECORDError, RuntimeError) as error:
-            raise DecodeError(f"{path}: decord: {str(error).splitlines()[0]}") from None
+            raise _failure(path, f"decord: {str(error).splitlines()[0]}") from None
         finally:
             reader = None  # its thread must end before the callback goes
     if errors:
-        raise DecodeError(f"{path}: decord hides damage: {errors[0]}")
+        raise _failure(path, f"decord hides damage: {errors[0]}")
     return frames
+
+
+def _failure(path: Path, words: str) -> DecodeError:
+    return DecodeError(f"{path}: {words}", reason="undecodable frame")
 
 
 @contextmanager

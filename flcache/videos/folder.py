@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from flcache.errors import DataError
-from flcache.videos.annotations import EXTENSIONS, Video
+from flcache.videos.annotations import EXTENSIONS
 
 
 class VideoFolder:
@@ -17,34 +17,34 @@ class VideoFolder:
     where no other file differs in case alone and none of `annotated` names it exactly; `other_case` lists those.
     """
 
-    def __init__(self, root: Path, annotated: Iterable[Video] = ()) -> None:
+    def __init__(self, root: Path, annotated: Iterable[str] = ()) -> None:
         self.root = root
         self.other_case: dict[str, Path] = {}
         """By annotated path: the file that was taken though its name differs in case."""
-        self._annotated = {video.path for video in annotated}
+        self._annotated = frozenset(annotated)
         self._files: dict[Path, _Names] = {}
 
-    def find(self, video: Video) -> Path | None:
-        """The file of `video`, or None; the first of `EXTENSIONS` that exists where the annotation has none."""
-        wanted = self.root / video.path
+    def find(self, annotated: str) -> Path | None:
+        """The file at an annotated path, or None; the first of `EXTENSIONS` that exists where the path has none."""
+        wanted = self.root / annotated
         names = self._list(wanted.parent)
         found = names.called(wanted.name)
         if found is None:
-            alike = [name for name in names.alike(wanted.name) if not self._is_of_another(video, name)]
+            alike = [name for name in names.alike(wanted.name) if not self._is_of_another(annotated, name)]
             if len(alike) != 1:
                 return None
             found = alike[0]
-            self.other_case[video.path] = wanted.parent / found
+            self.other_case[annotated] = wanted.parent / found
         return wanted.parent / found
 
-    def expected(self, video: Video) -> Path:
+    def expected(self, annotated: str) -> Path:
         """The path to name where `find` found nothing: as annotated, `.mp4` where the extension is unknown."""
-        wanted = self.root / video.path
+        wanted = self.root / annotated
         return wanted if wanted.suffix.lower() in EXTENSIONS else wanted.with_name(wanted.name + ".mp4")
 
-    def _is_of_another(self, video: Video, name: str) -> bool:
-        """Whether a file beside `video` is what another annotation names, with its extension or without."""
-        folder, _, _ = video.path.rpartition("/")
+    def _is_of_another(self, annotated: str, name: str) -> bool:
+        """Whether the file `name` beside this path is what another annotation names, with an extension or without."""
+        folder, _, _ = annotated.rpartition("/")
         return any((f"{folder}/{spelling}" if folder else spelling) in self._annotated for spelling in _spellings(name))
 
     def _list(self, folder: Path) -> _Names:

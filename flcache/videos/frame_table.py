@@ -70,7 +70,9 @@ def read_frame_table(path: Path) -> FrameTable:
         packets, timed, reading_error = _demux(container, stream)
         shown = [packet for packet in packets if not packet.is_discard]
         if not shown:
-            raise DecodeError(f"{path}: its video stream holds no frame: {reading_error or 'no packet in it'}")
+            raise DecodeError(
+                f"{path}: its video stream holds no frame: {reading_error or 'no packet in it'}", reason="cut off"
+            )
         order = sorted(range(len(packets)), key=lambda i: packets[i].pts)
         pts = np.array([packets[i].pts for i in order if not packets[i].is_discard], dtype=np.int64)
         ranks = np.array([rank for rank, i in enumerate(order) if not packets[i].is_discard], dtype=np.int64)

@@ -13,8 +13,9 @@ from torch.utils.data import Dataset
 from flcache.errors import DataError, DecodeError
 from flcache.videos.annotations import Video, read_annotations, read_labels
 from flcache.videos.clips import ClipRule, needs_duration, plan_clips
-from flcache.videos.decoders import ClipRequest, decode_clip, probe
+from flcache.videos.decoders import decode_clip, probe
 from flcache.videos.folder import VideoFolder
+from flcache.videos.planned import planned_clips
 
 
 class KineticsClip(TypedDict):
@@ -55,26 +56,24 @@ class Kinetics400(Dataset[KineticsClip]):
         videos = read_annotations(Path(annotations), labels=label_file, root=Path(root))
         self.classes = _classes(videos, label_file)
         self.missing: list[Path] = []
-        self._files = self._find(VideoFolder(Path(root), videos), videos)
+        self._files = self._find(VideoFolder(Path(root), (video.path for video in videos)), videos)
         if len(self.missing) > max_missing_fraction * len(videos):
             raise DataError(
                 f"{annotations}: {len(self.missing)} of {len(videos)} videos are missing below {root}, the first one "
                 f"{self.missing[0]}; fetch them, mend the root, or raise dataset.max_missing_fraction"
             )
         found = [video for video in videos if video.path in self._files]
-        self._plan = plan_clips(found, rule, self._probe_durations(needs_duration(rule, found)))
-        self._rule, self._decoder = rule, decoder
+        self._clips = planned_clips(plan_clips(found, rule, self._probe_durations(needs_duration(rule, found))))
+        self._decoder = decoder
 
     def __len__(self) -> int:
-        return len(self._plan)
+        return len(self._clips)
 
     def __getitem__(self, index: int) -> KineticsClip:
-        row = self._plan.iloc[index]
-        timestamps = None if row["timestamps"] is None else tuple(row["timestamps"])
-        request = ClipRequest(self._rule.frames, row["start_s"], timestamps, self._rule.stride, self._rule.short)
-        path = self._files[row["video"]]
-        clip = decode_clip(path, request, decoder=self._decoder)
-        label = row["label"] if isinstance(row["label"], str) else ""
+        planned = self._clips[index]
+        path = self._files[planned.video]
+        clip = decode_clip(path, planned.request, decoder=self._decoder)
+        label = planned.label or ""
         return KineticsClip(
             frames=torch.from_numpy(clip.frames).permute(0, 3, 1, 2).contiguous(),  # (F, H, W, 3) to (F, 3, H, W)
             mask=torch.from_numpy(clip.mask),
@@ -88,9 +87,9 @@ class Kinetics400(Dataset[KineticsClip]):
         """Files by annotated path; what is not there goes to `missing`."""
         files = {}
         for video in videos:
-            path = folder.find(video)
+            path = folder.find(video.path)
             if path is None:
-                self.missing.append(folder.expected(video))
+                self.missing.append(folder.expected(video.path))
             else:
                 files[video.path] = path
         return files

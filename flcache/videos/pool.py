@@ -61,7 +61,7 @@ class DecodePool:
             worker.close()
 
     def decode(self, items: Iterable[tuple[K, Path, ClipRequest]]) -> Iterator[tuple[K, DecodedClip | DecodeError]]:
-        """Each key with its clip, or with the error that names the reason, in the order of `items`.
+        """Each key with its clip, or with the error that has the reason and the attempts, in the order of `items`.
 
         `items` is read at most two clips a worker ahead of what was taken.
         """
@@ -87,17 +87,18 @@ class DecodePool:
 
     def _decode_one(self, path: Path, request: ClipRequest) -> DecodedClip | DecodeError:
         head = {"path": str(path), "decoder": self._decoder, **asdict(request)}
-        reason = ""
-        for _ in range(ATTEMPTS):
+        for attempt in range(1, ATTEMPTS + 1):
             worker = self._my_worker()
             try:
                 return worker.decode(head, self._timeout_s)
             except _WorkerLost as lost:
-                reason = str(lost)
+                failure = DecodeError(f"{path}: {lost}", reason=lost.reason, attempts=attempt)
                 self._drop(worker)
+            except DecodeError as error:
+                return DecodeError(str(error), reason=error.reason, attempts=attempt)
             if self._closed:
                 break
-        return DecodeError(f"{path}: {reason}")
+        return failure
 
     def _my_worker(self) -> _Worker:
         """The worker of this thread: a fresh one where there is none, or the last one has done its share."""
@@ -121,8 +122,8 @@ class DecodePool:
         worker.close()
 
 
-class _WorkerLost(Exception):
-    """A worker hung or died; the message says which."""
+class _WorkerLost(DecodeError):
+    """A worker hung or died; another may not."""
 
 
 class _Worker:
@@ -147,14 +148,14 @@ class _Worker:
     def pid(self) -> int:
         return self._process.pid
 
-    def decode(self, head: dict[str, Any], timeout_s: float) -> DecodedClip | DecodeError:
-        """Raises _WorkerLost if the process hangs or dies."""
+    def decode(self, head: dict[str, Any], timeout_s: float) -> DecodedClip:
+        """The clip that `head` asks for. Raises DecodeError, which is _WorkerLost if the process hangs or dies."""
         if not self._ready:
             self._ready = bool(self._within(_START_TIMEOUT_S, None))
         self.clips_done += 1
         answer, payload = self._within(timeout_s, head)
         if "error" in answer:
-            return DecodeError(answer["error"])
+            raise DecodeError(answer["error"], reason=answer["reason"])
         return DecodedClip(
             frames=payload.reshape(answer["shape"]),
             timestamps=np.array(answer["timestamps"], dtype=np.float64),
@@ -171,7 +172,7 @@ class _Worker:
                 messages.send(self._channel, head)
             return messages.receive(self._channel)
         except (EOFError, OSError):
-            raise _WorkerLost(self._epitaph(timeout_s)) from None
+            raise self._lost(timeout_s) from None
         finally:
             deadline.cancel()
 
@@ -179,14 +180,13 @@ class _Worker:
         self._timed_out = True
         self.kill()
 
-    def _epitaph(self, timeout_s: float) -> str:
+    def _lost(self, timeout_s: float) -> _WorkerLost:
         if self._timed_out:
-            return f"timed out after {timeout_s:g} s"
+            return _WorkerLost(f"timed out after {timeout_s:g} s", reason="timed out")
         self.kill()  # it may have closed its socket and live on
         code = self._process.wait()
-        if code < 0:
-            return f"decoder process died with signal {-code} ({signal.Signals(-code).name})"
-        return f"decoder process ended with exit code {code}"
+        how = f"died with signal {-code} ({signal.Signals(-code).name})" if code < 0 else f"ended with exit code {code}"
+        return _WorkerLost(f"decoder process {how}", reason="worker died")
 
     def kill(self) -> None:
         self._process.kill()

@@ -51,7 +51,9 @@ def _read(path: Path, table: FrameTable, wanted: NDArray[np.int64], keyframe: in
     if missing:
         raise _failure(path, table, min(missing), table.cut_off or "the decoder never returns it")
     if len({frame.shape for frame in frames}) > 1:
-        raise DecodeError(f"{path}: the picture size changes within the clip; cut the file where it does")
+        raise DecodeError(
+            f"{path}: the picture size changes within the clip; cut the file where it does", reason="size changes"
+        )
     return np.stack(frames)
 
 
@@ -82,6 +84,8 @@ def _decode(path: Path, table: FrameTable, keyframe: int | None, last: int) -> I
                     if packet.size:  # the empty packet at the end has brought out everything
                         _check_held_back(path, table, last, stream)
                     return
+        except MemoryError:
+            raise
         except av.FFmpegError as error:
             raise _failure(path, table, following, error.strerror) from None
 
@@ -102,9 +106,14 @@ def _index_of(table: FrameTable, frame: Any, following: int) -> int | None:
     return index if known and index >= following else None
 
 
-def _failure(path: Path, table: FrameTable, index: int, reason: str) -> DecodeError:
-    index = min(index, len(table) - 1)
-    return DecodeError(f"{path}: frame {index} at {table.seconds[index]:.3f} s cannot be decoded: {reason}")
+def _failure(path: Path, table: FrameTable, index: int, words: str) -> DecodeError:
+    last = len(table) - 1
+    index = min(index, last)
+    is_cut_off = table.cut_off is not None and (words == table.cut_off or index == last)
+    return DecodeError(
+        f"{path}: frame {index} at {table.seconds[index]:.3f} s cannot be decoded: {words}",
+        reason="cut off" if is_cut_off else "undecodable frame",
+    )
 
 
 def _upright(frame: Any) -> NDArray[np.uint8]:

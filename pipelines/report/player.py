@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,14 +13,13 @@ from torch import Tensor
 from flcache.batch import LatentBatch
 from flcache.cache import LatentCache, read_plan, read_spec
 from flcache.config import Config
-from flcache.engines import ClipTask
 from flcache.errors import DataError, DecodeError
 from flcache.evaluation import Predict, copy_last
 from flcache.evaluation.report import RolledClip, TargetMoments, clips_that_fit, player_content, seen_region
-from flcache.videos import ClipRequest, DecodedClip, DecodePool, VideoFolder
+from flcache.videos import ClipRequest, DecodedClip, DecodePool, PlannedClip, VideoFolder, decode_planned, planned_clips
 
 from ..evaluate import load_trained
-from ..setup.clips import clip_rule, clip_tasks, read_split
+from ..setup.clips import read_split
 from ..setup.encoder import hard_spec, pick_device
 from ..setup.progress import Progress
 from ..setup.source import LatentSource, Reading, latent_batches, open_source
@@ -120,44 +118,38 @@ def _with_frames(
 ) -> tuple[list[RolledClip], dict[str, str]]:
     """The clips with their labels and frames, and why some have no frames."""
     try:
-        tasks = {task.clip_id: task for task in _tasks(config, {clip.clip_id for clip in clips})}
+        planned = {plan.clip_id: plan for plan in _planned(config, {clip.clip_id for clip in clips})}
     except DataError as error:
         return clips, {clip.clip_id: str(error) for clip in clips}
-    clips = [replace(clip, label=tasks[clip.clip_id].label) for clip in clips]
-    unread = {task.clip_id: f"no video at {task.expected}" for task in tasks.values() if task.path is None}
-    framed = {}
+    clips = [replace(clip, label=planned[clip.clip_id].label) for clip in clips]
+    folder = VideoFolder(Path(config.require("dataset.root")))
+    framed, unread = [], {}
     with DecodePool(config.encode.decode_workers, config.encode.decode_timeout_s) as pool:
-        for clip, decoded in pool.decode(_requests(clips, tasks)):
+        decoding = decode_planned(pool, folder, (_frame_a_step(planned[clip.clip_id], clip.times) for clip in clips))
+        for clip, (_, decoded) in zip(clips, decoding, strict=True):
             if isinstance(decoded, DecodeError):
                 unread[clip.clip_id] = str(decoded)
-            else:
-                framed[clip.clip_id] = replace(clip, frames=_crop(decoded, processor))
-    return [framed.get(clip.clip_id, clip) for clip in clips], unread
+            frames = None if isinstance(decoded, DecodeError) else _crop(decoded, processor)
+            framed.append(replace(clip, frames=frames))
+    return framed, unread
 
 
-def _tasks(config: Config, clip_ids: set[str]) -> list[ClipTask]:
-    """Where the videos of `clip_ids` are and how their clips are cut."""
+def _planned(config: Config, clip_ids: set[str]) -> list[PlannedClip]:
+    """The clips with these ids, as the source of the run has planned them."""
     split = config.evaluation.split
     if config.training.source == "cache":
         plan = read_plan(Path(config.require("cache.dir")))
         plan = plan[plan["split"] == split]
     else:
-        plan = read_split(config, split).clips.assign(slot=0)
-    return clip_tasks(
-        plan[plan["clip_id"].isin(clip_ids)], VideoFolder(Path(config.require("dataset.root"))), clip_rule(config)
-    )
+        plan = read_split(config, split).clips
+    return planned_clips(plan[plan["clip_id"].isin(clip_ids)])
 
 
-def _requests(
-    clips: Iterable[RolledClip], tasks: dict[str, ClipTask]
-) -> Iterator[tuple[RolledClip, Path, ClipRequest]]:
-    """One frame a step, on display at the time of the step."""
-    for clip in clips:
-        task = tasks[clip.clip_id]
-        if task.path is not None:
-            first_s = task.request.timestamps[0] if task.request.timestamps else task.request.start_s
-            timestamps = tuple(first_s + float(seconds) + _LATER_S for seconds in clip.times)
-            yield clip, task.path, ClipRequest(len(timestamps), first_s, timestamps, None, "pad")
+def _frame_a_step(clip: PlannedClip, times: Any) -> PlannedClip:
+    """The clip with one frame a step instead; `times` (T,) of the steps count from its first frame."""
+    first_s = clip.request.timestamps[0] if clip.request.timestamps else clip.request.start_s
+    timestamps = tuple(first_s + float(seconds) + _LATER_S for seconds in times)
+    return replace(clip, request=ClipRequest(len(timestamps), first_s, timestamps, None, "pad"))
 
 
 def _crop(clip: DecodedClip, processor: dict[str, Any]) -> Any:

@@ -11,10 +11,8 @@ import pandas as pd
 
 from flcache.cache import assign_shards, get_codec
 from flcache.config import Config
-from flcache.engines import ClipTask
 from flcache.errors import DataError, DecodeError
 from flcache.videos import (
-    ClipRequest,
     ClipRule,
     Video,
     VideoFolder,
@@ -56,8 +54,8 @@ def read_split(config: Config, split: str) -> SplitClips:
     annotations, root = Path(config.require(f"dataset.{split}")), Path(config.require("dataset.root"))
     labels = Path(dataset.labels) if dataset.labels else None
     videos = read_annotations(annotations, labels=labels, root=root, allow_outside=dataset.allow_outside)
-    folder = VideoFolder(root, videos)
-    missing = tuple(video for video in videos if folder.find(video) is None)
+    folder = VideoFolder(root, (video.path for video in videos))
+    missing = tuple(video for video in videos if folder.find(video.path) is None)
     _check_missing(config, split, videos, missing, folder)
     rule = clip_rule(config)
     clips = plan_clips(videos, rule, _probe(needs_duration(rule, videos), folder))
@@ -71,31 +69,11 @@ def assign_split(config: Config, latent_shape: Sequence[int], split: SplitClips)
     return assign_shards(split.clips, split.split, **sizes)
 
 
-def clip_tasks(plan: pd.DataFrame, folder: VideoFolder, rule: ClipRule) -> list[ClipTask]:
-    """The rows of a plan as tasks, each with the path of its video where there is one."""
-    tasks = []
-    for row in plan.to_dict("records"):
-        video = Video(row["video_id"], row["video"], row["label"], None)
-        timestamps = None if row["timestamps"] is None else tuple(row["timestamps"])
-        tasks.append(
-            ClipTask(
-                slot=row["slot"],
-                clip_id=row["clip_id"],
-                video=row["video"],
-                label=row["label"],
-                path=folder.find(video),
-                expected=folder.expected(video),
-                request=ClipRequest(rule.frames, row["start_s"], timestamps, rule.stride, rule.short),
-            )
-        )
-    return tasks
-
-
 def _probe(videos: list[Video], folder: VideoFolder) -> dict[str, float]:
     """Seconds by video id, from the headers; videos that cannot be read are left out and fail when they are decoded."""
 
     def duration_s(video: Video) -> float | None:
-        path = folder.find(video)
+        path = folder.find(video.path)
         try:
             return probe(path).duration_s if path else None
         except DecodeError:
@@ -113,6 +91,6 @@ def _check_missing(
         return
     raise DataError(
         f"{getattr(config.dataset, split)}: {len(missing)} of {len(videos)} videos are missing below "
-        f"{config.dataset.root}, the first expected at {folder.expected(missing[0])}; check dataset.root, or allow it "
-        f"with dataset.max_missing_fraction={min(1.0, len(missing) / len(videos) + 0.005):.2f}"
+        f"{config.dataset.root}, the first expected at {folder.expected(missing[0].path)}; check dataset.root, or "
+        f"allow it with dataset.max_missing_fraction={min(1.0, len(missing) / len(videos) + 0.005):.2f}"
     )

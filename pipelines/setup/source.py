@@ -25,10 +25,10 @@ from flcache.config import Config
 from flcache.encoder import LatentVideoModel
 from flcache.errors import CacheError, ConfigError, DataError
 from flcache.leak import check_split, middle_split
-from flcache.training import LiveClip, Source, VideoSource, WorldModel
-from flcache.videos import DecodePool
+from flcache.training import Source, VideoSource, WorldModel
+from flcache.videos import DecodePool, PlannedClip, VideoFolder, planned_clips
 
-from .clips import assign_split, clip_rule, clip_tasks, read_split
+from .clips import assign_split, read_split
 from .encoder import hard_spec, load_configured_encoder
 
 CALIBRATION_CLIPS = 64
@@ -124,7 +124,7 @@ def _live(config: Config, reading: Reading, pool: DecodePool, device: str) -> La
     latent_shape, seen_until = model.latent_shape(frames), model.seen_until(frames)
     context_steps = _context_steps(config, seen_until)
     leak = check_split(seen_until, context_steps, allow_leak=config.allow_leak)
-    clips = _live_clips(config, reading.split, latent_shape)
+    clips, folder = _live_clips(config, reading.split, latent_shape)
     sampler = EpochSampler(
         len(clips),
         batch_size=reading.batch_size,
@@ -136,6 +136,7 @@ def _live(config: Config, reading: Reading, pool: DecodePool, device: str) -> La
     )
     source = VideoSource(
         clips,
+        folder,
         pool,
         sampler,
         context_steps=context_steps,
@@ -157,11 +158,13 @@ def _live(config: Config, reading: Reading, pool: DecodePool, device: str) -> La
     )
 
 
-def _live_clips(config: Config, split: str, latent_shape: tuple[int, int, int, int]) -> list[LiveClip]:
-    """The clips of `split` whose videos are on disk, in the order a cache would hold them."""
+def _live_clips(
+    config: Config, split: str, latent_shape: tuple[int, int, int, int]
+) -> tuple[list[PlannedClip], VideoFolder]:
+    """The clips of `split` whose videos are on disk, in the order a cache would hold them, and where that is."""
     found = read_split(config, split)
-    tasks = clip_tasks(assign_split(config, latent_shape, found), found.folder, clip_rule(config))
-    return [LiveClip(task.clip_id, task.path, task.request) for task in tasks if task.path is not None]
+    clips = planned_clips(assign_split(config, latent_shape, found))
+    return [clip for clip in clips if found.folder.find(clip.video)], found.folder
 
 
 def _context_steps(config: Config, seen_until: Sequence[int]) -> int:
@@ -195,10 +198,11 @@ def _calibrate(
     config: Config, model: LatentVideoModel, pool: DecodePool, latent_shape: tuple[int, int, int, int]
 ) -> ChannelStatistics:
     """Mean and deviation per channel over the first training clips, by the encoder as it is now."""
-    clips = _live_clips(config, "train", latent_shape)[:CALIBRATION_CLIPS]
+    clips, folder = _live_clips(config, "train", latent_shape)
+    clips = clips[:CALIBRATION_CLIPS]
     sampler = EpochSampler(len(clips), batch_size=1, shuffle=False, drop_last=False)
     source = VideoSource(
-        clips, pool, sampler, context_steps=1, tubelet_size=model.tubelet_size, max_failed_fraction=1.0
+        clips, folder, pool, sampler, context_steps=1, tubelet_size=model.tubelet_size, max_failed_fraction=1.0
     )
     sums = ChannelSums(latent_shape[-1])
     for batch in source:

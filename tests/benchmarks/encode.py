@@ -18,13 +18,13 @@ import decord
 import torch
 import webdataset
 
-from flcache.cache import create_or_check
+from flcache.cache import create_or_check, read_commits
 from flcache.encoder import ContextRule, EncoderSource, LatentVideoModel, hard_keys, load_encoder
-from flcache.engines import ClipTask, ShardEncoder, ShardTask
+from flcache.engines import EncodeJob, ShardTask, local
 from flcache.videos import (
     ClipRequest,
     ClipRule,
-    DecodePool,
+    PlannedClip,
     VideoFolder,
     read_annotations,
     write_dataset,
@@ -41,6 +41,7 @@ ENCODER = {
     "pred_num_attention_heads": 3,
     "pred_num_hidden_layers": 1,
 }
+SOURCE, CONTEXT = EncoderSource(architecture=ENCODER), ContextRule("full")
 
 
 def plain_loop(files: list[Path], model: LatentVideoModel, out: Path) -> float:
@@ -75,19 +76,19 @@ def flcache_encode(files: list[Path], model: LatentVideoModel, out: Path) -> flo
     }
     spec, _ = create_or_check(out, hard, {})
     request = ClipRequest(FRAMES, 0.0, None, STRIDE, "pad")
-    tasks = [ClipTask(slot, f"clip{slot}", file.name, None, file, file, request) for slot, file in enumerate(files)]
+    clips = [PlannedClip(f"clip{k}", file.stem, str(file), None, k, request) for k, file in enumerate(files)]
+    job = EncodeJob(out, Path("/"), spec, SOURCE, CONTEXT, "cpu", 2, 60.0, 4)
     started = time.perf_counter()
-    with DecodePool(2, 60.0) as pool:
-        encoder = ShardEncoder(out, spec, model, pool, batch_size=4)
-        commit = encoder.run(ShardTask("train", 0, tuple(tasks)), lambda failure: None)
+    local.run(job, [ShardTask("train", 0, tuple(clips))], model=model)
     seconds = time.perf_counter() - started
+    (commit,) = read_commits(out, fingerprint=spec.fingerprint)
     assert commit.clips == len(files), f"{commit.failed} clips failed"
     return seconds
 
 
 def find_files(root: Path, csv: Path, clips: int) -> list[Path]:
     folder = VideoFolder(root)
-    found = [path for video in read_annotations(csv) if (path := folder.find(video)) is not None]
+    found = [path for video in read_annotations(csv) if (path := folder.find(video.path)) is not None]
     return list(itertools.islice(itertools.cycle(found), clips))
 
 
@@ -105,7 +106,7 @@ def main() -> None:
             root, csv = work / "videos", work / "videos" / "train.csv"
             write_dataset(root, train_videos=8, val_videos=0, frames=64, size=340, fps=16)
         files = find_files(root, csv, options.clips)
-        model = load_encoder(EncoderSource(architecture=ENCODER), context=ContextRule("full"))
+        model = load_encoder(SOURCE, context=CONTEXT)
         plain_loop(files[:1], model, work / "warm-up")
         for turn in range(options.rounds):
             plain_s = plain_loop(files, model, work / f"plain-{turn}")

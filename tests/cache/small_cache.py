@@ -90,7 +90,7 @@ def write_shard(cache_dir: Path, spec: CacheSpec, split: str, shard: int, rows: 
     with ShardWriter(cache_dir, split, shard, spec, **options) as writer:
         for row in rows.itertuples():
             if (shard, row.slot) == (0, 1):
-                failure = Failure(row.clip_id, row.slot, row.video, "decode", "DecodeError", "moov atom not found", 1)
+                failure = Failure(row.clip_id, row.slot, row.video, "decode", "cut off", "moov atom not found", 1)
                 writer.fail(failure)
             else:
                 valid_steps = 2 if row.slot == len(rows) - 1 else T

@@ -142,7 +142,7 @@ def test_shard_of_failures_only(tmp_path: Path) -> None:
     spec = plan_cache(tmp_path, num_train=2, num_val=0)
     with ShardWriter(tmp_path, "train", 0, spec) as writer:
         for row in read_plan(tmp_path).itertuples():
-            writer.fail(Failure(row.clip_id, row.slot, row.video, "decode", "DecodeError", "empty\nfile", 2))
+            writer.fail(Failure(row.clip_id, row.slot, row.video, "decode", "cut off", "empty\nfile", 2))
         commit = writer.commit()
     assert (commit.clips, commit.failed, commit.positions) == (0, 2, 0)
     cache = LatentCache(tmp_path)

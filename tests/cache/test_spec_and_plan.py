@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import pyarrow.parquet as pq
 import pytest
 from small_cache import clip_table, file_bytes, hard_spec, make_cache
 
@@ -20,6 +21,7 @@ from flcache.cache import (
     read_spec,
     write_plan,
 )
+from flcache.cache.format.plan import RULE_COLUMNS
 from flcache.cache.format.record import seal
 from flcache.errors import CacheError, DamagedError, SpecMismatch
 
@@ -175,6 +177,42 @@ def test_split_added_later_equals_both_at_once(tmp_path: Path) -> None:
     write_plan(tmp_path / "once", pd.concat([train, val], ignore_index=True))
     assert file_bytes(tmp_path / "later") == file_bytes(tmp_path / "once")
     assert read_plan(tmp_path / "once")["split"].tolist() == ["train"] * 9 + ["val"] * 4
+
+
+def with_rule(clips: pd.DataFrame) -> pd.DataFrame:
+    return clips.assign(frames=8, stride=None, short="pad")
+
+
+def write_older_plan(cache_dir: Path, plan: pd.DataFrame) -> bytes:
+    """The plan as it was before it held what decoding needs of the clip rule, and its bytes."""
+    write_plan(cache_dir, plan)
+    path = cache_dir / "plan.parquet"
+    pq.write_table(pq.read_table(path).drop_columns(list(RULE_COLUMNS)), path)
+    return path.read_bytes()
+
+
+def test_a_plan_holds_what_decoding_needs(tmp_path: Path) -> None:
+    strided = clip_table(3).assign(timestamps=None, frames=8, stride=4, short="drop")
+    found = write_plan(tmp_path, assign(strided))
+    assert found[list(RULE_COLUMNS)].values.tolist() == [[8, 4, "drop"]] * 3
+    imported = write_plan(tmp_path / "imported", assign(clip_table(2)))
+    assert imported[list(RULE_COLUMNS)].values.tolist() == [[None, None, None]] * 2
+
+
+def test_an_older_plan_has_the_rule_of_the_spec_and_is_not_rewritten(tmp_path: Path) -> None:
+    hard = hard_spec() | {"clip": {"frames": 8, "fps": 4.0, "stride": None, "short": "pad"}}
+    create_or_check(tmp_path, hard, {})
+    train, val = assign(with_rule(clip_table(9, "a"))), assign(with_rule(clip_table(4, "b")), "val")
+    older = write_older_plan(tmp_path, train)
+    assert read_plan(tmp_path)[list(RULE_COLUMNS)].values.tolist() == [[8, None, "pad"]] * 9
+    write_plan(tmp_path, train)
+    assert (tmp_path / "plan.parquet").read_bytes() == older
+    with pytest.raises(CacheError, match="had video_id"):
+        write_plan(tmp_path, train.assign(video_id="other"))
+    found = write_plan(tmp_path, val)
+    assert found["split"].tolist() == ["train"] * 9 + ["val"] * 4
+    assert found[list(RULE_COLUMNS)].values.tolist() == [[8, None, "pad"]] * 13
+    assert not set(RULE_COLUMNS) & set(pq.read_schema(tmp_path / "plan.parquet").names)
 
 
 CHANGES: dict[str, Callable[[pd.DataFrame], pd.DataFrame]] = {

@@ -19,7 +19,7 @@ def test_summary_of_a_whole_cache(tmp_path: Path) -> None:
     assert found["latents"] == {"shape": [4, 2, 2, 6], "codec": "float16", "dtype": "float16", "clip_bytes": 192}
     assert found["decoders"] == {"decord": 26} and found["statistics"] and not found["leftovers"]
     assert found["bytes_on_disk"] == sum(path.stat().st_size for path in tmp_path.rglob("*") if path.is_file())
-    assert {failure["error"] for failure in found["failures"]} == {"DecodeError"} and len(found["failures"]) == 2
+    assert {failure["reason"] for failure in found["failures"]} == {"cut off"} and len(found["failures"]) == 2
 
 
 def test_summary_of_a_half_done_cache(tmp_path: Path) -> None:

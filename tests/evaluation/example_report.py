@@ -80,7 +80,7 @@ def player(*, frames: bool = True) -> dict[str, Any]:
 
 def cache_summary(failures: int = 1) -> dict[str, Any]:
     """What `flcache.cache.check.summary` gives, as far as the page reads it."""
-    failure = {"clip_id": "bad-0", "stage": "decode", "error": "DecodeError", "message": "moov atom <not> found"}
+    failure = {"clip_id": "bad-0", "stage": "decode", "reason": "cut off", "message": "moov atom <not> found"}
     split = {"videos": 9, "planned_clips": 9, "clips": 8, "failed": failures, "tar_bytes": 10_000}
     return {
         "path": "cache",

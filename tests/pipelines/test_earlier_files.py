@@ -14,10 +14,11 @@ from typing import Any
 import pytest
 import torch
 
-from flcache.cache import LatentCache
+from flcache.cache import LatentCache, read_plan
 from flcache.config import Config, load_config
 from flcache.pipelines import encode, evaluate, repair, train, verify
 from flcache.training import read_metrics
+from flcache.videos import planned_clips
 
 STORED = Path(__file__).parent.parent / "fixtures" / "b98e9e3"
 MACHINE = {"torch": torch.__version__, "cpu": torch.backends.cpu.get_cpu_capability()}
@@ -61,6 +62,35 @@ def test_a_cache_opens_verifies_and_is_not_encoded_again(
     assert len(LatentCache(earlier / codec)) == 9
     encode.run(configured(f"cache.dir={codec}", f"cache.codec={codec}"))
     assert {path: path.read_bytes() for path in (earlier / codec).rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize("codec", ["float16", "int8"])
+def test_a_stored_failure_and_the_plan_read_as_those_of_today(earlier: Path, codec: str) -> None:
+    (failure,) = LatentCache(earlier / codec).failures()
+    assert (failure.stage, failure.reason, failure.attempts) == ("decode", "unknown", 1)
+    assert "moov atom not found" in failure.message
+    clips = planned_clips(read_plan(earlier / codec))
+    assert len(clips) == 10
+    for clip in clips:
+        assert (clip.request.frames, clip.request.stride, clip.request.short) == (8, None, "pad")
+
+
+@pytest.mark.parametrize("codec", ["float16", "int8"])
+def test_a_shard_with_a_stored_failure_is_repaired(
+    earlier: Path, codec: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Today says in other words why the clip failed."""
+    (failures,) = (earlier / codec / "failures").glob("*.jsonl")
+    idx = earlier / codec / "shards" / f"{failures.stem}.idx"
+    whole = idx.read_bytes()
+    idx.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    if not SAME_MACHINE:
+        (earlier / codec / "commits" / f"{failures.stem}.json").unlink()
+    repair.run(earlier / codec, configured(f"cache.codec={codec}"))
+    if SAME_MACHINE:
+        assert f"{failures.stem}: encoded anew, equal to what was committed" in capsys.readouterr().out
+        assert idx.read_bytes() == whole
+    assert [failure.reason for failure in LatentCache(earlier / codec).failures()] == ["cut off"]
 
 
 @pytest.mark.parametrize("codec", ["float16", "int8"])

@@ -120,9 +120,9 @@ def test_missing_and_broken_videos_are_listed_with_reasons(
     encode.run(config)
     assert kept[0]["youtube_id"] in capsys.readouterr().err
     cache = LatentCache(str(config.cache.dir))
-    reasons = {failure.stage: (failure.error, failure.message) for failure in cache.failures()}
-    assert len(cache) == 4 and set(reasons) == {"find", "decode"}
-    assert reasons["decode"][0] == "DecodeError" and kept[1]["youtube_id"] in reasons["decode"][1]
+    failures = {failure.stage: failure for failure in cache.failures()}
+    assert len(cache) == 4 and set(failures) == {"find", "decode"}
+    assert failures["decode"].reason == "cut off" and kept[1]["youtube_id"] in failures["decode"].message
     with pytest.raises(DataError, match=r"1 of 5 clips failed"):
         encode.run(load_config(config_file, [*overrides, "encode.max_failed_fraction=0.1"]))
     with pytest.raises(DataError, match=r"1 of 6 videos are missing .*dataset\.max_missing_fraction=0\.17"):

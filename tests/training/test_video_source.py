@@ -11,8 +11,8 @@ import torch
 
 from flcache.cache import EpochSampler
 from flcache.errors import DataError
-from flcache.training import LiveClip, VideoSource
-from flcache.videos import ClipRequest, DecodePool, VideoFolder, read_annotations, write_dataset
+from flcache.training import VideoSource
+from flcache.videos import ClipRequest, DecodePool, PlannedClip, VideoFolder, read_annotations, write_dataset
 
 REQUEST = ClipRequest(4, 0.0, (0.0, 0.125, 0.25, 0.375), None, "pad")
 
@@ -22,7 +22,7 @@ def paths(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     root = tmp_path_factory.mktemp("videos")
     write_dataset(root, train_videos=9, val_videos=0, frames=8, size=32)
     folder = VideoFolder(root)
-    return [path for video in read_annotations(root / "train.csv") if (path := folder.find(video))]
+    return [path for video in read_annotations(root / "train.csv") if (path := folder.find(video.path))]
 
 
 @pytest.fixture
@@ -32,9 +32,11 @@ def pool() -> Iterator[DecodePool]:
 
 
 def source(paths: list[Path], pool: DecodePool, allowed: float = 0.5) -> VideoSource:
-    clips = [LiveClip(f"clip{number}", path, REQUEST) for number, path in enumerate(paths)]
+    clips = [PlannedClip(f"clip{k}", path.stem, str(path), None, k, REQUEST) for k, path in enumerate(paths)]
     sampler = EpochSampler(len(clips), batch_size=2, seed=3)
-    return VideoSource(clips, pool, sampler, context_steps=1, tubelet_size=2, max_failed_fraction=allowed)
+    return VideoSource(
+        clips, VideoFolder(Path("/")), pool, sampler, context_steps=1, tubelet_size=2, max_failed_fraction=allowed
+    )
 
 
 def test_resume_continues_at_the_next_batch(paths: list[Path], pool: DecodePool) -> None:

@@ -141,12 +141,11 @@ def test_files_are_found_by_stem_and_missing_ones_named(tmp_path: Path) -> None:
     for name in ("a_000000_000010.webm", "a_000000_000010.mkv", "a_000000_000010.txt", "b_000000_000010.MP4"):
         (tmp_path / "bike" / name).touch()
     folder = VideoFolder(tmp_path)
-    assert folder.find(Video("a", "bike/a_000000_000010", "bike", 10.0)) == tmp_path / "bike/a_000000_000010.mkv"
-    assert folder.find(Video("b", "bike/b_000000_000010", "bike", 10.0)) == tmp_path / "bike/b_000000_000010.MP4"
-    absent = Video("c", "boat/c_000000_000010", "boat", 10.0)
-    assert folder.find(absent) is None
-    assert folder.expected(absent) == tmp_path / "boat/c_000000_000010.mp4"
-    assert folder.expected(Video("d", "boat/d.avi", "boat", None)) == tmp_path / "boat/d.avi"
+    assert folder.find("bike/a_000000_000010") == tmp_path / "bike/a_000000_000010.mkv"
+    assert folder.find("bike/b_000000_000010") == tmp_path / "bike/b_000000_000010.MP4"
+    assert folder.find("boat/c_000000_000010") is None
+    assert folder.expected("boat/c_000000_000010") == tmp_path / "boat/c_000000_000010.mp4"
+    assert folder.expected("boat/d.avi") == tmp_path / "boat/d.avi"
 
 
 def touched(folder: Path, *names: str) -> VideoFolder:
@@ -155,34 +154,29 @@ def touched(folder: Path, *names: str) -> VideoFolder:
     return VideoFolder(folder)
 
 
-def named(*paths: str) -> list[Video]:
-    return [Video(path, path, None, None) for path in paths]
-
-
 def test_names_that_differ_in_case_are_different_videos(tmp_path: Path) -> None:
     folder = touched(tmp_path, "A.mp4", "a.mp4", "B.mkv")
-    assert [folder.find(video) for video in named("A", "a", "a.mp4")] == [
+    assert [folder.find(name) for name in ("A", "a", "a.mp4")] == [
         tmp_path / name for name in ("A.mp4", "a.mp4", "a.mp4")
     ]
     assert folder.other_case == {}
-    assert folder.find(named("b")[0]) == tmp_path / "B.mkv" and folder.other_case == {"b": tmp_path / "B.mkv"}
+    assert folder.find("b") == tmp_path / "B.mkv" and folder.other_case == {"b": tmp_path / "B.mkv"}
 
 
 def test_another_case_is_no_match_where_several_files_have_it_or_another_video_is_it(tmp_path: Path) -> None:
     folder = touched(tmp_path, "AB.mp4", "Ab.mkv", "C.mp4")
-    assert folder.find(named("ab")[0]) is None
-    upper, lower = named("C", "c")
-    folder = VideoFolder(tmp_path, [upper, lower])
-    assert folder.find(lower) is None and folder.find(upper) == tmp_path / "C.mp4" and folder.other_case == {}
+    assert folder.find("ab") is None
+    folder = VideoFolder(tmp_path, ["C", "c"])
+    assert folder.find("c") is None and folder.find("C") == tmp_path / "C.mp4" and folder.other_case == {}
 
 
 def test_folders_and_pipes_are_no_videos(tmp_path: Path) -> None:
     (tmp_path / "x1_000000_000004").mkdir()
     os.mkfifo(tmp_path / "x1_000000_000004.mkv")
     folder = touched(tmp_path, "x1_000000_000004.mp4")
-    assert folder.find(named("x1_000000_000004")[0]) == tmp_path / "x1_000000_000004.mp4"
+    assert folder.find("x1_000000_000004") == tmp_path / "x1_000000_000004.mp4"
     (tmp_path / "link.mp4").symlink_to(tmp_path / "x1_000000_000004.mp4")
-    assert VideoFolder(tmp_path).find(named("link")[0]) == tmp_path / "link.mp4"
+    assert VideoFolder(tmp_path).find("link") == tmp_path / "link.mp4"
 
 
 MUTATED = {
@@ -223,7 +217,7 @@ def test_ten_thousand_mutations_are_read_or_refused_in_one_line(tmp_path: Path, 
             if form == "labels":
                 assert read_labels(path)
             else:
-                assert [folder.find(video) for video in read_annotations(path, root=tmp_path)]
+                assert [folder.find(video.path) for video in read_annotations(path, root=tmp_path)]
         except DataError as error:
             refused += 1
             assert "\n" not in str(error) and "\r" not in str(error) and len(str(error)) < 1000
@@ -233,8 +227,8 @@ def test_ten_thousand_mutations_are_read_or_refused_in_one_line(tmp_path: Path, 
 def test_real_annotations_find_all_but_the_one_never_downloaded(shared_videos: Path) -> None:
     videos = read_annotations(shared_videos / "annotations" / "train.csv")
     folder = VideoFolder(shared_videos / "train")
-    missing = [folder.expected(video) for video in videos if folder.find(video) is None]
+    missing = [folder.expected(video.path) for video in videos if folder.find(video.path) is None]
     assert missing == [shared_videos / "train" / "arm wrestling" / "notdownload_000003_000013.mp4"]
     labels = shared_videos / "annotations" / "labels.txt"
     listed = read_annotations(shared_videos / "annotations" / "paths_train.csv", labels=labels)
-    assert all(VideoFolder(shared_videos).find(video) for video in listed)
+    assert all(VideoFolder(shared_videos).find(video.path) for video in listed)

@@ -35,7 +35,7 @@ def test_annotated_videos_are_found_and_move(tmp_path: Path) -> None:
         videos = read_annotations(tmp_path / f"{split}.csv")
         assert len(videos) == count
         for video in videos:
-            path = VideoFolder(tmp_path).find(video)
+            path = VideoFolder(tmp_path).find(video.path)
             assert path is not None and probe(path).duration_s == video.duration_s == 4.0
             frames = decode_clip(path, request).frames.astype(int)  # (32, 64, 64, 3)
             assert frames.shape == (32, 64, 64, 3)

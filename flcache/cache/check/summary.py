@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import pyarrow.compute as pc
 
 from flcache.cache.codecs.fidelity import Fidelity, merge
-from flcache.cache.format.commit import Commit
+from flcache.cache.format.commit import Commit, Failure
 from flcache.cache.format.plan import PlanTable
 from flcache.cache.format.spec import FORMAT
 from flcache.cache.read.cache import LatentCache
@@ -44,8 +44,34 @@ def summary(cache_dir: str | Path) -> dict[str, Any]:
         "bytes_on_disk": sum(_file_bytes(path) for path in sorted(cache.path.rglob("*"))),
         "decoders": dict(sorted(sum((Counter(commit.decoders) for commit in commits), Counter[str]()).items())),
         "failures": [asdict(failure) for failure in cache.failures()],
+        "failure_groups": [asdict(group) for group in failure_groups(cache.failures())],
         "leftovers": _leftovers(cache.path, commits),
     }
+
+
+@dataclass(frozen=True)
+class FailureGroup:
+    """Clips that failed at one stage for one reason."""
+
+    stage: str
+    reason: str
+    count: int
+    example: Failure
+    """The first of them."""
+
+    def __str__(self) -> str:
+        text = f"{self.count} x {self.stage}: {self.reason}, such as {self.example.clip_id} ({self.example.message})"
+        ours = self.reason == "our own error"
+        return f"{text}; this is a bug of flcache, not of the video: please report it" if ours else text
+
+
+def failure_groups(failures: Iterable[Failure]) -> list[FailureGroup]:
+    """The `failures` by stage and reason, the most frequent first."""
+    groups: dict[tuple[str, str], list[Failure]] = {}
+    for failure in failures:
+        groups.setdefault((failure.stage, failure.reason), []).append(failure)
+    found = [FailureGroup(*key, len(members), members[0]) for key, members in groups.items()]
+    return sorted(found, key=lambda group: -group.count)
 
 
 def _reduction(cache: LatentCache) -> dict[str, Any] | None:

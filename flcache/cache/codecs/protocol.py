@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from flcache.errors import CacheError
+from flcache.errors import CacheError, Reason
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,7 +26,11 @@ Shape = tuple[int, ...]
 
 
 class ValueRangeError(CacheError):
-    """Latents that are not finite, or beyond what the codec can hold."""
+    """Latents that are not finite, or beyond what the codec can hold: the reason says which."""
+
+    def __init__(self, message: str, *, reason: Reason = "out of range") -> None:
+        super().__init__(message)
+        self.reason = reason
 
 
 @dataclass(frozen=True)
@@ -140,6 +144,7 @@ def check_held(latents: NDArray[np.float32], held: NDArray[np.bool_], codec: str
     place = f"step {first[0]}, channel {first[-1]} is {value:g}"
     if not np.isfinite(value):
         raise ValueRangeError(
-            f"{place}: the encoder gave a value that is not finite; encode in float32 (encoder.dtype)"
+            f"{place}: the encoder gave a value that is not finite; encode in float32 (encoder.dtype)",
+            reason="not finite",
         )
     raise ValueRangeError(f'{place}, beyond the largest {codec} ({largest:g}); use "cache.codec=float32"')

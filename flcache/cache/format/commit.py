@@ -15,7 +15,7 @@ from flcache.cache.codecs.fidelity import Fidelity, parse_fidelity
 from flcache.cache.format.record import parse_object, read_bytes, read_record, seal
 from flcache.cache.format.spec import FORMAT
 from flcache.cache.storage.local import is_file, parse_shard_name, shard_name, shard_paths, storage_errors, write_file
-from flcache.errors import DamagedError
+from flcache.errors import DamagedError, Reason, Stage
 
 MAX_FAILURES_BYTES = 2**30
 FIDELITIES = ("fidelity", "keep_fidelity")
@@ -29,9 +29,8 @@ class Failure:
     slot: int
     video: str
     stage: str
-    """`decode`, `encode` or `write`."""
-    error: str
-    """Class of the error."""
+    """One of `flcache.errors.Stage`, and the reason one of `flcache.errors.Reason`, unless a newer flcache wrote it."""
+    reason: str
     message: str
     attempts: int
 
@@ -112,13 +111,31 @@ def read_failures(cache_dir: Path, commit: Commit) -> list[Failure]:
     if not commit.failed:
         return []
     path = shard_paths(cache_dir, commit.split, commit.shard).failures
-    rows = [parse_object(line) for line in read_bytes(path, MAX_FAILURES_BYTES).splitlines()]
-    names = {field.name for field in fields(Failure)}
-    if len(rows) != commit.failed or any(row is None or set(row) != names for row in rows):
+    lines = read_bytes(path, MAX_FAILURES_BYTES).splitlines()
+    failures = [failure for failure in map(_parse_failure, lines) if failure]
+    if len(lines) != commit.failed or len(failures) != commit.failed:
         raise DamagedError(
             f"{path}: does not hold the {commit.failed} failures of its commit; {repair_hint(cache_dir)}"
         )
-    return [Failure(**row) for row in rows if row is not None]
+    return failures
+
+
+def stage_of(reason: Reason) -> Stage:
+    """Where latents with this reason have failed: an encoder makes values that are not finite, a codec has a range."""
+    return "encode" if reason == "not finite" else "write"
+
+
+def _parse_failure(line: bytes) -> Failure | None:
+    """A row of a failures file; the class of an error, which files held before reasons, says nothing and is left out.
+
+    None if it is no failure.
+    """
+    row = parse_object(line) or {}
+    if row.pop("error", None) is not None:
+        row.setdefault("reason", "no file" if row.get("stage") == "find" else "unknown")
+    numbers, names = {"slot", "attempts"}, {field.name for field in fields(Failure)}
+    is_failure = set(row) == names and all(type(row[name]) is (int if name in numbers else str) for name in names)
+    return Failure(**row) if is_failure else None
 
 
 def committed_shards(cache_dir: Path) -> Iterator[tuple[str, int]]:

@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 import xxhash
 from numpy.typing import NDArray
 
+from flcache.cache.format.spec import read_spec
 from flcache.cache.format.tar import MAX_NAME_BYTES
 from flcache.cache.storage.local import is_file, shard_name, storage_errors, write_file
 from flcache.errors import CacheError, DamagedError
@@ -35,9 +36,14 @@ PLAN_SCHEMA = pa.schema(
         ("timestamps", pa.list_(pa.float64())),
         ("shard", pa.int32()),
         ("slot", pa.int32()),
+        ("frames", pa.int32()),
+        ("stride", pa.int32()),
+        ("short", pa.string()),
     ]
 )
 COLUMNS = tuple(PLAN_SCHEMA.names)
+RULE_COLUMNS = ("frames", "stride", "short")
+"""Fields of the clip rule that decoding needs; null where latents come from elsewhere, absent from older plans."""
 _CLIP_ID = re.compile(r"[^\x00-\x20./\\\x7f]+")
 _LONGEST_SUFFIX = len(".latents.npy")
 
@@ -45,14 +51,16 @@ _LONGEST_SUFFIX = len(".latents.npy")
 def assign_shards(clips: pd.DataFrame, split: str, *, clip_bytes: int, shard_bytes: int, seed: int) -> pd.DataFrame:
     """The plan of one split: its clips in shard order, with `split`, `shard` and `slot`.
 
-    `clips` has clip_id, video, video_id, label, start_s and timestamps (a list of seconds, or None). Clips are shuffled
-    once; a shard holds as many as fit in `shard_bytes`, at least one. Raises CacheError for ids a tar cannot hold.
+    `clips` has clip_id, video, video_id, label, start_s and timestamps (a list of seconds, or None), and `RULE_COLUMNS`
+    if they are decoded. Clips are shuffled once; a shard holds as many as fit in `shard_bytes`, at least one. Raises
+    CacheError for ids a tar cannot hold.
     """
     shard_name(split, 0)
     check_clip_ids(clips["clip_id"])
     keys = [xxhash.xxh3_64_intdigest(f"{seed}/{split}/{clip_id}".encode()) for clip_id in clips["clip_id"]]
     order = np.lexsort([clips["clip_id"].to_numpy(dtype=str), np.array(keys, dtype=np.uint64)])
-    plan = clips.iloc[order].reset_index(drop=True)
+    plan = clips.assign(**{name: None for name in RULE_COLUMNS if name not in clips})
+    plan = plan.iloc[order].reset_index(drop=True)
     clips_per_shard = max(1, shard_bytes // clip_bytes)
     position = np.arange(len(plan))
     return plan.assign(split=split, shard=position // clips_per_shard, slot=position % clips_per_shard)[list(COLUMNS)]
@@ -75,7 +83,8 @@ def check_clip_ids(clip_ids: Iterable[str]) -> None:
 def write_plan(cache_dir: Path, plan: pd.DataFrame) -> pd.DataFrame:
     """Add the splits of `plan` to the plan on disk; returns the whole plan.
 
-    A split that is already there must be the same. Raises CacheError saying what has changed.
+    A split that is already there must be the same in every column that the plan on disk has: an older plan lacks some,
+    and goes on without them. Raises CacheError saying what has changed.
     """
     fresh = _table(plan)
     path = plan_path(cache_dir)
@@ -84,11 +93,12 @@ def write_plan(cache_dir: Path, plan: pd.DataFrame) -> pd.DataFrame:
         _write_table(path, fresh)
         return read_plan(cache_dir)
     found = _read_table(path, COLUMNS)
+    fresh = fresh.select(found.column_names)
     known = set(found["split"].unique().to_pylist())
     for split in fresh["split"].unique().to_pylist():
         if split in known:
             _check_same(cache_dir, split, _rows_of(found, split), _rows_of(fresh, split))
-    added = _table(plan[~plan["split"].isin(known)])
+    added = fresh.filter(pa.compute.invert(pa.compute.is_in(fresh["split"], pa.array(sorted(known), pa.string()))))
     if len(added):
         table = pa.concat_tables([found, added]).sort_by(_SORTING)
         check_clip_ids(table["clip_id"].to_pylist())
@@ -97,10 +107,20 @@ def write_plan(cache_dir: Path, plan: pd.DataFrame) -> pd.DataFrame:
 
 
 def read_plan(cache_dir: Path) -> pd.DataFrame:
-    """The whole plan, by split, shard and slot; a missing label is None. Raises CacheError if there is none."""
+    """The whole plan, by split, shard and slot; what is missing is None. Raises CacheError if there is none.
+
+    `RULE_COLUMNS` that an older plan lacks are those of the spec, whose clip rule is that of all clips.
+    """
     table = _read_table(plan_path(cache_dir), COLUMNS)
     plan: pd.DataFrame = table.to_pandas()
-    return plan.assign(label=pd.Series(table["label"].to_pylist(), dtype=object))
+    for name in ("label", *RULE_COLUMNS):
+        if name in plan:
+            plan[name] = pd.Series(table[name].to_pylist(), dtype=object)
+    if absent := [name for name in RULE_COLUMNS if name not in plan]:
+        found = read_spec(cache_dir).hard.get("clip")
+        rule = found if isinstance(found, dict) else {}
+        plan = plan.assign(**{name: pd.Series([rule.get(name)] * len(plan), dtype=object) for name in absent})
+    return plan
 
 
 def plan_path(cache_dir: Path) -> Path:
@@ -176,12 +196,15 @@ def _write_table(path: Path, table: Any) -> None:
 
 
 def _read_table(path: Path, columns: Iterable[str]) -> Any:
+    """These columns of a plan, but for `RULE_COLUMNS` that it lacks."""
     if not is_file(path):
         raise CacheError(f'{path}: no plan; "flcache encode" makes it')
     try:
         with storage_errors(path):
-            schema = pa.schema([PLAN_SCHEMA.field(name) for name in columns])
-            return pq.read_table(path, columns=list(columns), partitioning=None).cast(schema)
+            there = pq.read_schema(path).names
+            names = [name for name in columns if name in there or name not in RULE_COLUMNS]
+            schema = pa.schema([PLAN_SCHEMA.field(name) for name in names])
+            return pq.read_table(path, columns=names, partitioning=None).cast(schema)
     except (pa.ArrowException, KeyError) as error:
         raise DamagedError(
             f"{path}: not a readable plan ({str(error).splitlines()[0]}); restore it from a copy"

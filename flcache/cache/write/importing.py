@@ -68,7 +68,9 @@ class LatentFiles(Sequence[Any]):
             return array
         found = tuple(array.shape)
         if prod(found) != prod(self._shape) or not found or found[-1] != self._shape[-1]:
-            raise DataError(f"{path}: {found}, which is not {self._shape} with time first and channels last")
+            raise DataError(
+                f"{path}: {found}, which is not {self._shape} with time first and channels last", reason="not readable"
+            )
         return array.reshape(self._shape)
 
 
@@ -76,16 +78,17 @@ def read_latents(path: Path, key: str | None = None) -> Any:
     """The array or tensor in a `.npy`, `.pt` or `.safetensors` file. Raises DataError."""
     reader = _READERS.get(path.suffix.lower())
     if reader is None:
-        raise DataError(f"{path}: not one of {', '.join(_READERS)}")
+        raise DataError(f"{path}: not one of {', '.join(_READERS)}", reason="not readable")
     if not path.is_file():
-        raise DataError(f"{path}: no such file")
+        raise DataError(f"{path}: no such file", reason="no file")
     try:
         return reader(path, key)
     except DataError:
         raise
     except Exception as error:  # each format fails in its own ways, and a foreign file in all of them
         raise DataError(
-            f"{path}: cannot be read: {str(error).splitlines()[0] if str(error) else type(error)}"
+            f"{path}: cannot be read: {str(error).splitlines()[0] if str(error) else type(error)}",
+            reason="not readable",
         ) from error
 
 
@@ -110,7 +113,7 @@ def _read_safetensors(path: Path, key: str | None) -> Any:
 def _choose(path: Path, content: Any, key: str | None) -> Any:
     tensor = content[_name(path, list(content), key)] if isinstance(content, Mapping) else content
     if not hasattr(tensor, "detach"):
-        raise DataError(f"{path}: holds a {type(tensor).__name__}, not a tensor")
+        raise DataError(f"{path}: holds a {type(tensor).__name__}, not a tensor", reason="not readable")
     return tensor
 
 
@@ -118,7 +121,9 @@ def _name(path: Path, names: list[Any], key: str | None) -> Any:
     if key is None and len(names) == 1:
         return names[0]
     if key not in names:
-        raise DataError(f"{path}: holds {', '.join(map(str, sorted(names)))}; say which with --key")
+        raise DataError(
+            f"{path}: holds {', '.join(map(str, sorted(names)))}; say which with --key", reason="not readable"
+        )
     return key
 
 

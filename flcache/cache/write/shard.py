@@ -100,7 +100,7 @@ class ShardWriter:
         try:
             payloads, stored = encode_and_decode(self._spec.codec, reduced)
         except ValueRangeError as error:
-            raise ValueRangeError(f"clip {clip.clip_id}: {error}") from None
+            raise ValueRangeError(f"clip {clip.clip_id}: {error}", reason=error.reason) from None
         self._measure(clip, reduced, stored)
         self._take_slot(clip.slot)
         self._rows.append(self._row(clip, self._write(clip, payloads), payloads))

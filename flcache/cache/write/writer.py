@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 
 from flcache.cache.codecs.protocol import ValueRangeError
 from flcache.cache.codecs.registry import get_codec
-from flcache.cache.format.commit import Failure, is_committed
-from flcache.cache.format.plan import assign_shards, write_plan
+from flcache.cache.format.commit import Failure, is_committed, stage_of
+from flcache.cache.format.plan import RULE_COLUMNS, assign_shards, write_plan
 from flcache.cache.format.spec import CacheSpec, create_or_check
 from flcache.cache.format.statistics import TRAINING_SPLIT, finalize_statistics
 from flcache.cache.write.calibration import CODEC_CALIBRATION_CLIPS, Calibrator, is_calibrated
@@ -152,6 +152,7 @@ class CacheWriter:
         columns = {"clip_id": ids, "video": videos, "video_id": videos, "label": labels, "start_s": 0.0}
         clip_bytes = spec.codec.clip_bytes(spec.latent_shape)
         sizes = {"clip_bytes": clip_bytes, "shard_bytes": self._shard_bytes}
+        columns |= dict.fromkeys(RULE_COLUMNS)
         table = pd.DataFrame(columns | {"timestamps": pd.Series([None] * len(ids), dtype=object)})
         plan = assign_shards(table, split, **sizes, seed=self._seed or 0)
         if self._seed is not None:
@@ -203,14 +204,13 @@ def _fill(
 
 
 def _store(writer: ShardWriter, info: ClipInfo, slot: int, latents: NDArray[np.float32] | DataError) -> Failure | None:
-    video, stage = info.video or info.clip_id, "encode"
+    video = info.video or info.clip_id
+    if isinstance(latents, DataError):
+        return Failure(info.clip_id, slot, video, "read", latents.reason, str(latents), latents.attempts)
     try:
-        if isinstance(latents, DataError):
-            stage = "read"
-            raise latents
         writer.add(_encoded(info, slot, video, latents))
-    except (DataError, ValueRangeError) as error:
-        return Failure(info.clip_id, slot, video, stage, type(error).__name__, str(error), 1)
+    except ValueRangeError as error:
+        return Failure(info.clip_id, slot, video, stage_of(error.reason), error.reason, str(error), 1)
     return None
 
 

@@ -94,9 +94,9 @@ def render(report: Report) -> str:
 
 
 def _failure_kinds(cache: Mapping[str, Any] | None) -> list[tuple[str, int]]:
-    """Stage and class of error with how many clips failed so, the most frequent first."""
+    """Stage and reason with how many clips failed so, the most frequent first."""
     failures = cache["failures"] if cache else []
-    return Counter(f"{failure['stage']}: {failure['error']}" for failure in failures).most_common()
+    return Counter(f"{failure['stage']}: {failure['reason']}" for failure in failures).most_common()
 
 
 def _inline(name: str) -> Markup:

@@ -1,0 +1,80 @@
+"""What encoding is, as plain values: a job, its shard tasks, and the events that tell how far it is.
+
+All of them can be pickled, so that a task runs wherever the videos and the cache can be reached.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from flcache.cache import CacheSpec, Commit, Failure, differences
+from flcache.encoder import ContextRule, EncoderSource, LatentVideoModel, hard_keys, load_encoder
+from flcache.errors import SpecMismatch
+from flcache.videos import DecodePool, PlannedClip
+
+
+@dataclass(frozen=True)
+class EncodeJob:
+    """What all shard tasks of a cache share."""
+
+    cache_dir: Path
+    video_root: Path
+    """The folder that the annotated paths of videos are relative to."""
+    spec: CacheSpec
+    encoder: EncoderSource
+    context: ContextRule
+    device: str
+    decode_workers: int
+    decode_timeout_s: float
+    batch_size: int
+    """Clips of neighbouring slots that go through the encoder together."""
+    min_cosine: float | None = None
+    """How close every stored latent vector must be to the encoder's."""
+
+    def load_model(self) -> LatentVideoModel:
+        """The encoder. Raises EncoderError if it cannot be loaded, SpecMismatch if it is not the one of the spec."""
+        model = load_encoder(self.encoder, context=self.context, device=self.device)
+        found = hard_keys(model)
+        if fields := differences({name: self.spec.hard.get(name) for name in found}, found):
+            raise SpecMismatch(
+                f"{self.cache_dir}: the encoder that is loaded here does not make its latents: {'; '.join(fields)}; "
+                "give this machine the same weights and processor"
+            )
+        return model
+
+    def open_pool(self) -> DecodePool:
+        return DecodePool(self.decode_workers, self.decode_timeout_s)
+
+
+@dataclass(frozen=True)
+class ShardTask:
+    """One shard of the plan, its clips in slot order: the unit of work, of retry and of commit."""
+
+    split: str
+    shard: int
+    clips: tuple[PlannedClip, ...]
+
+
+@dataclass(frozen=True)
+class ClipDone:
+    """A clip is in its shard, which is not committed yet."""
+
+    clip_id: str
+
+
+@dataclass(frozen=True)
+class ClipFailed:
+    """A clip is left out of its shard, which is not committed yet."""
+
+    failure: Failure
+
+
+@dataclass(frozen=True)
+class ShardCommitted:
+    """A shard exists, by this run or by another that was faster."""
+
+    commit: Commit
+
+
+Event = ClipDone | ClipFailed | ShardCommitted

@@ -1,0 +1,94 @@
+"""The stages of a shard task: planned clips -> decoded -> encoded -> stored, each clip paired with what came of it.
+
+T steps, H x W patch grid, D channels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from flcache.batch import step_times, step_valid
+from flcache.cache import EncodedClip, Failure, ShardWriter, ValueRangeError, stage_of
+from flcache.encoder import LatentVideoModel
+from flcache.engines.job import ClipDone, ClipFailed, EncodeJob, Event, ShardCommitted, ShardTask
+from flcache.errors import DecodeError
+from flcache.videos import DecodedClip, DecodePool, PlannedClip, VideoFolder, decode_planned
+
+Decoded = tuple[PlannedClip, DecodedClip | DecodeError]
+
+
+def run_task(
+    job: EncodeJob, task: ShardTask, model: LatentVideoModel, pool: DecodePool, on_event: Callable[[Event], None]
+) -> None:
+    """Encode and commit one shard. Bad clips are recorded and left out; raises CacheError where writing fails."""
+    with ShardWriter(job.cache_dir, task.split, task.shard, job.spec, min_cosine=job.min_cosine) as writer:
+        decoded = decode_planned(pool, VideoFolder(job.video_root), task.clips)
+        for clip in encode_clips(model, decoded, job.batch_size):
+            on_event(_store(writer, clip))
+        on_event(ShardCommitted(writer.commit()))
+
+
+def encode_clips(
+    model: LatentVideoModel, decoded: Iterable[Decoded], batch_size: int
+) -> Iterator[EncodedClip | Failure]:
+    """Every clip with its latents, or why it has none, in the order of `decoded`.
+
+    Batches are fixed by the order of clips: a failed clip shrinks its own batch only, so all other batches are
+    bit-identical.
+    """
+    waiting = iter(decoded)
+    while batch := list(islice(waiting, batch_size)):
+        good = [(clip, frames) for clip, frames in batch if isinstance(frames, DecodedClip)]
+        latents = dict(zip((clip.clip_id for clip, _ in good), _forward(model, good), strict=True))
+        for clip, found in batch:
+            if isinstance(found, DecodedClip):
+                yield _encoded(clip, found, latents[clip.clip_id], model.tubelet_size)
+            else:
+                yield _not_decoded(clip, found)
+
+
+def _forward(model: LatentVideoModel, clips: list[tuple[PlannedClip, DecodedClip]]) -> list[NDArray[np.float32]]:
+    """Latents (T, H, W, D) of each clip, from one forward pass."""
+    if not clips:
+        return []
+    with torch.inference_mode():
+        latents = model([torch.from_numpy(decoded.frames) for _, decoded in clips])  # (B, T, H, W, D)
+    return list(latents.cpu().numpy())
+
+
+def _encoded(clip: PlannedClip, decoded: DecodedClip, latents: NDArray[np.float32], tubelet_size: int) -> EncodedClip:
+    return EncodedClip(
+        clip_id=clip.clip_id,
+        slot=clip.slot,
+        latents=latents,
+        times=step_times(decoded.timestamps, tubelet_size).tolist(),
+        timestamps=decoded.timestamps.tolist(),
+        mask=decoded.mask.tolist(),
+        valid_steps=int(step_valid(decoded.mask, tubelet_size).sum()),
+        label=clip.label,
+        video=clip.video,
+        decoder=decoded.decoder,
+    )
+
+
+def _not_decoded(clip: PlannedClip, error: DecodeError) -> Failure:
+    stage = "find" if error.reason == "no file" else "decode"
+    return Failure(clip.clip_id, clip.slot, clip.video, stage, error.reason, str(error), error.attempts)
+
+
+def _store(writer: ShardWriter, clip: EncodedClip | Failure) -> ClipDone | ClipFailed:
+    """Write a clip, or that it failed."""
+    if isinstance(clip, EncodedClip):
+        try:
+            writer.add(clip)
+            return ClipDone(clip.clip_id)
+        except ValueRangeError as error:
+            stage = stage_of(error.reason)
+            clip = Failure(clip.clip_id, clip.slot, clip.video, stage, error.reason, str(error), 1)
+    writer.fail(clip)
+    return ClipFailed(clip)
