@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from flcache.cache import LatentCache, differences, make_spec, read_plan
+from flcache.cache import LatentCache, latent_differences, make_spec, read_plan, with_calibration
 from flcache.config import Config
 from flcache.encoder import Distance, FutureTest, LatentVideoModel, change_future, distance
 from flcache.errors import CacheError, DataError, LeakError, SpecMismatch
@@ -104,12 +104,11 @@ def to_json(audit: Audit) -> dict[str, Any]:
 
 
 def _check_spec(cache: LatentCache, config: Config, model: LatentVideoModel) -> None:
-    wanted = make_spec(hard_spec(config, model))
-    if wanted.fingerprint != cache.fingerprint:
-        fields = "; ".join(differences(cache.spec.hard, wanted.hard))
+    wanted = make_spec(with_calibration(hard_spec(config, model), cache.spec))
+    if different := latent_differences(cache.spec, wanted):
         raise SpecMismatch(
-            f"{cache.path}: the configuration does not make these latents: {fields}; name the configuration that the "
-            f"cache was encoded with"
+            f"{cache.path}: the configuration does not make these latents: {'; '.join(different)}; name the "
+            f"configuration that the cache was encoded with"
         )
 
 
