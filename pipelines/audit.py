@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from flcache.cache import CacheSpec, LatentCache, differences, make_spec, read_plan, with_calibration
+from flcache.cache import CacheSpec, LatentCache, latent_differences, make_spec, read_plan, with_calibration
 from flcache.config import Config
 from flcache.encoder import Distance, FutureTest, LatentVideoModel, change_future, distance
 from flcache.errors import CacheError, DataError, DecodeError, LeakError, SpecMismatch
@@ -104,11 +104,10 @@ def to_json(audit: Audit) -> dict[str, Any]:
 
 def _check_spec(cache: LatentCache, config: Config, model: LatentVideoModel) -> None:
     wanted = make_spec(with_calibration(hard_spec(config, model), cache.spec))
-    if wanted.fingerprint != cache.fingerprint:
-        fields = "; ".join(differences(cache.spec.hard, wanted.hard))
+    if different := latent_differences(cache.spec, wanted):
         raise SpecMismatch(
-            f"{cache.path}: the configuration does not make these latents: {fields}; name the configuration that the "
-            f"cache was encoded with"
+            f"{cache.path}: the configuration does not make these latents: {'; '.join(different)}; name the "
+            f"configuration that the cache was encoded with"
         )
 
 

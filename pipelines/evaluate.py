@@ -27,7 +27,7 @@ def run(config: Config, checkpoint: Path | None = None, as_json: bool = False) -
     """Roll the newest checkpoint, or the named one, out over `evaluation.split` and compare it with every baseline."""
     directory = Path(config.require("training.dir"))
     checkpoint = checkpoint or latest_checkpoint(directory / "checkpoints")
-    device = pick_device(config.training.device)
+    record, device = read_record(checkpoint), pick_device(config.training.device)
     torch.manual_seed(config.seed)  # for what a flow samples
     reading = Reading(config.evaluation.split, config.evaluation.batch_size, shuffle=False)
     with open_source(config, reading, device=device) as source:
@@ -36,14 +36,14 @@ def run(config: Config, checkpoint: Path | None = None, as_json: bool = False) -
             model.predictor.predict,
             latent_batches(model, source, device),
             seen_until=source.seen_until,
-            fingerprint=source.fingerprint,
+            fingerprint=record.fingerprint,
             allow_leak=config.allow_leak,
             horizons=config.evaluation.horizons,
             baselines=fitted_baselines(config, model, device),
             sampling=_sampling(config, model),
             device=device,
         )
-    found = {"step": read_record(checkpoint).step, "split": reading.split, **result.to_json()}
+    found = {"step": record.step, "split": reading.split, **result.to_json()}
     _keep(directory, result, found)
     if as_json:
         print(json.dumps(found))
@@ -78,7 +78,7 @@ def _draw(
 
 
 def _check_latents(record: RunRecord, source: LatentSource, checkpoint: Path) -> None:
-    if record.fingerprint != source.fingerprint:
+    if record.fingerprint != source.known_as(record.fingerprint).fingerprint:
         raise TrainingError(
             f"{checkpoint}: trained on latents {record.fingerprint[:12]}, these are {source.fingerprint[:12]}; name "
             f'the cache it was trained on with "cache.dir", or a checkpoint of this one with --checkpoint'

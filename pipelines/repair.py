@@ -15,6 +15,7 @@ from flcache.cache.format.plan import plan_path
 from flcache.cache.format.spec import read_spec
 from flcache.cache.storage.local import parse_shard_name, shard_name
 from flcache.config import Config
+from flcache.encoder import first_form
 from flcache.errors import CacheError
 
 from . import encode
@@ -50,7 +51,8 @@ def _repair_spec(cache_dir: Path, config: Config) -> None:
             return
         except CacheError:
             set_spec_aside(cache_dir)
-    prove_spec(cache_dir, encode.renew_spec(config).fingerprint)
+    spec = encode.renew_spec(config)
+    prove_spec(cache_dir, [spec, replace(spec, hard=first_form(spec.hard))])
     print(f"{cache_dir}: spec.json: made anew, and of the fingerprint that the commits have")
 
 

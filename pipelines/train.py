@@ -54,6 +54,8 @@ def run(config: Config, resume: bool = False) -> None:
     set_seed(config.seed)
     reading = Reading("train", config.training.batch_size, True, accelerator.process_index, accelerator.num_processes)
     with open_source(config, reading, device=accelerator.device.type) as source:
+        if continues:
+            source = source.known_as(read_record(latest_checkpoint(checkpoints)).fingerprint)
         training_run = _build(config, accelerator, source, directory)
         if continues:
             training_run.resume()

@@ -3,7 +3,7 @@
 from flcache.encoder.audit import Distance, FutureTest, change_future, distance
 from flcache.encoder.context import MODES, ContextRule, seen_until
 from flcache.encoder.digest import weight_digest
-from flcache.encoder.identity import hard_keys
+from flcache.encoder.identity import first_form, hard_keys
 from flcache.encoder.loading import EncoderDescription, EncoderSource, describe_encoder, load_encoder
 from flcache.encoder.model import LatentVideoModel
 from flcache.encoder.own_predictor import EncoderOfLatents, OwnPredictor, encoder_with_predictor, load_own_predictor
@@ -23,6 +23,7 @@ __all__ = [
     "describe_encoder",
     "distance",
     "encoder_with_predictor",
+    "first_form",
     "hard_keys",
     "load_encoder",
     "load_own_predictor",

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from flcache.encoder.digest import weight_digest
+from flcache.encoder.fields import deciding_fields
 from flcache.encoder.model import LatentVideoModel
-from flcache.encoder.processing import processor_fields
+from flcache.encoder.processing import FIELDS, processor_fields
 
 ARCHITECTURE_FIELDS = (
     "model_type",
@@ -27,23 +29,83 @@ ARCHITECTURE_FIELDS = (
     "num_register_tokens",
     "rope_theta",
 )
-"""Fields of a Hugging Face config that decide latents. Not the whole config: new library versions add fields to it,
-and a cache must not go stale with them."""
+"""Fields of a Hugging Face config that a spec always states. The first specs stated these alone, so the list is closed:
+a field outside it is stated where it differs from its class's default."""
+
+IGNORED_FIELDS = {
+    # where a checkpoint comes from, and what the library does with it
+    "architectures",
+    "chunk_size_feed_forward",
+    "dtype",
+    "is_encoder_decoder",
+    "output_attentions",
+    "output_hidden_states",
+    "return_dict",
+    "torch_dtype",
+    "transformers_version",
+    "use_cache",
+    # heads and text decoders, which are dropped
+    "bos_token_id",
+    "decoder_start_token_id",
+    "eos_token_id",
+    "id2label",
+    "label2id",
+    "out_features",
+    "out_indices",
+    "pad_token_id",
+    "problem_type",
+    "sep_token_id",
+    "stage_names",
+    # training and initialisation; latents are made in eval mode from weights that are hashed
+    "attention_dropout",
+    "attention_probs_dropout_prob",
+    "drop_path_rate",
+    "hidden_dropout_prob",
+    "initializer_range",
+}
+"""Fields that may differ between copies of one encoder and never move its latents: they would only refuse them."""
+
+FORM = "non-default"
+"""How the fields of a spec were chosen; kept in it as `encoder.fields`, which the first specs lack."""
 
 
 def hard_keys(model: LatentVideoModel) -> dict[str, Any]:
     """`encoder` and `processor` parts of a spec: equal keys on one machine mean equal latents."""
-    config = model.config
-    architecture = {
-        name: getattr(config, name) for name in ARCHITECTURE_FIELDS if getattr(config, name, None) is not None
-    }
     encoder = {
-        "architecture": {name: list(v) if isinstance(v, tuple) else v for name, v in architecture.items()},
+        "architecture": architecture_fields(model.config),
         "dtype": str(next(model.encoder.parameters()).dtype).removeprefix("torch."),
-        "revision": getattr(config, "_commit_hash", None),
+        "fields": FORM,
+        "revision": getattr(model.config, "_commit_hash", None),
         "weights": weight_digest(model.encoder),
     }
     return {
         "encoder": encoder,
         "processor": {"class": type(model.processor).__name__, **processor_fields(model.processor)},
     }
+
+
+def architecture_fields(config: Any) -> dict[str, Any]:
+    """What decides latents in the Hugging Face `config` of a loaded model, as JSON values.
+
+    The attention kernel is part of it: the outputs of `sdpa` and `eager` differ by 1e-7 of the largest in float32.
+    """
+    values = config.to_dict() | {name: getattr(config, name, None) for name in ARCHITECTURE_FIELDS}
+    defaults = type(config)().to_dict()
+    stated = deciding_fields(values, defaults, always=ARCHITECTURE_FIELDS, never=IGNORED_FIELDS)
+    return stated | {"attn_implementation": getattr(config, "_attn_implementation", None)}
+
+
+def first_form(hard: Mapping[str, Any]) -> dict[str, Any]:
+    """`hard` as the first specs stated it: the fingerprints of their caches and checkpoints are over this form."""
+    match hard:
+        case {
+            "encoder": {"fields": str(), "architecture": dict(architecture), **others},
+            "processor": dict(processor),
+        }:
+            encoder = {**others, "architecture": _listed(architecture, ARCHITECTURE_FIELDS)}
+            return {**hard, "encoder": encoder, "processor": _listed(processor, ("class", *FIELDS))}
+    return dict(hard)
+
+
+def _listed(fields: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
+    return {name: value for name, value in fields.items() if name in names and value is not None}

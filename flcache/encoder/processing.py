@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from flcache.encoder.families import Family, stated_size
+from flcache.encoder.fields import deciding_fields
 from flcache.errors import EncoderError
 
 FIELDS = (
@@ -20,7 +21,19 @@ FIELDS = (
     "rescale_factor",
     "size",
 )
-"""The fields that decide what pixels an encoder sees."""
+"""Fields that a spec always states. The first specs stated these alone, so the list is closed."""
+
+IGNORED_FIELDS = {
+    "auto_map",
+    "device",
+    "feature_extractor_type",
+    "image_processor_type",
+    "processor_class",
+    "return_metadata",
+    "return_tensors",
+    "video_processor_type",
+}
+"""Fields that never change pixels: names of classes, and what `LatentVideoModel` passes itself."""
 
 
 def load_processor(
@@ -49,8 +62,8 @@ def load_processor(
 
 def processor_fields(processor: Any) -> dict[str, Any]:
     """The fields of a processor that decide what pixels an encoder sees, as plain values."""
-    stated = processor.to_dict()
-    return {name: _plain(stated[name]) for name in FIELDS if stated.get(name) is not None}
+    defaults = type(processor)().to_dict()
+    return deciding_fields(processor.to_dict(), defaults, always=FIELDS, never=IGNORED_FIELDS)
 
 
 def output_size(processor: Any) -> tuple[int, int]:
@@ -85,12 +98,3 @@ def _sized(transformers: Any, family: Family, config: Any) -> Any:
         return processor_class(size={"height": target, "width": target})
     edge = default["size"]["shortest_edge"] * target // default["crop_size"]["height"]
     return processor_class(size={"shortest_edge": edge}, crop_size={"height": target, "width": target})
-
-
-def _plain(value: Any) -> Any:
-    """Enumerations and size objects of transformers as JSON values."""
-    if hasattr(value, "items"):
-        return {key: _plain(item) for key, item in value.items() if item is not None}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    return int(value) if isinstance(value, int) and not isinstance(value, bool) else value

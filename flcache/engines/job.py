@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from flcache.cache import CacheSpec, Commit, Failure, differences
+from flcache.cache import CacheSpec, Commit, Failure, latent_differences
 from flcache.encoder import ContextRule, EncoderSource, LatentVideoModel, hard_keys, load_encoder
 from flcache.errors import SpecMismatch
 from flcache.videos import DecodePool, PlannedClip
@@ -35,8 +35,8 @@ class EncodeJob:
     def load_model(self) -> LatentVideoModel:
         """The encoder. Raises EncoderError if it cannot be loaded, SpecMismatch if it is not the one of the spec."""
         model = load_encoder(self.encoder, context=self.context, device=self.device)
-        found = hard_keys(model)
-        if fields := differences({name: self.spec.hard.get(name) for name in found}, found):
+        found = CacheSpec({**self.spec.hard, **hard_keys(model)}, {})
+        if fields := latent_differences(self.spec, found):
             raise SpecMismatch(
                 f"{self.cache_dir}: the encoder that is loaded here does not make its latents: {'; '.join(fields)}; "
                 "give this machine the same weights and processor"

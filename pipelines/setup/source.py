@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,11 +18,12 @@ from flcache.cache import (
     LatentCache,
     LatentLoader,
     channel_statistics,
+    latent_differences,
     read_spec,
     with_calibration,
 )
 from flcache.config import Config
-from flcache.encoder import LatentVideoModel
+from flcache.encoder import LatentVideoModel, first_form
 from flcache.errors import CacheError, ConfigError, DataError
 from flcache.leak import check_split, middle_split
 from flcache.training import Source, VideoSource, WorldModel
@@ -51,6 +52,11 @@ class LatentSource:
     statistics: ChannelStatistics
     encoder: LatentVideoModel | None
     """What turns the batches' frames into latents; None where they hold latents."""
+
+    def known_as(self, fingerprint: str) -> LatentSource:
+        """This source under `fingerprint`, if that is of the same latents in the form of the first specs."""
+        first = CacheSpec(first_form(self.hard), {})
+        return replace(self, fingerprint=fingerprint) if first.fingerprint == fingerprint else self
 
 
 @dataclass(frozen=True)
@@ -143,7 +149,7 @@ def _live(config: Config, reading: Reading, pool: DecodePool, device: str) -> La
         tubelet_size=model.tubelet_size,
         max_failed_fraction=config.encode.max_failed_fraction,
     )
-    spec = CacheSpec(_hard_spec(config, model), {})
+    spec = _live_spec(config, model)
     statistics = _known_statistics(config, spec.fingerprint) or _calibrate(config, model, pool, latent_shape)
     return LatentSource(
         batches=source,
@@ -171,18 +177,20 @@ def _context_steps(config: Config, seen_until: Sequence[int]) -> int:
     return config.training.context_steps or middle_split(seen_until)
 
 
-def _hard_spec(config: Config, model: LatentVideoModel) -> dict[str, Any]:
-    """That of a cache of these latents; with the calibration of the configured one, if there is one."""
+def _live_spec(config: Config, model: LatentVideoModel) -> CacheSpec:
+    """That of the configured cache, if it holds these latents; else that of a new one."""
     hard = hard_spec(config, model)
     if "keep" in hard:
         raise ConfigError(
             "encode.keep stores a part of the latents, and training.source=videos has no store: "
             "set encode.keep.pool=false and encode.keep.pca=null, or train with training.source=cache"
         )
-    if config.cache.dir:
-        with suppress(CacheError):  # no cache there
-            hard = with_calibration(hard, read_spec(Path(config.cache.dir)))
-    return hard
+    try:
+        cache = read_spec(Path(config.require("cache.dir")))
+    except (CacheError, ConfigError):  # no cache there, or none configured
+        return CacheSpec(hard, {})
+    fresh = CacheSpec(with_calibration(hard, cache), {})
+    return fresh if latent_differences(cache, fresh) else cache
 
 
 def _known_statistics(config: Config, fingerprint: str) -> ChannelStatistics | None:

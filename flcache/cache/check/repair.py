@@ -7,12 +7,14 @@ be; the next repair takes up the proof where it was left.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import xxhash
 
 from flcache.cache.format.commit import Commit, committed_shards, read_commit
-from flcache.cache.format.spec import spec_path
+from flcache.cache.format.spec import CacheSpec, spec_path, write_spec
 from flcache.cache.storage.local import is_file, parse_shard_name, shard_paths, storage_errors, sync_folder
 from flcache.errors import CacheError, DamagedError
 
@@ -86,21 +88,25 @@ def set_spec_aside(cache_dir: Path) -> None:
         path.replace(_aside(path))
 
 
-def prove_spec(cache_dir: Path, fingerprint: str) -> None:
-    """Drop the damaged spec if `fingerprint`, of the new one, is that of the commits; else put it back and raise."""
+def prove_spec(cache_dir: Path, forms: Sequence[CacheSpec]) -> None:
+    """Keep the form of the new spec that the commits are of, and drop the damaged spec.
+
+    Raises CacheError, with the damaged spec back in its place, where they are of none.
+    """
     path = spec_path(cache_dir)
+    recorded = set()
     for split, shard in committed_shards(cache_dir):
-        try:
-            recorded = read_commit(cache_dir, split, shard).fingerprint
-        except DamagedError:
-            continue
-        if recorded != fingerprint:
-            with storage_errors(path):
-                _aside(path).replace(path)
-            raise CacheError(
-                f"{path}: damaged, and this configuration has another spec than the cache was made with; "
-                "repair with the configuration, the weights and the versions that it was made with"
-            )
+        with suppress(DamagedError):
+            recorded.add(read_commit(cache_dir, split, shard).fingerprint)
+    proven = [spec for spec in forms if recorded <= {spec.fingerprint}]
+    if not proven:
+        with storage_errors(path):
+            _aside(path).replace(path)
+        raise CacheError(
+            f"{path}: damaged, and this configuration has another spec than the cache was made with; "
+            "repair with the configuration, the weights and the versions that it was made with"
+        )
+    write_spec(cache_dir, proven[0])
     with storage_errors(path):
         _aside(path).unlink(missing_ok=True)
 

@@ -104,10 +104,9 @@ def create_or_check(
             return fresh, []
     found = read_spec(cache_dir)
     wanted = CacheSpec(with_calibration(hard, found), dict(soft))
-    if found.fingerprint != wanted.fingerprint:
-        fields = "; ".join(differences(found.hard, wanted.hard))
+    if different := latent_differences(found, wanted):
         raise SpecMismatch(
-            f"{cache_dir}: the cache holds latents of another spec: {fields}; "
+            f"{cache_dir}: the cache holds latents of another spec: {'; '.join(different)}; "
             "go back to its settings, or choose another cache.dir"
         )
     remove_leftovers(spec_path(cache_dir))
@@ -118,6 +117,17 @@ def with_calibration(hard: Mapping[str, Any], cache: CacheSpec) -> dict[str, Any
     """`hard`, calibrated as `cache` is."""
     calibration = cache.hard.get("calibration")
     return dict(hard) if calibration is None else {**hard, "calibration": calibration}
+
+
+def latent_differences(cache: CacheSpec, run: CacheSpec) -> list[str]:
+    """Why the latents of a run are not those of a cache, a line for each hard field; empty if they are.
+
+    The first specs stated only some fields of an encoder and its processor, and have no `encoder.fields`: a cache of
+    then is compared by the fields that it has.
+    """
+    if cache.fingerprint == run.fingerprint:
+        return []
+    return differences(cache.hard, _comparable(cache.hard, run.hard))
 
 
 def differences(cache: Mapping[str, Any], run: Mapping[str, Any]) -> list[str]:
@@ -141,10 +151,15 @@ def read_spec(cache_dir: Path) -> CacheSpec:
     return spec
 
 
+def write_spec(cache_dir: Path, spec: CacheSpec) -> None:
+    """Make `spec` that of the cache at `cache_dir`, over the one that is there."""
+    write_file(spec_path(cache_dir), _serialise(spec))
+
+
 def write_channels(cache_dir: Path, channels: dict[str, Any]) -> None:
     """Keep the channel statistics in `spec.json`; the fingerprint stays."""
     spec = read_spec(cache_dir)
-    write_file(spec_path(cache_dir), _serialise(CacheSpec(spec.hard, spec.soft, channels)))
+    write_spec(cache_dir, CacheSpec(spec.hard, spec.soft, channels))
 
 
 def spec_path(cache_dir: Path) -> Path:
@@ -210,6 +225,19 @@ def _field(hard: dict[str, Any], section: str, name: str) -> Any:
 
 def _counts(values: Any, *, minimum: int) -> bool:
     return isinstance(values, list) and all(type(value) is int and value >= minimum for value in values)
+
+
+def _comparable(cache: Mapping[str, Any], run: Mapping[str, Any]) -> Mapping[str, Any]:
+    """`run`; if `cache` is of the first form and `run` is not, without the fields that `cache` does not state."""
+    match cache, run:
+        case (
+            {"encoder": {"architecture": dict(had), **first}, "processor": dict(had_processor)},
+            {"encoder": {"fields": str(), "architecture": dict(has), **others}, "processor": dict(has_processor)},
+        ) if "fields" not in first:
+            encoder = {**others, "architecture": {name: has[name] for name in has if name in had}}
+            processor = {name: has_processor[name] for name in has_processor if name in had_processor}
+            return {**run, "encoder": encoder, "processor": processor}
+    return run
 
 
 def _differences(cache: Any, run: Any, field: str) -> Iterator[str]:
