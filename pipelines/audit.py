@@ -23,7 +23,7 @@ from flcache.errors import CacheError, DataError, LeakError, SpecMismatch
 from flcache.leak import legal_splits, middle_split
 from flcache.videos import DecodedClip, DecodePool, VideoFolder
 
-from .setup.clips import clip_rule, clip_tasks
+from .setup.clips import clip_tasks
 from .setup.encoder import hard_spec, load_configured_encoder
 
 TOLERANCE = 0.02
@@ -146,7 +146,7 @@ def _decode(
     plan = read_plan(cache.path).set_index(["split", "clip_id"], drop=False)
     rows = plan.loc[[(cache[index].split, cache.clip_id(index)) for index in indices]]
     folder = VideoFolder(Path(config.require("dataset.root")))
-    tasks = dict(zip(indices, clip_tasks(rows, folder, clip_rule(config)), strict=True))
+    tasks = dict(zip(indices, clip_tasks(rows, folder, config.clip), strict=True))
     yield from ((index, None) for index, task in tasks.items() if task.path is None)
     with DecodePool(config.encode.decode_workers, config.encode.decode_timeout_s) as pool:
         yield from pool.decode((index, task.path, task.request) for index, task in tasks.items() if task.path)

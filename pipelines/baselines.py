@@ -15,7 +15,7 @@ from flcache.errors import EncoderError
 from flcache.evaluation import Predict, baselines_table, copy_last, evaluate, fit_baselines
 from flcache.training import WorldModel
 
-from .setup.encoder import encoder_source, pick_device
+from .setup.encoder import pick_device
 from .setup.source import LatentSource, Reading, latent_batches, open_source
 from .train import build_world_model
 
@@ -66,7 +66,7 @@ def _own_predictor(config: Config, source: LatentSource, model: WorldModel, devi
     if encoder is None or not wanted:
         return {}
     try:
-        found = load_own_predictor(encoder_source(config), model.statistics, encoder=encoder, device=device)
+        found = load_own_predictor(config.encoder, model.statistics, encoder=encoder, device=device)
     except EncoderError as error:
         print(f"without the baseline own_predictor (evaluation.own_predictor=false): {error}", file=sys.stderr)
         return {}

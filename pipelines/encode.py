@@ -33,7 +33,7 @@ from flcache.engines import ShardEncoder, ShardTask, calibrate
 from flcache.errors import ConfigError, DataError
 from flcache.videos import DecodePool
 
-from .setup.clips import SplitClips, assign_split, clip_rule, clip_tasks, configured_splits, read_split
+from .setup.clips import SplitClips, assign_split, clip_tasks, configured_splits, read_split
 from .setup.encoder import hard_spec, load_configured_encoder
 from .setup.progress import Progress
 
@@ -90,7 +90,7 @@ def _calibrate(
             "give dataset.train, or choose cache.codec=float16 and no encode.keep.pca"
         )
     sample = assign_split(config, hard["layout"]["shape"], split)[:CALIBRATION_CLIPS]
-    clips, options = clip_tasks(sample, split.folder, clip_rule(config)), config.encode
+    clips, options = clip_tasks(sample, split.folder, config.clip), config.encode
     with (
         DecodePool(options.decode_workers, options.decode_timeout_s) as pool,
         Progress("Calibrating", len(clips), "clips") as progress,
@@ -124,7 +124,7 @@ def _pending(
     part: tuple[int, int] | None,
 ) -> list[ShardTask]:
     """The shards without a commit, in plan order; with `part=(i, n)` of every n-th shard, from number i, only."""
-    rule, tasks = clip_rule(config), []
+    rule, tasks = config.clip, []
     folders = {split.split: split.folder for split in splits}
     index, count = part or (0, 1)
     wanted = plan[plan["split"].isin(folders)]

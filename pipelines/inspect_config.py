@@ -20,10 +20,9 @@ from flcache.config.yaml_lines import Origin, shown
 from flcache.encoder import EncoderDescription, describe_encoder, seen_until
 from flcache.errors import ConfigError, FlcacheError
 from flcache.leak import check_split, middle_split
-from flcache.videos import ClipRule, Video, VideoFolder, needs_duration, plan_clips, read_annotations
+from flcache.videos import Video, VideoFolder, needs_duration, plan_clips, read_annotations
 
-from .setup.clips import SPLITS, clip_rule
-from .setup.encoder import context_rule, encoder_source
+from .setup.clips import SPLITS
 from .setup.predictor import configured_memory_bytes, configured_predictor
 
 WIDEST_VALUE = 64
@@ -94,8 +93,7 @@ def _rows(
 
 
 def _describe_encoder(config: Config) -> EncoderDescription:
-    rule, trainable = context_rule(config), config.encoder_trainable
-    return describe_encoder(encoder_source(config), trainable=trainable, context=rule)
+    return describe_encoder(config.encoder, trainable=config.encoder_trainable, context=config.encode.context)
 
 
 def _latent_shape(config: Config, encoder: EncoderDescription) -> Shape:
@@ -153,11 +151,10 @@ def _dataset(config: Config, shape: Shape | None, findings: Findings) -> list[st
     """One line a split that can be read, and one for all of them."""
     clip_bytes = get_codec(config.cache.codec).clip_bytes(shape) if shape else 0
     lines, all_clips = [], 0
-    rule = findings.attempt(partial(clip_rule, config))
     for split in SPLITS:
-        if _is_unset(config, f"dataset.{split}", findings) or not rule:
+        if _is_unset(config, f"dataset.{split}", findings):
             continue
-        counts = findings.attempt(partial(_count, config, split, rule))
+        counts = findings.attempt(partial(_count, config, split))
         if counts:
             videos, missing, clips, rough = counts
             all_clips += clips
@@ -180,14 +177,14 @@ def _is_unset(config: Config, key: str, findings: Findings) -> bool:
     return False
 
 
-def _count(config: Config, split: str, rule: ClipRule) -> tuple[int, str, int, bool]:
+def _count(config: Config, split: str) -> tuple[int, str, int, bool]:
     """Videos, words on those that are missing, and clips of `split`, by its annotations and the names of files alone.
 
     The last is True where only the videos' headers could tell how many clips there are.
     """
     labels = Path(config.dataset.labels) if config.dataset.labels else None
     videos = read_annotations(Path(config.require(f"dataset.{split}")), labels=labels)
-    missing = _missing(config, videos)
+    rule, missing = config.clip, _missing(config, videos)
     if rule.clips_per_video is not None and rule.short == "pad":
         return len(videos), missing, len(videos) * rule.clips_per_video, False
     return len(videos), missing, len(plan_clips(videos, rule, None)), bool(needs_duration(rule, videos))

@@ -17,7 +17,7 @@ from flcache.batch import LatentBatch
 from flcache.cache import read_plan
 from flcache.config import Config
 from flcache.errors import DataError
-from flcache.evaluation import Accuracy, Labelled, ProbeOptions, ProbeTest, copy_last, train_probes
+from flcache.evaluation import Accuracy, Labelled, ProbeTest, copy_last, train_probes
 from flcache.training import WorldModel, latest_checkpoint
 
 from .evaluate import load_trained
@@ -57,7 +57,8 @@ def run(config: Config, checkpoint: Path | None = None, as_json: bool = False) -
             lambda: _labelled(latent_batches(model, source, device), train_classes),
             channels=source.latent_shape[-1],
             classes=len(train_classes.names),
-            options=ProbeOptions(options.epochs, options.learning_rate, options.weight_decay, config.seed),
+            options=options,
+            seed=config.seed,
             device=device,
         )
         leak = source.leak

@@ -15,8 +15,6 @@ from torch import nn
 from flcache.config import Config, to_yaml
 from flcache.errors import ConfigError, TrainingError
 from flcache.training import (
-    LoopOptions,
-    Objective,
     Run,
     RunRecord,
     WorldModel,
@@ -63,10 +61,9 @@ def run(config: Config, resume: bool = False) -> None:
 
 def build_world_model(config: Config, source: LatentSource) -> WorldModel:
     """A fresh predictor for the latents of `source`, with its encoder where `source` holds frames."""
-    training = config.training
-    objective = Objective(training.loss, training.targets, training.rollout_steps, training.horizon_weights)
     splits = counted_splits(source.seen_until, allow_leak=config.allow_leak)
     predictor = configured_predictor(config, source.latent_shape)
+    objective = config.training.objective
     return WorldModel(predictor, source.statistics, splits=splits, objective=objective, encoder=source.encoder)
 
 
@@ -80,26 +77,19 @@ def _accelerator(config: Config) -> Accelerator:
 
 
 def _build(config: Config, accelerator: Accelerator, source: LatentSource, directory: Path) -> Run:
-    training = config.training
     model = build_world_model(config, source)
     parts: dict[str, nn.Module] = {"predictor": model.predictor}
     if source.encoder is not None:
         parts["encoder"] = source.encoder
     if accelerator.is_main_process:
         Console(stderr=True).print(parameter_table(count_parameters(parts)))
-    optimiser = build_optimiser(
-        parts,
-        learning_rate=training.learning_rate,
-        weight_decay=training.weight_decay,
-        betas=training.betas,
-    )
-    schedule = warmup_cosine(optimiser, training.steps, training.warmup_steps, training.min_learning_rate_fraction)
+    optimiser = build_optimiser(parts, config.training)
     return Run(
         accelerator,
         model,
         source.batches,
         optimiser,
-        schedule,
+        warmup_cosine(optimiser, config.training),
         directory=directory,
         record=RunRecord(0, source.fingerprint, source.latent_shape, source.leak),
         config=to_yaml(config),
@@ -107,22 +97,12 @@ def _build(config: Config, accelerator: Accelerator, source: LatentSource, direc
 
 
 def _fit(config: Config, training_run: Run) -> None:
-    training = config.training
-    options = LoopOptions(
-        steps=training.steps,
-        accumulate=training.accumulate,
-        clip_norm=training.clip_norm,
-        checkpoint_every=training.checkpoint_every,
-        keep_checkpoints=training.keep_checkpoints,
-        log_every=training.log_every,
-        ema_decay=training.ema_decay,
-    )
-    with Progress("Training", training.steps, "steps", done=training_run.step) as progress:
+    with Progress("Training", config.training.steps, "steps", done=training_run.step) as progress:
 
         def on_step(step: int, metrics: dict[str, float]) -> None:
             progress.advance(note=_describe(metrics))
 
-        training_run.fit(options, on_step)
+        training_run.fit(config.training, on_step)
 
 
 def _describe(metrics: dict[str, float]) -> str:

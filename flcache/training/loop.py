@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -22,6 +22,7 @@ from flcache.training.checkpoint import RunRecord, check_same_run, latest_checkp
 from flcache.training.collapse import LatentHealth, check_collapse, latent_health
 from flcache.training.log import MetricsLog, NoLog
 from flcache.training.objective import check_finite
+from flcache.training.options import TrainingOptions
 from flcache.training.world_model import Batch, WorldModel
 
 OnStep = Callable[[int, dict[str, float]], None]
@@ -36,19 +37,6 @@ class Source(Protocol):
     def __iter__(self) -> Iterator[Batch]: ...
     def state_dict(self) -> dict[str, Any]: ...
     def load_state_dict(self, state: dict[str, Any]) -> None: ...
-
-
-@dataclass(frozen=True)
-class LoopOptions:
-    """How long and how a run goes; the fields of the configuration's `training` section."""
-
-    steps: int
-    accumulate: int
-    clip_norm: float
-    checkpoint_every: int
-    keep_checkpoints: int
-    log_every: int
-    ema_decay: float
 
 
 class Run:
@@ -109,7 +97,7 @@ class Run:
         record = replace(self.record, step=self.step)
         return save_checkpoint(self.accelerator, self.checkpoints, record, self.config, keep=keep)
 
-    def fit(self, options: LoopOptions, on_step: OnStep) -> None:
+    def fit(self, options: TrainingOptions, on_step: OnStep) -> None:
         """Train to `options.steps`. Raises TrainingError on a loss that is not finite and on collapsing latents."""
         batches = endless(self.source)
         with self._log() as log:
@@ -124,7 +112,7 @@ class Run:
                 if self.step % options.checkpoint_every == 0 or self.step == options.steps:
                     self.save(options.keep_checkpoints)
 
-    def _optimise(self, batches: Iterator[Batch], options: LoopOptions) -> dict[str, Tensor | float]:
+    def _optimise(self, batches: Iterator[Batch], options: TrainingOptions) -> dict[str, Tensor | float]:
         """One optimiser step over `options.accumulate` batches; metrics of the last of them."""
         started, waited, clips = time.perf_counter(), 0.0, 0
         for _ in range(options.accumulate):

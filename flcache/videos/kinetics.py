@@ -12,8 +12,9 @@ from torch.utils.data import Dataset
 
 from flcache.errors import DataError, DecodeError
 from flcache.videos.annotations import Video, VideoFolder, read_annotations, read_labels
-from flcache.videos.clips import ClipRule, needs_duration, plan_clips
+from flcache.videos.clips import needs_duration, plan_clips
 from flcache.videos.decoders import ClipRequest, decode_clip, probe
+from flcache.videos.options import ClipRule, DatasetOptions
 
 
 class KineticsClip(TypedDict):
@@ -48,7 +49,7 @@ class Kinetics400(Dataset[KineticsClip]):
         *,
         labels: Path | str | None = None,
         decoder: str = "auto",
-        max_missing_fraction: float = 0.1,
+        max_missing_fraction: float = DatasetOptions.max_missing_fraction,
     ) -> None:
         label_file = Path(labels) if labels is not None else None
         videos = read_annotations(Path(annotations), labels=label_file)

@@ -21,7 +21,7 @@ from flcache.evaluation.report import RolledClip, TargetMoments, clips_that_fit,
 from flcache.videos import ClipRequest, DecodedClip, DecodePool, VideoFolder
 
 from ..evaluate import load_trained
-from ..setup.clips import clip_rule, clip_tasks, read_split
+from ..setup.clips import clip_tasks, read_split
 from ..setup.encoder import hard_spec, pick_device
 from ..setup.progress import Progress
 from ..setup.source import LatentSource, Reading, latent_batches, open_source
@@ -144,7 +144,7 @@ def _tasks(config: Config, clip_ids: set[str]) -> list[ClipTask]:
     else:
         plan = read_split(config, split).clips.assign(slot=0)
     return clip_tasks(
-        plan[plan["clip_id"].isin(clip_ids)], VideoFolder(Path(config.require("dataset.root"))), clip_rule(config)
+        plan[plan["clip_id"].isin(clip_ids)], VideoFolder(Path(config.require("dataset.root"))), config.clip
     )
 
 

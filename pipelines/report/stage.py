@@ -88,9 +88,10 @@ def _provenance(config: Config, record: RunRecord, checkpoint: Path) -> dict[str
         "Encoder": f"{encoder.name}{revision}"
         if encoder.name
         else f"{architecture}, random weights of seed {encoder.seed}",
-        "Context mode": config.encode.context,
+        "Context mode": config.encode.context.mode,
         "Predictor": " ".join(filter(None, [config.predictor.preset, overrides])),
-        "Trained": f"{record.step} steps of {training.batch_size * training.accumulate} clips, {training.loss} loss",
+        "Trained": f"{record.step} steps of {training.batch_size * training.accumulate} clips, "
+        f"{training.objective.distance} loss",
         "Checkpoint": str(checkpoint),
         "Split": f"{config.evaluation.split}: {getattr(config.dataset, config.evaluation.split)}",
         "Versions": ", ".join(f"{name} {version(name)}" for name in ("flcache", "torch", "transformers")),

@@ -39,11 +39,6 @@ class SplitClips:
     """Annotated videos that are not on disk."""
 
 
-def clip_rule(config: Config) -> ClipRule:
-    clip = config.clip
-    return ClipRule(clip.frames, clip.fps, clip.stride, clip.clips_per_video, clip.short)
-
-
 def configured_splits(config: Config) -> list[str]:
     """The splits that have an annotation file; training must."""
     config.require("dataset.train")
@@ -58,8 +53,7 @@ def read_split(config: Config, split: str) -> SplitClips:
     folder = VideoFolder(root)
     missing = tuple(video for video in videos if folder.find(video) is None)
     _check_missing(config, split, videos, missing, folder)
-    rule = clip_rule(config)
-    clips = plan_clips(videos, rule, _probe(needs_duration(rule, videos), folder))
+    clips = plan_clips(videos, config.clip, _probe(needs_duration(config.clip, videos), folder))
     return SplitClips(split, clips, folder, missing)
 
 

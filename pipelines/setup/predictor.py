@@ -33,7 +33,7 @@ def configured_memory_bytes(config: Config, latent_shape: Shape) -> int:
         predictor_options(config),
         latent_shape=latent_shape,
         batch_size=config.training.batch_size,
-        rollout_steps=config.training.rollout_steps,
+        rollout_steps=config.training.objective.rollout_steps,
     )
 
 

@@ -28,7 +28,7 @@ from flcache.leak import check_split, middle_split
 from flcache.training import LiveClip, Source, VideoSource, WorldModel
 from flcache.videos import DecodePool
 
-from .clips import assign_split, clip_rule, clip_tasks, read_split
+from .clips import assign_split, clip_tasks, read_split
 from .encoder import hard_spec, load_configured_encoder
 
 CALIBRATION_CLIPS = 64
@@ -160,7 +160,7 @@ def _live(config: Config, reading: Reading, pool: DecodePool, device: str) -> La
 def _live_clips(config: Config, split: str, latent_shape: tuple[int, int, int, int]) -> list[LiveClip]:
     """The clips of `split` whose videos are on disk, in the order a cache would hold them."""
     found = read_split(config, split)
-    tasks = clip_tasks(assign_split(config, latent_shape, found), found.folder, clip_rule(config))
+    tasks = clip_tasks(assign_split(config, latent_shape, found), found.folder, config.clip)
     return [LiveClip(task.clip_id, task.path, task.request) for task in tasks if task.path is not None]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import get_args
 
 import pytest
 import torch
@@ -14,8 +15,8 @@ from flcache.batch import LatentBatch
 from flcache.errors import ConfigError, LeakError, TrainingError
 from flcache.predictor import CausalPredictor, Predictor, PredictorOptions, build_predictor
 from flcache.training.objective import (
+    DISTANCES,
     Forecast,
-    Objective,
     PredictionLoss,
     check_finite,
     check_objective,
@@ -23,6 +24,7 @@ from flcache.training.objective import (
     forecast,
     prediction_loss,
 )
+from flcache.training.options import Distance, Objective
 
 B, T = 3, 5
 SHAPE = (B, T, 2, 3, 4)
@@ -247,6 +249,10 @@ def test_non_finite_loss_is_blamed_on_its_clips() -> None:
     result = next_step_loss(prediction, batch, range(1, T), "l1")
     with pytest.raises(TrainingError, match="the loss is nan: not finite for clips b;"):
         check_finite(result.loss, result.per_clip, batch.ids)
+
+
+def test_every_distance_that_can_be_asked_for_is_there() -> None:
+    assert tuple(DISTANCES) == get_args(Distance)
 
 
 def test_wrong_choices_are_refused() -> None:
