@@ -72,7 +72,7 @@ class Audit:
         return min(clip.future.targets.relative for clip in self.clips)
 
 
-def run(directory: Path, config: Config, clips: int = 8, as_json: bool = False) -> None:
+def run(directory: Path, config: Config, clips: int, as_json: bool = False) -> None:
     """Audit `clips` clips of the cache at `directory`, evenly spread over all its splits.
 
     Raises SpecMismatch if the configuration makes other latents, CacheError if the cached ones are not those that are

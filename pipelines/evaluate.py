@@ -9,19 +9,17 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from safetensors.torch import load_model
 from torch import Tensor
 
 from flcache.config import Config
-from flcache.errors import TrainingError
 from flcache.evaluation import EvaluationResult, Sampling, detail_table, evaluate, evaluation_table, plot_skill
 from flcache.predictor import FlowMatchingPredictor
-from flcache.training import RunRecord, WorldModel, latest_checkpoint, read_record
+from flcache.training import WorldModel, latest_checkpoint, read_record
 
-from .baselines import fitted_baselines
+from .setup.baselines import fitted_baselines
 from .setup.encoder import pick_device
-from .setup.source import LatentSource, Reading, latent_batches, open_source
-from .train import build_world_model
+from .setup.model import load_trained
+from .setup.source import Reading, latent_batches, open_source
 
 
 def run(config: Config, checkpoint: Path | None = None, as_json: bool = False) -> None:
@@ -55,20 +53,6 @@ def run(config: Config, checkpoint: Path | None = None, as_json: bool = False) -
     print(f"{checkpoint}: evaluated on the {reading.split} split; kept in {kept}")
 
 
-def load_trained(config: Config, source: LatentSource, checkpoint: Path) -> WorldModel:
-    """The model of `checkpoint` for evaluation. Raises TrainingError if it is of other latents or another predictor."""
-    _check_latents(read_record(checkpoint), source, checkpoint)
-    model = build_world_model(config, source)
-    try:
-        load_model(model, checkpoint / "model.safetensors")
-    except (OSError, RuntimeError) as error:
-        raise TrainingError(
-            f"{checkpoint}: its weights are not of the configured predictor; use the config.yaml beside them: "
-            f"{str(error).splitlines()[0]}"
-        ) from error
-    return model.eval()
-
-
 def _sampling(config: Config, model: WorldModel) -> Sampling | None:
     """How a generative predictor is asked for several futures; None for one that gives a single future."""
     if not isinstance(model.predictor, FlowMatchingPredictor):
@@ -81,14 +65,6 @@ def _draw(
 ) -> Tensor:
     """(S, B, K, H, W, D): each prediction of a flow is a sample of its own."""
     return torch.stack([predictor.predict(context, context_times, target_times) for _ in range(num_samples)])
-
-
-def _check_latents(record: RunRecord, source: LatentSource, checkpoint: Path) -> None:
-    if record.fingerprint != source.fingerprint:
-        raise TrainingError(
-            f"{checkpoint}: trained on latents {record.fingerprint[:12]}, these are {source.fingerprint[:12]}; name "
-            f'the cache it was trained on with "cache.dir", or a checkpoint of this one with --checkpoint'
-        )
 
 
 def _keep(directory: Path, result: EvaluationResult, found: dict[str, Any]) -> None:

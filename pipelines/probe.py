@@ -20,9 +20,9 @@ from flcache.errors import DataError
 from flcache.evaluation import Accuracy, Labelled, ProbeTest, copy_last, train_probes
 from flcache.training import WorldModel, latest_checkpoint
 
-from .evaluate import load_trained
 from .setup.clips import read_split
 from .setup.encoder import pick_device
+from .setup.model import load_trained
 from .setup.source import Reading, latent_batches, open_source
 
 KINDS = ("true", "predicted", "copied")

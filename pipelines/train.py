@@ -17,10 +17,8 @@ from flcache.errors import ConfigError, TrainingError
 from flcache.training import (
     Run,
     RunRecord,
-    WorldModel,
     build_optimiser,
     count_parameters,
-    counted_splits,
     has_checkpoint,
     latest_checkpoint,
     parameter_table,
@@ -28,7 +26,7 @@ from flcache.training import (
     warmup_cosine,
 )
 
-from .setup.predictor import configured_predictor
+from .setup.model import build_world_model
 from .setup.progress import Progress
 from .setup.source import LatentSource, Reading, open_source
 
@@ -57,14 +55,6 @@ def run(config: Config, resume: bool = False) -> None:
             training_run.resume()
         _fit(config, training_run)
     accelerator.end_training()
-
-
-def build_world_model(config: Config, source: LatentSource) -> WorldModel:
-    """A fresh predictor for the latents of `source`, with its encoder where `source` holds frames."""
-    splits = counted_splits(source.seen_until, allow_leak=config.allow_leak)
-    predictor = configured_predictor(config, source.latent_shape)
-    objective = config.training.objective
-    return WorldModel(predictor, source.statistics, splits=splits, objective=objective, encoder=source.encoder)
 
 
 def _accelerator(config: Config) -> Accelerator:

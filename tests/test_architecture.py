@@ -148,6 +148,19 @@ def test_names_that_are_loaded_on_demand_are_those_that_are_listed() -> None:
             _ = package.nothing
 
 
+def stage(module: str) -> str:
+    """The stage of `flcache.pipelines` that a module belongs to; none for the command line and `setup`."""
+    name = [*module.split("."), ""][2] if room(module) == "pipelines" else ""
+    return "" if name in ("cli", "setup") else name
+
+
+def test_no_stage_imports_a_stage() -> None:
+    assert {"encode", "train", "bench", "report"} <= {stage(module) for module in FILES}
+    pairs = [(module, target) for module, target, _ in EDGES if stage(target) and stage(module) != stage(target)]
+    wrong = [f"{module} imports {target}" for module, target in pairs if module != "flcache.pipelines.cli"]
+    assert wrong == []
+
+
 def test_nobody_relies_on_a_top_level_pipelines() -> None:
     """In the wheel it is `flcache.pipelines`; a user's own `pipelines` folder may shadow the other name."""
     assert [module for module, target, _ in EDGES if target.split(".")[0] == "pipelines"] == []

@@ -20,9 +20,9 @@ from flcache.evaluation import Predict, copy_last
 from flcache.evaluation.report import RolledClip, TargetMoments, clips_that_fit, player_content, seen_region
 from flcache.videos import ClipRequest, DecodedClip, DecodePool, VideoFolder
 
-from ..evaluate import load_trained
 from ..setup.clips import clip_tasks, read_split
 from ..setup.encoder import hard_spec, pick_device
+from ..setup.model import load_trained
 from ..setup.progress import Progress
 from ..setup.source import LatentSource, Reading, latent_batches, open_source
 

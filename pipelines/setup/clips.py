@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from flcache.videos import (
 )
 
 SPLITS = ("train", "val")
+LISTED_MISSING = 5
 PROBE_THREADS = 8
 
 
@@ -39,10 +41,10 @@ class SplitClips:
     """Annotated videos that are not on disk."""
 
 
-def configured_splits(config: Config) -> list[str]:
-    """The splits that have an annotation file; training must."""
+def read_splits(config: Config) -> list[SplitClips]:
+    """The clips of every split that has an annotation file. Raises ConfigError if `train` has none."""
     config.require("dataset.train")
-    return [split for split in SPLITS if getattr(config.dataset, split)]
+    return [read_split(config, split) for split in SPLITS if getattr(config.dataset, split)]
 
 
 def read_split(config: Config, split: str) -> SplitClips:
@@ -55,6 +57,15 @@ def read_split(config: Config, split: str) -> SplitClips:
     _check_missing(config, split, videos, missing, folder)
     clips = plan_clips(videos, config.clip, _probe(needs_duration(config.clip, videos), folder))
     return SplitClips(split, clips, folder, missing)
+
+
+def report_missing(splits: Sequence[SplitClips]) -> None:
+    """List the first missing videos of each split on stderr."""
+    for split in splits:
+        for video in split.missing[:LISTED_MISSING]:
+            print(f"Missing video ({split.split}): {split.folder.expected(video)}", file=sys.stderr)
+        if len(split.missing) > LISTED_MISSING:
+            print(f"... and {len(split.missing) - LISTED_MISSING} more of {split.split}", file=sys.stderr)
 
 
 def assign_split(config: Config, latent_shape: Sequence[int], split: SplitClips) -> pd.DataFrame:

@@ -17,6 +17,7 @@ from flcache.cache import LatentCache
 from flcache.config import load_config
 from flcache.errors import ConfigError, LeakError, TrainingError
 from flcache.pipelines import encode, evaluate, train
+from flcache.pipelines.setup.model import load_trained
 from flcache.pipelines.setup.source import Reading, latent_batches, open_source
 from flcache.training import latest_checkpoint, read_metrics
 
@@ -177,7 +178,7 @@ def test_a_cache_that_grew_is_evaluated_with_the_statistics_of_training(config_f
     assert not torch.equal(whole.statistics().mean, some.mean)
     with open_source(config, Reading("val", 6, shuffle=False), device="cpu") as source:
         checkpoint = latest_checkpoint(Path(str(config.training.dir)) / "checkpoints")
-        model = evaluate.load_trained(config, source, checkpoint)
+        model = load_trained(config, source, checkpoint)
         (batch,) = latent_batches(model, source, "cpu")
     stored = torch.stack([torch.from_numpy(clip.latents) for clip in whole.split("val")])
     torch.testing.assert_close(batch.latents, some.standardise(stored), atol=1e-5, rtol=1e-5)
