@@ -129,6 +129,14 @@ def test_missing_and_broken_videos_are_listed_with_reasons(
         encode.run(load_config(config_file, [*overrides, "dataset.max_missing_fraction=0.1"]))
 
 
+def test_clips_that_take_longer_than_the_timeout_have_failed(config_file: Path, videos: Path) -> None:
+    few = [f"dataset.train={videos}/val.csv", "dataset.val=null"]
+    config = load_config(config_file, [*few, "encode.decode_timeout_s=1e-4", "encode.max_failed_fraction=1"])
+    encode.run(config)
+    failures = LatentCache(str(config.cache.dir)).failures()
+    assert len(failures) == 6 and all("timed out after 0.0001 s" in failure.message for failure in failures)
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [

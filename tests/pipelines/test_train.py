@@ -185,6 +185,13 @@ def test_a_cache_that_grew_is_evaluated_with_the_statistics_of_training(config_f
     assert batch.targets is batch.latents
 
 
+def test_the_newest_checkpoints_are_kept(encoded: Path, tmp_path: Path) -> None:
+    settings = ["training.checkpoint_every=1", "training.keep_checkpoints=3", f"training.dir={tmp_path}"]
+    train.run(load_config(encoded, [*settings, "training.steps=4"]))
+    kept = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
+    assert kept == ["step-00000002", "step-00000003", "step-00000004"]
+
+
 def test_a_cache_trains_no_encoder(encoded: Path) -> None:
     with pytest.raises(ConfigError, match=r"training\.source=videos"):
         train.run(load_config(encoded, ["encoder_trainable=true"]))
