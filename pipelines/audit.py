@@ -1,7 +1,7 @@
 """flcache audit DIR --config CONFIG [--clips N] [--json] [KEY=VALUE ...]: are the cached latents what they claim to be?
 
-Re-encodes a sample of clips and compares them with the cache; then changes every frame after a split and looks whether
-the context moved. The cache is only read.
+Re-encodes a sample of clips and compares them with the cache; then changes every frame after a split and checks whether
+the context latents change. The cache is only read.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ device or library version far less."""
 class AuditedClip:
     clip_id: str
     cached: Distance
-    """Between the cache and the same clip encoded now."""
+    """Distance of the cached latents from those of the same clip encoded now."""
     future: FutureTest
 
 
@@ -87,7 +87,7 @@ def run(directory: Path, config: Config, clips: int, as_json: bool = False) -> N
 
 
 def to_json(audit: Audit) -> dict[str, Any]:
-    """As plain values."""
+    """The audit as JSON values."""
     return {
         "ok": _is_sound(audit),
         "fingerprint": audit.fingerprint,

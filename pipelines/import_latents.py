@@ -26,7 +26,7 @@ from .setup.progress import Progress
 
 @dataclass(frozen=True)
 class ImportOptions:
-    """What the files do not say."""
+    """What must be known of the latents beyond their files."""
 
     codec: str = CacheOptions.codec
     shape: Sequence[int] | None = None

@@ -35,15 +35,15 @@ Result = TypeVar("Result")
 
 @dataclass
 class Findings:
-    """What is wrong, gathered while everything else is still shown."""
+    """Problems, collected so that everything else can still be shown."""
 
     problems: list[str] = field(default_factory=list)
-    """Make a stage fail."""
+    """Errors that would stop a stage."""
     notes: list[str] = field(default_factory=list)
-    """Are not settled yet."""
+    """Paths that are not set yet."""
 
     def attempt(self, step: Callable[[], Result]) -> Result | None:
-        """What `step` returns; None, and its error is kept, if it cannot."""
+        """The result of `step`; where it raises a FlcacheError, None, and the error is added to the problems."""
         try:
             return step()
         except FlcacheError as error:

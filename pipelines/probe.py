@@ -102,7 +102,7 @@ def _labelled(batches: Iterator[LatentBatch], classes: _Classes) -> Iterator[Lab
 
 
 def _classes(config: Config, tested: str) -> tuple[_Classes, _Classes]:
-    """Of the training split, and of the `tested` one in the same numbers. Raises DataError without two labels."""
+    """Classes of the training and of the `tested` split, numbered alike. Raises DataError for fewer than two labels."""
     train, test = _labels(config, "train"), _labels(config, tested)
     names = tuple(sorted(set(train.values())))
     if len(names) < 2:

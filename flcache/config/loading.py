@@ -46,7 +46,7 @@ def load_config(path_or_name: str | os.PathLike[str], overrides: Sequence[str] =
 
 
 def load_resolved(path_or_name: str | os.PathLike[str], overrides: Sequence[str] = ()) -> ResolvedConfig:
-    """As `load_config`, with where each value came from and which files disagreed."""
+    """As `load_config`, and also where each value came from and which files disagreed."""
     layers = merge(read_config(find_config(path_or_name)), read_overrides(overrides), silently=True)
     entries = layers.entries
     _refuse(check_keys(entries, _KEYS))

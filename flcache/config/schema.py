@@ -1,9 +1,9 @@
 """A tree of frozen dataclasses as a schema: which keys there are, and which values each of them takes.
 
 A field's type says what is allowed: `Literal` lists words, `Annotated[int, Bound(...)]` limits a number, a nested
-dataclass is a section, `dict[str, Any]` is free-form. A field's metadata may differ from the rule that its name is its
-key: `key` is another name, `inline` writes the keys of a nested dataclass among those of its parent, and `schema=False`
-is no key at all. Nothing here knows what a key means.
+dataclass is a section, `dict[str, Any]` is free-form. Metadata of a field: `key` is the
+key where it is not the field's name, `inline` puts the keys of a nested dataclass among those of its parent, and
+`schema=False` makes the field no key. Nothing here knows what a key means.
 """
 
 from __future__ import annotations

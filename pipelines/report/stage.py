@@ -48,12 +48,12 @@ def run(directory: Path, overrides: Sequence[str] = (), out: Path | None = None)
 
 
 def _run_name(training: Path) -> str:
-    """What to call the run: its folder, or the one around it where that is just "training"."""
+    """The name of the run's folder, or of its parent where the folder is called "training"."""
     return training.parent.name if training.name == "training" else training.name
 
 
 def _read_config(checkpoint: Path, training: Path, overrides: Sequence[str]) -> Config:
-    """The checkpoint's configuration; what a moved folder no longer has where it was is looked for beside the run."""
+    """The checkpoint's configuration. Where its videos or cache are gone, those beside the run are taken."""
     config = load_config(checkpoint / "config.yaml", overrides)
     home = training.resolve().parent
     return replace(
@@ -78,7 +78,7 @@ def _read_evaluation(path: Path) -> dict[str, Any] | None:
 
 
 def _provenance(config: Config, record: RunRecord, checkpoint: Path) -> dict[str, str]:
-    """What the numbers rest on, for the page."""
+    """Where the numbers of the page come from: latents, encoder, training, versions."""
     encoder, training = config.encoder, config.training
     architecture = encoder.architecture.get("model_type", "unknown")
     revision = f" at {encoder.revision}" if encoder.revision else ""

@@ -1,4 +1,4 @@
-"""From annotation files to the clips of a split: read, probe where the rule needs it, plan, and find on disk."""
+"""The clips of a split: read annotations, probe durations where the clip rule needs them, plan, find the videos."""
 
 from __future__ import annotations
 

@@ -72,7 +72,7 @@ def open_cache(cache_dir: Path, config: Config, model: LatentVideoModel, splits:
 def _calibrate(
     config: Config, hard: dict[str, Any], model: LatentVideoModel, splits: Sequence[SplitClips]
 ) -> dict[str, Any]:
-    """What the codec must know of the latents, from the first training clips of the plan, which is shuffled."""
+    """The codec's calibration, from the first training clips of the plan: a random sample, as the plan is shuffled."""
     split = next((split for split in splits if split.split == TRAINING_SPLIT), None)
     if split is None:
         raise ConfigError(

@@ -27,7 +27,7 @@ def configured_predictor(config: Config, latent_shape: Shape) -> Predictor:
 
 
 def configured_memory_bytes(config: Config, latent_shape: Shape) -> int:
-    """What a training step on a batch of `latent_shape` takes in float32, the encoder apart."""
+    """Bytes of a training step on a batch of `latent_shape` in float32, without the encoder."""
     return training_memory_bytes(
         predictor_shape(config.predictor.preset, config.predictor.overrides),
         predictor_options(config),

@@ -76,6 +76,6 @@ class Progress:
 
 
 def verify_with_progress(cache_dir: Path) -> Verification:
-    """What `flcache.cache.verify_cache` finds, under a bar of shards."""
+    """`flcache.cache.verify_cache` with a progress bar."""
     with Progress("Verifying", sum(1 for _ in committed_shards(cache_dir)), "shards") as progress:
         return verify_cache(cache_dir, on_shard=lambda damaged: progress.advance(failed=damaged))

@@ -32,7 +32,7 @@ from .clips import assign_split, clip_tasks, read_split
 from .encoder import hard_spec, load_configured_encoder
 
 CALIBRATION_CLIPS = 64
-"""Clips that channel statistics are taken from where no cache has them."""
+"""Training clips that channel statistics are computed from where no cache has them."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class LatentSource:
 
     batches: Source
     hard: Mapping[str, Any]
-    """What decides the latents: the part of a spec that is hashed."""
+    """The hashed part of the spec: everything that decides the latents."""
     fingerprint: str
     latent_shape: tuple[int, int, int, int]
     """(T, H, W, D)"""
@@ -50,7 +50,7 @@ class LatentSource:
     leak: bool
     statistics: ChannelStatistics
     encoder: LatentVideoModel | None
-    """What turns the batches' frames into latents; None where they hold latents."""
+    """The encoder of the batches' frames; None where the batches hold latents."""
 
 
 @dataclass(frozen=True)
@@ -75,11 +75,12 @@ def open_source(config: Config, reading: Reading, *, device: str) -> Iterator[La
 
 
 def latent_batches(model: WorldModel, source: LatentSource, device: str) -> Iterator[LatentBatch]:
-    """One epoch of the source as latents, standardised as `model` was trained: a cache may have grown since."""
-    as_they_come = source.encoder is not None or _equal(source.statistics, model.statistics)
+    """One epoch of the source as latents, standardised with the statistics of `model`: those of a cache that has grown
+    since training differ."""
+    unchanged = source.encoder is not None or _equal(source.statistics, model.statistics)
     for batch in source.batches:
         latents = model.to_latents(batch.to(device))
-        yield latents if as_they_come else _standardised_anew(latents, source.statistics, model.statistics)
+        yield latents if unchanged else _standardised_anew(latents, source.statistics, model.statistics)
 
 
 def _equal(one: ChannelStatistics, other: ChannelStatistics) -> bool:
@@ -169,7 +170,7 @@ def _context_steps(config: Config, seen_until: Sequence[int]) -> int:
 
 
 def _hard_spec(config: Config, model: LatentVideoModel) -> dict[str, Any]:
-    """That of a cache of these latents; with the calibration of the configured one, if there is one."""
+    """The hard spec of these latents, with the calibration of the configured cache if there is one."""
     hard = hard_spec(config, model)
     if "keep" in hard:
         raise ConfigError(
@@ -183,7 +184,7 @@ def _hard_spec(config: Config, model: LatentVideoModel) -> dict[str, Any]:
 
 
 def _known_statistics(config: Config, fingerprint: str) -> ChannelStatistics | None:
-    """Those of a cache of the same latents, if there is one."""
+    """The channel statistics of the configured cache, if it holds the same latents."""
     try:
         cache = LatentCache(config.cache.dir) if config.cache.dir else None
         return cache.statistics() if cache and cache.fingerprint == fingerprint else None
