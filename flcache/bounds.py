@@ -1,4 +1,4 @@
-"""What the value of an option may be: the types that every room declares its options with."""
+"""The types that rooms declare their options with: each says which values are allowed."""
 
 from __future__ import annotations
 
@@ -37,5 +37,5 @@ Fraction = Annotated[float, Bound("from 0 to 1", lambda value: 0 <= value <= 1)]
 Decay = Annotated[float, Bound("of at least 0 and below 1", lambda value: 0 <= value < 1)]
 _DEVICES = ("auto", "cpu", "mps", "cuda")
 OptionalPath = Annotated[str, Bound("(a path)", lambda path: path != "")] | None
-"""May name an environment variable that does not exist: the path is null then, and `Config.require` says why."""
+"""A path from an environment variable that is not set is null, and `Config.require` says why."""
 Device = Annotated[str, Bound("such as auto, cpu, mps, cuda or cuda:1", lambda name: name.split(":")[0] in _DEVICES)]

@@ -1,7 +1,7 @@
 """flcache audit DIR --config CONFIG [--clips N] [--json] [KEY=VALUE ...]: are the cached latents what they claim to be?
 
-Re-encodes a sample of clips and compares them with the cache; then changes every frame after a split and looks whether
-the context moved. The cache is only read.
+Re-encodes a sample of clips and compares them with the cache; then changes every frame after a split and checks whether
+the context latents change. The cache is only read.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ them far less."""
 class AuditedClip:
     clip_id: str
     cached: Distance
-    """Between the cache and the same clip encoded now."""
+    """Distance of the cached latents from those of the same clip encoded now."""
     future: FutureTest
 
 
@@ -71,7 +71,7 @@ class Audit:
         return min(clip.future.targets.relative for clip in self.clips)
 
 
-def run(directory: Path, config: Config, clips: int = 8, as_json: bool = False) -> None:
+def run(directory: Path, config: Config, clips: int, as_json: bool = False) -> None:
     """Audit `clips` clips of the cache at `directory`, evenly spread over all its splits.
 
     Raises SpecMismatch if the configuration makes other latents, CacheError if the cached ones are not those that are
@@ -86,7 +86,7 @@ def run(directory: Path, config: Config, clips: int = 8, as_json: bool = False) 
 
 
 def to_json(audit: Audit) -> dict[str, Any]:
-    """As plain values."""
+    """The audit as JSON values."""
     return {
         "ok": _is_sound(audit),
         "fingerprint": audit.fingerprint,

@@ -42,7 +42,7 @@ def demo(out: str) -> None:
     """
     from . import demo as stage
 
-    stage.run(Path(out))
+    stage.run(Path(out), lambda arguments: cli.main(arguments, prog_name="flcache", standalone_mode=False))
 
 
 @cli.command()
@@ -190,12 +190,12 @@ def repair(directory: str, config: str, overrides: tuple[str, ...]) -> None:
 @click.argument("manifest", metavar="MANIFEST")
 @click.option("--root", required=True, metavar="DIR", help="Folder that the paths in MANIFEST are relative to.")
 @click.option("--out", required=True, metavar="DIR", help="Where the cache goes.")
-@click.option("--codec", default="float16", show_default=True, help="As cache.codec of a configuration.")
+@click.option("--codec", metavar="NAME", help="As cache.codec of a configuration.")
 @click.option(
     "--shape", metavar="T,H,W,D", callback=lambda *given: _sizes(given[2]), help="Reshape every file to this."
 )
-@click.option("--context", default="full", show_default=True, type=click.Choice(["step", "full"]), help="As encoded.")
-@click.option("--step-s", default=1.0, show_default=True, metavar="S", help="Seconds from one step to the next.")
+@click.option("--context", type=click.Choice(["step", "full"]), help="As encoded.")
+@click.option("--step-s", type=float, metavar="S", help="Seconds from one step to the next; 1 if not given.")
 @click.option("--key", metavar="NAME", help="The tensor to take from files that hold several.")
 @click.option("--spec", metavar="FILE", help="JSON that says what the latents are.")
 def import_latents(manifest: str, root: str, out: str, spec: str | None, **options: Any) -> None:
@@ -206,7 +206,8 @@ def import_latents(manifest: str, root: str, out: str, spec: str | None, **optio
     """
     from . import import_latents as stage
 
-    chosen = stage.ImportOptions(spec=Path(spec) if spec else None, **options)
+    given = {name: value for name, value in options.items() if value is not None}
+    chosen = stage.ImportOptions(spec=Path(spec) if spec else None, **given)
     stage.run(Path(manifest), Path(root), Path(out), chosen)
 
 
@@ -237,8 +238,7 @@ def loader(directory: str | None, as_json: bool) -> None:
 
     Reads the training split of the cache in DIR; without it, one of noise that is made here and removed.
     """
-
-    from .bench import loader as stage
+    from . import bench as stage
 
     stage.run(Path(directory) if directory else None, as_json=as_json)
 

@@ -7,33 +7,25 @@ from __future__ import annotations
 
 import shlex
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from flcache.config import load_config
 from flcache.videos import write_dataset
-
-from . import encode, evaluate, report, train
 
 TRAIN_VIDEOS, VAL_VIDEOS = 448, 128
 DEFAULT_FOLDER = Path("flcache-demo")
 
 
-def run(out: Path = DEFAULT_FOLDER) -> None:
-    """Do all of it below `out`; what an earlier run has done is kept."""
+def run(out: Path, flcache: Callable[[Sequence[str]], None]) -> None:
+    """Do all of it below `out`, with `flcache` running a command line; what an earlier run has done is kept."""
     started = time.monotonic()
     videos = out / "videos"
     print(f"Writing {TRAIN_VIDEOS + VAL_VIDEOS} synthetic videos of bouncing shapes to {videos}", flush=True)
     write_dataset(videos, train_videos=TRAIN_VIDEOS, val_videos=VAL_VIDEOS)
-    overrides = folder_overrides(out)
-    config = load_config("demo", overrides)
-    _announce("encode", overrides)
-    encode.run(config)
-    _announce("train --resume", overrides)
-    train.run(config, resume=True)
-    _announce("evaluate", overrides)
-    evaluate.run(config)
-    print(f"\n$ flcache report {shlex.quote(str(out))}", flush=True)
-    report.run(out)
+    configured = ["--config", "demo", *folder_overrides(out)]
+    for command in (["encode"], ["train", "--resume"], ["evaluate"]):
+        _run(flcache, [*command, *configured])
+    _run(flcache, ["report", str(out)])
     print(f"Done in {time.monotonic() - started:.0f} s. Look at:")
     for path, what in _results(out).items():
         print(f"  {path}  {what}")
@@ -53,8 +45,9 @@ def folder_overrides(out: Path) -> list[str]:
     return [f"{key}={out / path}" for key, path in paths.items()]
 
 
-def _announce(stage: str, overrides: list[str]) -> None:
-    print(f"\n$ flcache {stage} --config demo {shlex.join(overrides)}".rstrip(), flush=True)
+def _run(flcache: Callable[[Sequence[str]], None], arguments: Sequence[str]) -> None:
+    print(f"\n$ flcache {shlex.join(arguments)}", flush=True)
+    flcache(arguments)
 
 
 def _results(out: Path) -> dict[Path, str]:

@@ -5,187 +5,20 @@ Safe to kill and to run again: what is committed is never touched, what is not i
 
 from __future__ import annotations
 
-import importlib.metadata
-import sys
-from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
-from typing import Any
 
-import pandas as pd
-
-from flcache.cache import (
-    CODEC_CALIBRATION_CLIPS,
-    TRAINING_SPLIT,
-    CacheSpec,
-    LatentCache,
-    create_or_check,
-    failure_groups,
-    finalize_statistics,
-    is_calibrated,
-    is_committed,
-    write_plan,
-)
 from flcache.config import Config
-from flcache.encoder import LatentVideoModel
-from flcache.engines import ClipFailed, EncodeJob, Event, ShardCommitted, ShardTask, calibrate, local
-from flcache.errors import ConfigError, DataError
-from flcache.videos import DecodePool, decode_planned, planned_clips
 
-from .setup.clips import SplitClips, assign_split, configured_splits, read_split
-from .setup.encoder import context_rule, encoder_source, hard_spec, load_configured_encoder
-from .setup.progress import Progress
-
-LISTED_MISSING = 5
-SOFT_PACKAGES = ("flcache", "torch", "torchvision", "transformers", "decord", "av")
+from .setup.clips import read_splits, report_missing
+from .setup.encoder import load_configured_encoder
+from .setup.encoding import encode_missing, report_encoding
 
 
 def run(config: Config, shards: tuple[int, int] | None = None) -> None:
     """Encode what is not yet committed; with `shards=(i, n)` the i-th of n equal parts of it, counted from 0."""
     cache_dir = Path(config.require("cache.dir"))
-    splits = [read_split(config, split) for split in configured_splits(config)]
-    for split in splits:
-        _report_missing(split)
+    splits = read_splits(config)
+    report_missing(splits)
     model = load_configured_encoder(config, device=config.encode.device)
-    spec = _open_cache(cache_dir, config, model, splits)
-    plan = write_plan(cache_dir, _plan(config, spec, splits))
-    _encode(_job(cache_dir, config, spec, model), _pending(cache_dir, plan, splits, shards), model)
-    finalize_statistics(cache_dir)
-    _report(cache_dir, config)
-
-
-def renew_spec(config: Config) -> CacheSpec:
-    """The spec of the configured cache, made anew where it is absent."""
-    splits = [read_split(config, split) for split in configured_splits(config)]
-    model = load_configured_encoder(config, device=config.encode.device)
-    return _open_cache(Path(config.require("cache.dir")), config, model, splits)
-
-
-def _open_cache(cache_dir: Path, config: Config, model: LatentVideoModel, splits: Sequence[SplitClips]) -> CacheSpec:
-    versions = {name: _version(name) for name in SOFT_PACKAGES}
-    soft = {
-        "encoder": config.encoder.name,
-        "device": model.device.type,
-        "batch_size": config.encode.batch_size,
-        "versions": versions,
-    }
-    hard = hard_spec(config, model)
-    calibration = partial(_calibrate, config, hard, model, splits) if is_calibrated(hard) else None
-    spec, changed = create_or_check(cache_dir, hard, soft, calibration)
-    for difference in changed:
-        print(f"Notice: {cache_dir}: {difference}; latents may differ in their last bits", file=sys.stderr)
-    return spec
-
-
-def _calibrate(
-    config: Config, hard: dict[str, Any], model: LatentVideoModel, splits: Sequence[SplitClips]
-) -> dict[str, Any]:
-    """What the codec must know of the latents, from the first training clips of the plan, which is shuffled."""
-    split = next((split for split in splits if split.split == TRAINING_SPLIT), None)
-    if split is None:
-        raise ConfigError(
-            f"dataset.train is not set, and {config.cache.codec} is calibrated on training clips: "
-            "give dataset.train, or choose cache.codec=float16 and no encode.keep.pca"
-        )
-    sample = assign_split(config, hard["layout"]["shape"], split)[:CODEC_CALIBRATION_CLIPS]
-    clips, options = planned_clips(sample), config.encode
-    with (
-        DecodePool(options.decode_workers, options.decode_timeout_s) as pool,
-        Progress("Calibrating", len(clips), "clips") as progress,
-    ):
-        return calibrate(
-            hard,
-            decode_planned(pool, split.folder, clips),
-            model,
-            batch_size=options.batch_size,
-            on_clip=lambda failed: progress.advance(failed=failed),
-        )
-
-
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
-def _plan(config: Config, spec: CacheSpec, splits: Sequence[SplitClips]) -> pd.DataFrame:
-    return pd.concat([assign_split(config, spec.latent_shape, split) for split in splits], ignore_index=True)
-
-
-def _pending(
-    cache_dir: Path, plan: pd.DataFrame, splits: Sequence[SplitClips], part: tuple[int, int] | None
-) -> list[ShardTask]:
-    """The shards without a commit, in plan order; with `part=(i, n)` of every n-th shard, from number i, only."""
-    index, count = part or (0, 1)
-    wanted = plan[plan["split"].isin([split.split for split in splits])]
-    shards = [rows for _, rows in wanted.groupby(["split", "shard"])][index::count]
-    named = [(str(rows["split"].iloc[0]), int(rows["shard"].iloc[0]), rows) for rows in shards]
-    return [
-        ShardTask(split, shard, tuple(planned_clips(rows)))
-        for split, shard, rows in named
-        if not is_committed(cache_dir, split, shard)
-    ]
-
-
-def _job(cache_dir: Path, config: Config, spec: CacheSpec, model: LatentVideoModel) -> EncodeJob:
-    return EncodeJob(
-        cache_dir=cache_dir,
-        video_root=Path(config.require("dataset.root")),
-        spec=spec,
-        encoder=encoder_source(config),
-        context=context_rule(config),
-        device=str(model.device),
-        decode_workers=config.encode.decode_workers,
-        decode_timeout_s=config.encode.decode_timeout_s,
-        batch_size=config.encode.batch_size,
-        min_cosine=config.cache.min_cosine,
-    )
-
-
-def _encode(job: EncodeJob, tasks: Sequence[ShardTask], model: LatentVideoModel) -> None:
-    clips = sum(len(task.clips) for task in tasks)
-    if not clips:
-        return
-    with Progress("Encoding", clips, "clips") as progress:
-
-        def show(event: Event) -> None:
-            if not isinstance(event, ShardCommitted):
-                progress.advance(failed=isinstance(event, ClipFailed))
-
-        local.run(job, tasks, show, model=model)
-
-
-def _report_missing(split: SplitClips) -> None:
-    for video in split.missing[:LISTED_MISSING]:
-        print(f"Missing video ({split.split}): {split.folder.expected(video.path)}", file=sys.stderr)
-    if len(split.missing) > LISTED_MISSING:
-        print(f"... and {len(split.missing) - LISTED_MISSING} more of {split.split}", file=sys.stderr)
-    if other_case := split.folder.other_case:
-        annotated, taken = next(iter(other_case.items()))
-        print(
-            f"Notice ({split.split}): {len(other_case)} files are taken though their names differ in case from the "
-            f"annotation, such as {taken} for {annotated}",
-            file=sys.stderr,
-        )
-
-
-def _report(cache_dir: Path, config: Config) -> None:
-    """Say what the cache holds. Raises DataError where more clips failed than the configuration allows."""
-    cache = LatentCache(cache_dir)
-    failures = cache.failures()
-    failed = [failure for failure in failures if failure.stage != "find"]
-    for split, progress in cache.progress().items():
-        print(
-            f"{cache_dir}: {split}: {progress.clips} clips of {progress.planned_clips} cached, {progress.failed} "
-            f"failed or missing, {progress.committed_shards} of {progress.planned_shards} shards"
-        )
-    for group in failure_groups(failures):
-        print(f"  {group}")
-    attempted = len(cache) + len(failed)
-    if len(failed) > config.encode.max_failed_fraction * attempted:
-        raise DataError(
-            f"{cache_dir}: {len(failed)} of {attempted} clips failed, encode.max_failed_fraction="
-            f"{config.encode.max_failed_fraction} allows fewer; "
-            f'"flcache inspect-cache --json {cache_dir}" lists them all'
-        )
+    encode_missing(cache_dir, config, model, splits, shards)
+    report_encoding(cache_dir, config)

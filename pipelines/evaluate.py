@@ -12,15 +12,14 @@ from rich.console import Console
 from torch import Tensor
 
 from flcache.config import Config
-from flcache.errors import TrainingError
 from flcache.evaluation import EvaluationResult, Sampling, detail_table, evaluate, evaluation_table, plot_skill
 from flcache.predictor import Predictor
-from flcache.training import RunRecord, WorldModel, latest_checkpoint, load_weights, open_checkpoint, read_record
+from flcache.training import WorldModel, latest_checkpoint, read_record
 
-from .baselines import fitted_baselines
+from .setup.baselines import fitted_baselines
 from .setup.encoder import pick_device
-from .setup.source import LatentSource, Reading, latent_batches, open_source
-from .train import build_world_model
+from .setup.model import load_trained
+from .setup.source import Reading, latent_batches, open_source
 
 
 def run(config: Config, checkpoint: Path | None = None, as_json: bool = False) -> None:
@@ -54,15 +53,6 @@ def run(config: Config, checkpoint: Path | None = None, as_json: bool = False) -
     print(f"{checkpoint}: evaluated on the {reading.split} split; kept in {kept}")
 
 
-def load_trained(config: Config, source: LatentSource, checkpoint: Path) -> WorldModel:
-    """The model of `checkpoint` for evaluation. Raises TrainingError if it does not fit or is damaged."""
-    opened = open_checkpoint(checkpoint)
-    _check_latents(opened.record, source, checkpoint)
-    model = build_world_model(config, source)
-    load_weights(opened, model)
-    return model.eval()
-
-
 def _sampling(config: Config, model: WorldModel) -> Sampling | None:
     """How a generative predictor is asked for several futures; None for one that gives a single future."""
     if not model.predictor.generative:
@@ -75,14 +65,6 @@ def _draw(
 ) -> Tensor:
     """(S, B, K, H, W, D): each prediction of a generative predictor is a sample of its own."""
     return torch.stack([predictor.predict(context, context_times, target_times) for _ in range(num_samples)])
-
-
-def _check_latents(record: RunRecord, source: LatentSource, checkpoint: Path) -> None:
-    if record.fingerprint != source.known_as(record.fingerprint).fingerprint:
-        raise TrainingError(
-            f"{checkpoint}: trained on latents {record.fingerprint[:12]}, these are {source.fingerprint[:12]}; name "
-            f'the cache it was trained on with "cache.dir", or a checkpoint of this one with --checkpoint'
-        )
 
 
 def _keep(directory: Path, result: EvaluationResult, found: dict[str, Any]) -> None:

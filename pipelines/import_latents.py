@@ -11,6 +11,7 @@ from typing import Any
 
 from flcache.cache import (
     TRAINING_SPLIT,
+    CacheOptions,
     CacheWriter,
     LatentCache,
     LatentFiles,
@@ -25,9 +26,9 @@ from .setup.progress import Progress
 
 @dataclass(frozen=True)
 class ImportOptions:
-    """What the files do not say."""
+    """What must be known of the latents beyond their files."""
 
-    codec: str = "float16"
+    codec: str = CacheOptions.codec
     shape: Sequence[int] | None = None
     """(T, H, W, D) that every file is reshaped to; that of the first file if not given."""
     context: str = "full"
@@ -38,7 +39,7 @@ class ImportOptions:
     """Name of the tensor in files that hold several."""
     spec: Path | None = None
     """A JSON file that says what the latents are."""
-    shard_bytes: int = 256 * 2**20
+    shard_bytes: int = CacheOptions.shard_bytes
     seed: int = 0
 
 

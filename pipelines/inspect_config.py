@@ -21,10 +21,9 @@ from flcache.encoder import EncoderDescription, describe_encoder, seen_until
 from flcache.errors import ConfigError, FlcacheError
 from flcache.leak import check_split, middle_split
 from flcache.predictor import build_predictor, training_memory_bytes
-from flcache.videos import ClipRule, Video, VideoFolder, needs_duration, plan_clips, read_annotations
+from flcache.videos import Video, VideoFolder, needs_duration, plan_clips, read_annotations
 
-from .setup.clips import SPLITS, clip_rule
-from .setup.encoder import context_rule, encoder_source
+from .setup.clips import SPLITS
 
 WIDEST_VALUE = 64
 """Characters of `key: value` after which origins are no longer aligned."""
@@ -36,15 +35,15 @@ Result = TypeVar("Result")
 
 @dataclass
 class Findings:
-    """What is wrong, gathered while everything else is still shown."""
+    """Problems, collected so that everything else can still be shown."""
 
     problems: list[str] = field(default_factory=list)
-    """Make a stage fail."""
+    """Errors that would stop a stage."""
     notes: list[str] = field(default_factory=list)
-    """Are not settled yet."""
+    """Paths that are not set yet."""
 
     def attempt(self, step: Callable[[], Result]) -> Result | None:
-        """What `step` returns; None, and its error is kept, if it cannot."""
+        """The result of `step`; where it raises a FlcacheError, None, and the error is added to the problems."""
         try:
             return step()
         except FlcacheError as error:
@@ -94,8 +93,7 @@ def _rows(
 
 
 def _describe_encoder(config: Config) -> EncoderDescription:
-    rule, trainable = context_rule(config), config.encoder_trainable
-    return describe_encoder(encoder_source(config), trainable=trainable, context=rule)
+    return describe_encoder(config.encoder, trainable=config.encoder_trainable, context=config.encode.context)
 
 
 def _latent_shape(config: Config, encoder: EncoderDescription) -> Shape:
@@ -123,7 +121,7 @@ def _parameters(
 
 
 def _memory(config: Config, shape: Shape) -> list[str]:
-    batch_size, rollout_steps = config.training.batch_size, config.training.rollout_steps
+    batch_size, rollout_steps = config.training.batch_size, config.training.objective.rollout_steps
     memory = training_memory_bytes(config.predictor, shape, batch_size=batch_size, rollout_steps=rollout_steps)
     return [f"training   {decimal(memory)} for the predictor with {batch_size} clips a step, in float32"]
 
@@ -154,11 +152,10 @@ def _dataset(config: Config, shape: Shape | None, findings: Findings) -> list[st
     """One line a split that can be read, and one for all of them."""
     clip_bytes = get_codec(config.cache.codec).clip_bytes(shape) if shape else 0
     lines, all_clips = [], 0
-    rule = findings.attempt(partial(clip_rule, config))
     for split in SPLITS:
-        if _is_unset(config, f"dataset.{split}", findings) or not rule:
+        if _is_unset(config, f"dataset.{split}", findings):
             continue
-        counts = findings.attempt(partial(_count, config, split, rule))
+        counts = findings.attempt(partial(_count, config, split))
         if counts:
             videos, missing, clips, rough = counts
             all_clips += clips
@@ -181,7 +178,7 @@ def _is_unset(config: Config, key: str, findings: Findings) -> bool:
     return False
 
 
-def _count(config: Config, split: str, rule: ClipRule) -> tuple[int, str, int, bool]:
+def _count(config: Config, split: str) -> tuple[int, str, int, bool]:
     """Videos, words on those that are missing, and clips of `split`, by its annotations and the names of files alone.
 
     The last is True where only the videos' headers could tell how many clips there are.
@@ -193,7 +190,7 @@ def _count(config: Config, split: str, rule: ClipRule) -> tuple[int, str, int, b
         root=Path(config.dataset.root) if config.dataset.root else None,
         allow_outside=config.dataset.allow_outside,
     )
-    missing = _missing(config, videos)
+    rule, missing = config.clip, _missing(config, videos)
     if rule.clips_per_video is not None and rule.short == "pad":
         return len(videos), missing, len(videos) * rule.clips_per_video, False
     return len(videos), missing, len(plan_clips(videos, rule, None)), bool(needs_duration(rule, videos))

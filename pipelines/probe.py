@@ -17,12 +17,12 @@ from flcache.batch import LatentBatch
 from flcache.cache import read_plan
 from flcache.config import Config
 from flcache.errors import DataError
-from flcache.evaluation import Accuracy, Labelled, ProbeOptions, ProbeTest, copy_last, train_probes
+from flcache.evaluation import Accuracy, Labelled, ProbeTest, copy_last, train_probes
 from flcache.training import WorldModel, latest_checkpoint
 
-from .evaluate import load_trained
 from .setup.clips import read_split
 from .setup.encoder import pick_device
+from .setup.model import load_trained
 from .setup.source import Reading, latent_batches, open_source
 
 KINDS = ("true", "predicted", "copied")
@@ -57,7 +57,8 @@ def run(config: Config, checkpoint: Path | None = None, as_json: bool = False) -
             lambda: _labelled(latent_batches(model, source, device), train_classes),
             channels=source.latent_shape[-1],
             classes=len(train_classes.names),
-            options=ProbeOptions(options.epochs, options.learning_rate, options.weight_decay, config.seed),
+            options=options,
+            seed=config.seed,
             device=device,
         )
         leak = source.leak
@@ -101,7 +102,7 @@ def _labelled(batches: Iterator[LatentBatch], classes: _Classes) -> Iterator[Lab
 
 
 def _classes(config: Config, tested: str) -> tuple[_Classes, _Classes]:
-    """Of the training split, and of the `tested` one in the same numbers. Raises DataError without two labels."""
+    """Classes of the training and of the `tested` split, numbered alike. Raises DataError for fewer than two labels."""
     train, test = _labels(config, "train"), _labels(config, tested)
     names = tuple(sorted(set(train.values())))
     if len(names) < 2:

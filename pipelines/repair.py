@@ -18,8 +18,10 @@ from flcache.config import Config
 from flcache.encoder import first_form
 from flcache.errors import CacheError
 
-from . import encode
-from .verify import verify_with_progress
+from .setup.clips import read_splits, report_missing
+from .setup.encoder import load_configured_encoder
+from .setup.encoding import encode_missing, open_cache, report_encoding
+from .setup.progress import verify_with_progress
 
 
 def run(directory: Path | str, config: Config) -> None:
@@ -38,7 +40,7 @@ def run(directory: Path | str, config: Config) -> None:
         print(f"{cache_dir}: no shard to repair")
         return
     try:
-        encode.run(config)
+        _encode(cache_dir, config)
     finally:  # what is encoded is proven, whatever else has failed
         _prove(cache_dir)
 
@@ -51,7 +53,9 @@ def _repair_spec(cache_dir: Path, config: Config) -> None:
             return
         except CacheError:
             set_spec_aside(cache_dir)
-    spec = encode.renew_spec(config)
+    splits = read_splits(config)
+    model = load_configured_encoder(config, device=config.encode.device)
+    spec = open_cache(cache_dir, config, model, splits)
     prove_spec(cache_dir, [spec, replace(spec, hard=first_form(spec.hard))])
     print(f"{cache_dir}: spec.json: made anew, and of the fingerprint that the commits have")
 
@@ -62,6 +66,14 @@ def _refuse_damaged_plan(cache_dir: Path, problems: list[str]) -> None:
             f"{problems[0]}; or move {plan_path(cache_dir)} away and repair again: the same annotation files and "
             "settings give the same plan"
         )
+
+
+def _encode(cache_dir: Path, config: Config) -> None:
+    splits = read_splits(config)
+    report_missing(splits)
+    model = load_configured_encoder(config, device=config.encode.device)
+    encode_missing(cache_dir, config, model, splits)
+    report_encoding(cache_dir, config)
 
 
 def _prove(cache_dir: Path) -> None:

@@ -14,23 +14,19 @@ from torch import nn
 
 from flcache.config import Config, to_yaml
 from flcache.errors import ConfigError, TrainingError
-from flcache.predictor import build_predictor
 from flcache.training import (
-    LoopOptions,
-    Objective,
     Run,
     RunRecord,
-    WorldModel,
     build_optimiser,
     count_parameters,
     has_checkpoint,
     latest_checkpoint,
-    legal_training_boundaries,
     parameter_table,
     read_record,
     warmup_cosine,
 )
 
+from .setup.model import build_world_model
 from .setup.progress import Progress
 from .setup.source import LatentSource, Reading, open_source
 
@@ -63,15 +59,6 @@ def run(config: Config, resume: bool = False) -> None:
     accelerator.end_training()
 
 
-def build_world_model(config: Config, source: LatentSource) -> WorldModel:
-    """A fresh predictor for the latents of `source`, with its encoder where `source` holds frames."""
-    training = config.training
-    objective = Objective(training.loss, training.targets, training.rollout_steps, training.horizon_weights)
-    boundaries = legal_training_boundaries(source.seen_until, allow_leak=config.allow_leak)
-    predictor = build_predictor(config.predictor, source.latent_shape)
-    return WorldModel(predictor, source.statistics, boundaries=boundaries, objective=objective, encoder=source.encoder)
-
-
 def _accelerator(config: Config) -> Accelerator:
     training = config.training
     return Accelerator(
@@ -82,26 +69,19 @@ def _accelerator(config: Config) -> Accelerator:
 
 
 def _build(config: Config, accelerator: Accelerator, source: LatentSource, directory: Path) -> Run:
-    training = config.training
     model = build_world_model(config, source)
     parts: dict[str, nn.Module] = {"predictor": model.predictor}
     if source.encoder is not None:
         parts["encoder"] = source.encoder
     if accelerator.is_main_process:
         Console(stderr=True).print(parameter_table(count_parameters(parts)))
-    optimiser = build_optimiser(
-        parts,
-        learning_rate=training.learning_rate,
-        weight_decay=training.weight_decay,
-        betas=training.betas,
-    )
-    schedule = warmup_cosine(optimiser, training.steps, training.warmup_steps, training.min_learning_rate_fraction)
+    optimiser = build_optimiser(parts, config.training)
     return Run(
         accelerator,
         model,
         source.batches,
         optimiser,
-        schedule,
+        warmup_cosine(optimiser, config.training),
         directory=directory,
         record=RunRecord(0, source.fingerprint, source.latent_shape, source.leak),
         config=to_yaml(config),
@@ -109,22 +89,12 @@ def _build(config: Config, accelerator: Accelerator, source: LatentSource, direc
 
 
 def _fit(config: Config, training_run: Run) -> None:
-    training = config.training
-    options = LoopOptions(
-        steps=training.steps,
-        accumulate=training.accumulate,
-        clip_norm=training.clip_norm,
-        checkpoint_every=training.checkpoint_every,
-        keep_checkpoints=training.keep_checkpoints,
-        log_every=training.log_every,
-        ema_decay=training.ema_decay,
-    )
-    with Progress("Training", training.steps, "steps", done=training_run.step) as progress:
+    with Progress("Training", config.training.steps, "steps", done=training_run.step) as progress:
 
         def on_step(step: int, metrics: dict[str, float]) -> None:
             progress.advance(note=_describe(metrics))
 
-        training_run.fit(options, on_step)
+        training_run.fit(config.training, on_step)
 
 
 def _describe(metrics: dict[str, float]) -> str:

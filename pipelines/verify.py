@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from flcache.cache import Verification, committed_shards, verify_cache
+from flcache.cache import Verification
 from flcache.errors import DamagedError
 
-from .setup.progress import Progress
+from .setup.progress import verify_with_progress
 
 
 def run(directory: Path | str, as_json: bool = False) -> None:
@@ -23,11 +23,6 @@ def run(directory: Path | str, as_json: bool = False) -> None:
             f'{directory}: damaged in {len(found.damaged)} places; run "flcache repair {directory} --config C" with '
             "the configuration it was made with"
         )
-
-
-def verify_with_progress(cache_dir: Path) -> Verification:
-    with Progress("Verifying", sum(1 for _ in committed_shards(cache_dir)), "shards") as progress:
-        return verify_cache(cache_dir, on_shard=lambda damaged: progress.advance(failed=damaged))
 
 
 def _print(found: Verification) -> None:

@@ -6,6 +6,9 @@ Every import counts, also those inside functions and under TYPE_CHECKING.
 from __future__ import annotations
 
 import ast
+import importlib
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,6 +20,7 @@ FLOORS = {
     "leak": 0,
     "batch": 0,
     "bounds": 0,
+    "lazy": 0,
     "sampling": 1,
     "videos": 2,
     "encoder": 2,
@@ -28,7 +32,7 @@ FLOORS = {
     "config": 4,
     "pipelines": 5,
 }
-CACHE_FLOORS = {"storage": 0, "codecs": 1, "format": 2, "write": 3, "read": 3, "check": 4}
+CACHE_FLOORS = {"storage": 0, "codecs": 1, "options": 2, "format": 2, "write": 3, "read": 3, "check": 4}
 OURS = ("flcache", "pipelines")
 
 
@@ -60,6 +64,12 @@ def imports(module: str) -> Iterator[tuple[str, int]]:
 
 
 EDGES = [(module, target, dots) for module in FILES for target, dots in imports(module)]
+OPTIONS = sorted(
+    {target for module, target, _ in EDGES if module == "flcache.config.tree"}
+    | {module for module in FILES if module.endswith(".options")}
+)
+"""What the configuration is composed of."""
+HEAVY = ("torch", "transformers", "accelerate", "pandas", "pyarrow", "decord", "av")
 
 
 def room(module: str) -> str:
@@ -106,6 +116,48 @@ def test_rooms_of_the_cache_stand_on_each_other() -> None:
         if (above := cache_room(module)) and (below := cache_room(target)) and above != below
         if CACHE_FLOORS[above] <= CACHE_FLOORS[below]
     ]
+    assert wrong == []
+
+
+def libraries(module: str) -> set[str]:
+    """Top-level names of all that `module` imports."""
+    nodes = list(ast.walk(ast.parse(FILES[module].read_text(encoding="utf-8"))))
+    names = [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
+    names += [node.module or "" for node in nodes if isinstance(node, ast.ImportFrom) and not node.level]
+    return {name.split(".")[0] for name in names}
+
+
+def test_options_import_no_torch() -> None:
+    assert len(OPTIONS) > 6
+    assert [module for module in OPTIONS if libraries(module) & set(HEAVY)] == []
+
+
+def test_options_can_be_imported_where_there_is_no_torch() -> None:
+    block = f"import importlib, sys; sys.modules.update(dict.fromkeys({HEAVY}))"
+    load = f"for module in {['flcache.config', *OPTIONS]}: importlib.import_module(module)"
+    subprocess.run([sys.executable, "-c", f"{block}\n{load}"], cwd=REPOSITORY, check=True, timeout=60)
+
+
+def test_names_that_are_loaded_on_demand_are_those_that_are_listed() -> None:
+    lazy = [module for module, target, _ in EDGES if target == "flcache.lazy"]
+    assert len(lazy) > 4
+    for module in lazy:
+        package = importlib.import_module(module)
+        assert [name for name in package.__all__ if not hasattr(package, name)] == []
+        with pytest.raises(AttributeError, match=rf"module '{module}' has no attribute 'nothing'"):
+            _ = package.nothing
+
+
+def stage(module: str) -> str:
+    """The stage of `flcache.pipelines` that a module belongs to; none for the command line and `setup`."""
+    name = [*module.split("."), ""][2] if room(module) == "pipelines" else ""
+    return "" if name in ("cli", "setup") else name
+
+
+def test_no_stage_imports_a_stage() -> None:
+    assert {"encode", "train", "bench", "report"} <= {stage(module) for module in FILES}
+    pairs = [(module, target) for module, target, _ in EDGES if stage(target) and stage(module) != stage(target)]
+    wrong = [f"{module} imports {target}" for module, target in pairs if module != "flcache.pipelines.cli"]
     assert wrong == []
 
 

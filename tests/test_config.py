@@ -13,7 +13,9 @@ import yaml
 
 from flcache.config import Config, as_dict, config_from_yaml, load_config, load_resolved, print_config, to_yaml
 from flcache.config.inherit import shipped_names
+from flcache.encoder import ContextRule
 from flcache.errors import ConfigError
+from flcache.training import Objective
 
 
 @pytest.fixture(autouse=True)
@@ -82,6 +84,26 @@ def test_wrong_values_fail_all_at_once_with_line_and_what_is_allowed() -> None:
         "my.yaml:14: encode.device: expected text such as auto, cpu, mps, cuda or cuda:1, got gpu",
         "my.yaml:16: dataset.max_missing_fraction: expected a number from 0 to 1, got 2",
         "command line: encode.context: expected one of step, window, prefix, full, got whole",
+    ]
+
+
+def test_values_that_contradict_each_other_fail_all_at_once() -> None:
+    text = "clip:\n  stride: 2\nencode:\n  prefix_steps: 3\ntraining:\n  horizon_weights: [0, 0]\n"
+    assert [line.split(":")[0] for line in problems(text)] == [
+        "clip.fps is 4.0 and clip.stride is 2; set one of them and the other to null",
+        "encode.prefix_steps",
+        "training.horizon_weights",
+    ]
+
+
+def test_keys_of_inline_options_stand_among_those_of_their_section() -> None:
+    config = load("encode: {context: window, window: 2, batch_size: 3}\ntraining: {loss: l2, steps: 5}\n")
+    assert config.encode.context == ContextRule("window", 2) and config.encode.batch_size == 3
+    assert config.training.objective == Objective("l2") and config.training.steps == 5
+    assert as_dict(config)["encode"]["context"] == "window" and "mode" not in as_dict(config)["encode"]
+    assert problems("encode: {mode: step}\ntraining: {objective: {loss: l2}}\n") == [
+        "my.yaml:1: encode.mode: unknown key, did you mean encoder.name?",
+        "my.yaml:2: training.objective.loss: unknown key, did you mean training.loss?",
     ]
 
 

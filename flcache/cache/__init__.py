@@ -1,55 +1,55 @@
-"""Latents on disk, format `flc1`: plan, spec, shards, commits, and reading them back.
+"""Latents on disk, format `flc1`: plan, spec, shards, commits, and reading them back."""
 
-Importing this loads no torch; `LatentLoader` does when it is first asked for.
-"""
+from typing import TYPE_CHECKING
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING, Any
-
-from flcache.cache.check.summary import FailureGroup, failure_groups, summary
-from flcache.cache.check.verify import Damage, Verification, verify_cache
-from flcache.cache.codecs.protocol import Codec, PayloadLayout, ValueRangeError, check_held
-from flcache.cache.codecs.reduction import reduced_shape, reduction_fields
-from flcache.cache.codecs.registry import CODECS, get_codec, register_codec
-from flcache.cache.format.commit import (
-    Commit,
-    Failure,
-    committed_shards,
-    is_committed,
-    read_commits,
-    read_failures,
-    stage_of,
-)
-from flcache.cache.format.plan import assign_shards, check_clip_ids, read_plan, write_plan
-from flcache.cache.format.spec import (
-    FORMAT,
-    CacheSpec,
-    create_or_check,
-    differences,
-    latent_differences,
-    make_spec,
-    read_spec,
-    with_calibration,
-)
-from flcache.cache.format.statistics import TRAINING_SPLIT, ChannelSums, channel_statistics, finalize_statistics
-from flcache.cache.read.cache import CachedClip, LatentCache, SplitProgress
-from flcache.cache.read.mixture import Mixture
-from flcache.cache.write.calibration import CODEC_CALIBRATION_CLIPS, Calibrator, is_calibrated
-from flcache.cache.write.importing import LatentFiles, ManifestRow, read_latents, read_manifest
-from flcache.cache.write.shard import EncodedClip, ShardWriter
-from flcache.cache.write.writer import CacheWriter, ClipInfo
-from flcache.sampling.order import epoch_order, mixture_order, rank_share
-from flcache.sampling.sampler import EpochSampler
+from flcache.lazy import load_on_demand
 
 if TYPE_CHECKING:
+    from flcache.cache.check.summary import FailureGroup, failure_groups, summary
+    from flcache.cache.check.verify import Damage, Verification, verify_cache
+    from flcache.cache.codecs.protocol import Codec, PayloadLayout, ValueRangeError, check_held
+    from flcache.cache.codecs.reduction import reduced_shape, reduction_fields
+    from flcache.cache.codecs.registry import CODECS, get_codec, register_codec
+    from flcache.cache.format.commit import (
+        Commit,
+        Failure,
+        committed_shards,
+        is_committed,
+        read_commits,
+        read_failures,
+        stage_of,
+    )
+    from flcache.cache.format.plan import assign_shards, check_clip_ids, read_plan, write_plan
+    from flcache.cache.format.spec import (
+        FORMAT,
+        CacheSpec,
+        create_or_check,
+        differences,
+        latent_differences,
+        make_spec,
+        read_spec,
+        with_calibration,
+    )
+    from flcache.cache.format.statistics import TRAINING_SPLIT, ChannelSums, channel_statistics, finalize_statistics
+    from flcache.cache.options import CacheOptions, KeepOptions
+    from flcache.cache.read.cache import CachedClip, LatentCache, SplitProgress
     from flcache.cache.read.loader import LatentLoader
+    from flcache.cache.read.mixture import Mixture
+    from flcache.cache.write.calibration import CODEC_CALIBRATION_CLIPS, Calibrator, is_calibrated
+    from flcache.cache.write.importing import LatentFiles, ManifestRow, read_latents, read_manifest
+    from flcache.cache.write.shard import EncodedClip, ShardWriter
+    from flcache.cache.write.writer import CacheWriter, ClipInfo
+    from flcache.sampling.order import epoch_order, mixture_order, rank_share
+    from flcache.sampling.sampler import EpochSampler
+else:
+    __getattr__ = load_on_demand(__name__, __file__)
 
 __all__ = [
     "CODECS",
     "CODEC_CALIBRATION_CLIPS",
     "FORMAT",
     "TRAINING_SPLIT",
+    "CacheOptions",
     "CacheSpec",
     "CacheWriter",
     "CachedClip",
@@ -63,6 +63,7 @@ __all__ = [
     "EpochSampler",
     "Failure",
     "FailureGroup",
+    "KeepOptions",
     "LatentCache",
     "LatentFiles",
     "LatentLoader",
@@ -105,11 +106,3 @@ __all__ = [
     "with_calibration",
     "write_plan",
 ]
-
-
-def __getattr__(name: str) -> Any:
-    if name == "LatentLoader":
-        from flcache.cache.read.loader import LatentLoader
-
-        return LatentLoader
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

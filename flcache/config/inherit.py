@@ -1,7 +1,7 @@
 """Configuration files in layers: what they inherit, which of them has the last word, and where each value stands.
 
 A file may name others under `inherits`. Later ones override earlier ones, and the file itself overrides all. This
-module knows YAML files, keys and lines; which keys there are and what they mean is `flcache.config`'s matter.
+module knows YAML files, keys and lines; which keys exist and what they mean is decided by `flcache.config.tree`.
 """
 
 from __future__ import annotations
@@ -183,7 +183,7 @@ def _display(path: Path) -> str:
 
 
 def _without_repeats(entries: Sequence[Entry]) -> tuple[Entry, ...]:
-    """Of neighbours with equal values the later one, and no empty mappings that were filled."""
+    """`entries` without those whose successor has an equal value, and without empty mappings that were filled later."""
     filled = [entry for entry in entries[:-1] if entry.value != {}] + [entries[-1]]
     return tuple(e for e, after in zip(filled, [*filled[1:], None], strict=True) if not after or e.value != after.value)
 

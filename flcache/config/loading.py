@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import yaml
 
 from flcache.bounds import OptionalPath
 from flcache.config.inherit import Conflict, find_config, merge, read_config, read_overrides, resolve
-from flcache.config.schema import as_tree, build, check_keys, convert, schema_keys
+from flcache.config.schema import as_tree, build, check_keys, convert, schema_keys, values_of
 from flcache.config.tree import Config
 from flcache.config.yaml_lines import Entry, Key, Origin, dotted, read_yaml
 from flcache.errors import ConfigError
@@ -46,7 +46,7 @@ def load_config(path_or_name: str | os.PathLike[str], overrides: Sequence[str] =
 
 
 def load_resolved(path_or_name: str | os.PathLike[str], overrides: Sequence[str] = ()) -> ResolvedConfig:
-    """As `load_config`, with where each value came from and which files disagreed."""
+    """As `load_config`, and also where each value came from and which files disagreed."""
     layers = merge(read_config(find_config(path_or_name)), read_overrides(overrides), silently=True)
     entries = layers.entries
     _refuse(check_keys(entries, _KEYS))
@@ -66,9 +66,7 @@ def config_from_yaml(text: str, name: str = "configuration") -> Config:
 
 def as_dict(config: Config) -> dict[str, Any]:
     """Every section, key and value."""
-    tree = asdict(config)
-    del tree["unset"]
-    return tree
+    return values_of(config)
 
 
 def to_yaml(config: Config) -> str:
@@ -84,8 +82,10 @@ def print_config(config: Config) -> None:
 def _from_entries(entries: Mapping[Key, Entry], problems: list[str], unset: dict[str, str]) -> Config:
     """The config, unless there are `problems` already or a value is wrong; then all of them in one ConfigError."""
     values, wrong = convert(entries, _KEYS)
-    _refuse([*problems, *wrong])
-    return replace(build(Config, as_tree(values)), unset=unset)
+    problems = [*problems, *wrong]
+    config = build(Config, as_tree(values), problems)
+    _refuse(problems)
+    return replace(config, unset=unset)
 
 
 def _refuse(problems: Sequence[str]) -> None:

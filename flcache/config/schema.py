@@ -1,7 +1,9 @@
 """A tree of frozen dataclasses as a schema: which keys there are, and which values each of them takes.
 
 A field's type says what is allowed: `Literal` lists words, `Annotated[int, Bound(...)]` limits a number, a nested
-dataclass is a section, `dict[str, Any]` is free-form. Nothing here knows what a key means.
+dataclass is a section, `dict[str, Any]` is free-form. Metadata of a field: `key` is the
+key where it is not the field's name, `inline` puts the keys of a nested dataclass among those of its parent, and
+`schema=False` makes the field no key. Nothing here knows what a key means.
 """
 
 from __future__ import annotations
@@ -9,25 +11,26 @@ from __future__ import annotations
 import difflib
 import types
 from collections.abc import Collection, Mapping
-from dataclasses import fields, is_dataclass
+from dataclasses import Field, fields, is_dataclass
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from flcache.bounds import Bound, OneOf
 from flcache.config.yaml_lines import Entry, Key, Origin, dotted, shown
+from flcache.errors import FlcacheError
 
 Section = TypeVar("Section")
 
 
 def schema_keys(section: type, above: Key = ()) -> dict[Key, Any]:
-    """Every key below a dataclass and its type; fields with metadata `schema=False` are none."""
+    """Every key below a dataclass and its type."""
     hints = get_type_hints(section, include_extras=True)
     keys: dict[Key, Any] = {}
-    for field in fields(section):
-        key, hint = (*above, field.name), hints[field.name]
+    for name, field in _keyed_fields(section):
+        hint = hints[field.name]
         if is_dataclass(hint):
-            keys |= schema_keys(hint, key)  # type: ignore[arg-type]
-        elif field.metadata.get("schema", True):
-            keys[key] = hint
+            keys |= schema_keys(hint, above if _is_inline(field) else (*above, name))  # type: ignore[arg-type]
+        else:
+            keys[(*above, name)] = hint
     return keys
 
 
@@ -60,11 +63,34 @@ def convert(entries: Mapping[Key, Entry], known: Mapping[Key, Any]) -> tuple[dic
     return values, problems
 
 
-def build(section: type[Section], tree: Mapping[str, Any]) -> Section:
-    """The dataclass from nested values of the right types; what `tree` lacks keeps its default."""
+def build(section: type[Section], tree: Mapping[str, Any], problems: list[str]) -> Section:
+    """The dataclass from nested values of the right types; what `tree` lacks keeps its default.
+
+    A dataclass that refuses its values has its defaults instead, and the reason is added to `problems`.
+    """
     hints = get_type_hints(section)
-    values = {name: build(hints[name], value) if is_dataclass(hints[name]) else value for name, value in tree.items()}
-    return section(**values)
+    values: dict[str, Any] = {}
+    for name, field in _keyed_fields(section):
+        if is_dataclass(hints[field.name]):
+            below = tree if _is_inline(field) else tree.get(name, {})
+            values[field.name] = build(hints[field.name], below, problems)
+        elif name in tree:
+            values[field.name] = tree[name]
+    try:
+        return section(**values)
+    except FlcacheError as error:
+        problems.append(str(error))
+        return section()
+
+
+def values_of(section: Any) -> dict[str, Any]:
+    """The keys of a dataclass and their values, as nested dictionaries: `build` gives the dataclass again."""
+    tree: dict[str, Any] = {}
+    for name, field in _keyed_fields(type(section)):
+        value = getattr(section, field.name)
+        below = values_of(value) if is_dataclass(value) else value
+        tree |= below if _is_inline(field) else {name: below}
+    return tree
 
 
 def as_tree(values: Mapping[Key, Any]) -> dict[str, Any]:
@@ -76,6 +102,18 @@ def as_tree(values: Mapping[Key, Any]) -> dict[str, Any]:
             branch = branch.setdefault(part, {})
         branch[key[-1]] = value
     return tree
+
+
+def _keyed_fields(section: type) -> list[tuple[str, Field[Any]]]:
+    return [
+        (field.metadata.get("key", field.name), field)
+        for field in fields(section)
+        if field.metadata.get("schema", True)
+    ]
+
+
+def _is_inline(field: Field[Any]) -> bool:
+    return bool(field.metadata.get("inline"))
 
 
 class _WrongValue(Exception):

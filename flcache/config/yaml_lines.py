@@ -40,13 +40,13 @@ def dotted(key: Key) -> str:
 
 
 def shown(value: Any) -> str:
-    """`value` as YAML would have it, on one line."""
+    """`value` as YAML on one line."""
     text = yaml.safe_dump(value, default_flow_style=True, width=float("inf"), allow_unicode=True)
     return text.removesuffix("\n").removesuffix("\n...")
 
 
 def read_yaml(text: str, name: str) -> dict[Key, Entry]:
-    """Every value of a YAML mapping that is no mapping itself, and every empty mapping, in the order of the text.
+    """Every value of a YAML mapping that is not itself a mapping, and every empty mapping, in the order of the text.
 
     `name` stands for the text in origins and errors. Raises ConfigError naming the line: not YAML, or a key twice.
     """
@@ -57,7 +57,7 @@ def read_yaml(text: str, name: str) -> dict[Key, Entry]:
 
 
 def read_value(text: str, key: Key, name: str) -> dict[Key, Entry]:
-    """The same for the value of `key` alone, as in `KEY=VALUE`; no text is null."""
+    """As `read_yaml`, for the value of one `key`, as in `KEY=VALUE`; an empty text is null."""
     node = _compose(text, f'{name}, "{dotted(key)}={text}"')
     entries = _flatten(node, key, name) if node else {key: Entry(None, Origin(name))}
     return {below: Entry(entry.value, Origin(name)) for below, entry in entries.items()}

@@ -11,26 +11,30 @@ keeps has seen all of the range.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
 
+from flcache.bounds import Positive
 from flcache.errors import EncoderError
 
-MODES = ("step", "window", "prefix", "full")
+Mode = Literal["step", "window", "prefix", "full"]
+MODES: tuple[Mode, ...] = get_args(Mode)
 
 
 @dataclass(frozen=True)
 class ContextRule:
-    """How the steps of a clip are encoded; the fields are those of the configuration's `encode` section."""
+    """How the steps of a clip are encoded. Raises EncoderError where the values contradict each other."""
 
-    mode: str = "step"
-    window: int | None = None
-    """Steps encoded jointly; for `window` alone."""
-    prefix_steps: int | None = None
-    """Steps of the context; for `prefix` alone, None is half of the clip."""
+    mode: Mode = field(default="step", metadata={"key": "context"})
+    """Every step alone, windows of steps, a context alone beside targets from the whole clip, or the whole clip
+    jointly; see docs/leak-rule.md."""
+    window: Positive | None = None
+    """Steps encoded jointly by `window`."""
+    prefix_steps: Positive | None = None
+    """Steps of the context that `prefix` encodes alone; null is half of the clip."""
     repeat_frames: bool = False
-    """Every frame is a step of its own, shown as often as the encoder's step is long, as V-JEPA 2-AC does with V-JEPA 2
-    (arXiv 2506.09985); for `step` alone. An encoder of images does so anyway."""
+    """With `step`: every frame is a step, shown to a video encoder as often as its step is long, as V-JEPA 2-AC does
+    with V-JEPA 2 (arXiv 2506.09985). To an image encoder every frame is a step anyway."""
 
     def __post_init__(self) -> None:
         if self.mode not in MODES:

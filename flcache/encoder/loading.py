@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,23 +17,11 @@ from torch import nn
 from flcache.encoder.context import ContextRule, applied_rule
 from flcache.encoder.families import Family, check_size, family_of, patch_shape
 from flcache.encoder.model import LatentVideoModel
+from flcache.encoder.options import EncoderSource
 from flcache.encoder.processing import load_processor, output_size
 from flcache.encoder.torchvision_ops import ensure_torchvision
 from flcache.encoder.trainable import set_trainable
 from flcache.errors import EncoderError
-
-
-@dataclass(frozen=True)
-class EncoderSource:
-    """Everything that names an encoder; the fields are those of the configuration's `encoder` section."""
-
-    name: str | None = None
-    revision: str | None = None
-    architecture: dict[str, Any] = field(default_factory=dict)
-    processor: dict[str, Any] = field(default_factory=dict)
-    seed: int = 0
-    dtype: str = "float32"
-    trust_remote_code: bool = False
 
 
 @dataclass(frozen=True)

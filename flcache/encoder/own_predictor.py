@@ -21,7 +21,8 @@ from torch import Tensor, nn
 from flcache.batch import ChannelStatistics
 from flcache.encoder.digest import weight_digest
 from flcache.encoder.families import FAMILIES
-from flcache.encoder.loading import EncoderSource, dtype_of, load_pretrained
+from flcache.encoder.loading import dtype_of, load_pretrained
+from flcache.encoder.options import EncoderSource
 from flcache.errors import EncoderError
 
 NORM_EPS = 1e-5

@@ -1,18 +1,27 @@
 """Is the prediction better than what costs nothing? Rollouts, baselines, metrics per horizon, tables and a picture."""
 
-from flcache.evaluation.baselines import BASELINES, Predict, copy_last, fit_baselines
-from flcache.evaluation.bootstrap import Interval
-from flcache.evaluation.plot import plot_skill
-from flcache.evaluation.probe import Accuracy, Labelled, ProbeOptions, ProbeTest, train_probes
-from flcache.evaluation.result import Errors, EvaluationResult, HorizonResult
-from flcache.evaluation.rollout import evaluate
-from flcache.evaluation.sampling import Sampling
-from flcache.evaluation.table import baselines_table, detail_table, evaluation_table
+from typing import TYPE_CHECKING
+
+from flcache.lazy import load_on_demand
+
+if TYPE_CHECKING:
+    from flcache.evaluation.baselines import BASELINES, Predict, copy_last, fit_baselines
+    from flcache.evaluation.bootstrap import Interval
+    from flcache.evaluation.options import EvaluationOptions, ProbeOptions
+    from flcache.evaluation.plot import plot_skill
+    from flcache.evaluation.probe import Accuracy, Labelled, ProbeTest, train_probes
+    from flcache.evaluation.result import Errors, EvaluationResult, HorizonResult
+    from flcache.evaluation.rollout import evaluate
+    from flcache.evaluation.sampling import Sampling
+    from flcache.evaluation.table import baselines_table, detail_table, evaluation_table
+else:
+    __getattr__ = load_on_demand(__name__, __file__)
 
 __all__ = [
     "BASELINES",
     "Accuracy",
     "Errors",
+    "EvaluationOptions",
     "EvaluationResult",
     "HorizonResult",
     "Interval",

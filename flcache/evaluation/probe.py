@@ -22,6 +22,7 @@ from torch.nn.functional import cross_entropy, scaled_dot_product_attention
 
 from flcache.errors import DataError
 from flcache.evaluation.bootstrap import Interval, ratio_intervals
+from flcache.evaluation.options import ProbeOptions
 
 PROBES = ("linear", "attentive")
 ATTENTION_WIDTH = 64
@@ -38,14 +39,6 @@ class Labelled:
     """(B, T) bool; a clip has at least one."""
     labels: Tensor
     """(B,) int64 numbers of classes."""
-
-
-@dataclass(frozen=True)
-class ProbeOptions:
-    epochs: int
-    learning_rate: float
-    weight_decay: float
-    seed: int = 0
 
 
 @dataclass(frozen=True)
@@ -96,14 +89,20 @@ class AttentiveProbe(nn.Module):
 
 
 def train_probes(
-    epoch: Callable[[], Iterable[Labelled]], *, channels: int, classes: int, options: ProbeOptions, device: str = "cpu"
+    epoch: Callable[[], Iterable[Labelled]],
+    *,
+    channels: int,
+    classes: int,
+    options: ProbeOptions,
+    seed: int,
+    device: str = "cpu",
 ) -> dict[str, nn.Module]:
     """Both probes, by name, trained together on `options.epochs` calls of `epoch`, which streams the training clips.
 
     Raises DataError if it streams none.
     """
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(options.seed)
+        torch.manual_seed(seed)
         probes: dict[str, nn.Module] = {
             "linear": LinearProbe(channels, classes).to(device),
             "attentive": AttentiveProbe(channels, classes).to(device),

@@ -1,20 +1,28 @@
 """Training of a predictor, and of its encoder where that is unfrozen."""
 
-from flcache.training.checkpoint import RunRecord, has_checkpoint, latest_checkpoint, open_checkpoint, read_record
-from flcache.training.log import read_metrics
-from flcache.training.loop import LoopOptions, Run, Source
-from flcache.training.objective import Objective, legal_training_boundaries
-from flcache.training.optimiser import build_optimiser, count_parameters, parameter_table, warmup_cosine
-from flcache.training.sources import VideoSource
-from flcache.training.state import load_weights
-from flcache.training.world_model import WorldModel
+from typing import TYPE_CHECKING
+
+from flcache.lazy import load_on_demand
+
+if TYPE_CHECKING:
+    from flcache.training.checkpoint import RunRecord, has_checkpoint, latest_checkpoint, open_checkpoint, read_record
+    from flcache.training.log import read_metrics
+    from flcache.training.loop import Run, Source
+    from flcache.training.objective import legal_training_boundaries
+    from flcache.training.optimiser import build_optimiser, count_parameters, parameter_table, warmup_cosine
+    from flcache.training.options import Objective, TrainingOptions
+    from flcache.training.sources import VideoSource
+    from flcache.training.state import load_weights
+    from flcache.training.world_model import WorldModel
+else:
+    __getattr__ = load_on_demand(__name__, __file__)
 
 __all__ = [
-    "LoopOptions",
     "Objective",
     "Run",
     "RunRecord",
     "Source",
+    "TrainingOptions",
     "VideoSource",
     "WorldModel",
     "build_optimiser",

@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -31,6 +31,7 @@ from flcache.training.checkpoint import (
 from flcache.training.collapse import LatentHealth, check_collapse, latent_health
 from flcache.training.log import MetricsLog, NoLog
 from flcache.training.objective import check_finite
+from flcache.training.options import TrainingOptions
 from flcache.training.state import Position, Trained, read_state, restore, write_state
 from flcache.training.world_model import Batch, WorldModel
 
@@ -46,19 +47,6 @@ class Source(Protocol):
     def __iter__(self) -> Iterator[Batch]: ...
     def state_dict(self) -> dict[str, Any]: ...
     def load_state_dict(self, state: dict[str, Any]) -> None: ...
-
-
-@dataclass(frozen=True)
-class LoopOptions:
-    """How long and how a run goes; the fields of the configuration's `training` section."""
-
-    steps: int
-    accumulate: int
-    clip_norm: float
-    checkpoint_every: int
-    keep_checkpoints: int
-    log_every: int
-    ema_decay: float
 
 
 class Run:
@@ -128,7 +116,7 @@ class Run:
         accelerator = self.accelerator
         return Trained(self.model, self._optimiser, self.schedule, accelerator.scaler, accelerator.device)
 
-    def fit(self, options: LoopOptions, on_step: OnStep) -> None:
+    def fit(self, options: TrainingOptions, on_step: OnStep) -> None:
         """Train to `options.steps`. Raises TrainingError on a loss that is not finite and on collapsing latents."""
         batches = endless(self.source)
         with self._log() as log:
@@ -143,7 +131,7 @@ class Run:
                 if self.step % options.checkpoint_every == 0 or self.step == options.steps:
                     self.save(options.keep_checkpoints)
 
-    def _optimise(self, batches: Iterator[Batch], options: LoopOptions) -> dict[str, Tensor | float]:
+    def _optimise(self, batches: Iterator[Batch], options: TrainingOptions) -> dict[str, Tensor | float]:
         """One optimiser step over `options.accumulate` batches; metrics of the last of them."""
         started, waited, clips = time.perf_counter(), 0.0, 0
         for _ in range(options.accumulate):

@@ -17,42 +17,18 @@ from torch import Tensor
 from torch.nn import functional
 
 from flcache.batch import LatentBatch
-from flcache.errors import ConfigError, TrainingError
+from flcache.errors import TrainingError
 from flcache.leak import check_split, legal_splits
 from flcache.predictor import Forecast
+from flcache.training.options import Distance, Objective
 
-DISTANCES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+DISTANCES: dict[Distance, Callable[[Tensor, Tensor], Tensor]] = {
     "l1": lambda prediction, target: (prediction - target).abs().mean(-1),
     "l2": lambda prediction, target: (prediction - target).square().mean(-1),
     "smooth_l1": lambda prediction, target: functional.smooth_l1_loss(prediction, target, reduction="none").mean(-1),
     "cosine": lambda prediction, target: 1 - functional.cosine_similarity(prediction, target, dim=-1),
 }
 """From two tensors of tokens (..., D), in float32, to their distances (...)."""
-TARGETS = ("raw", "layer_norm")
-
-
-@dataclass(frozen=True)
-class Objective:
-    """What a predictor learns from. Raises ConfigError for a distance or targets that do not exist."""
-
-    distance: str
-    """One of DISTANCES."""
-    targets: str
-    """`raw`: standardised latents. `layer_norm`: prediction and target are layer-normed before they are compared, so
-    that a token's own mean and scale do not count (V-JEPA 2)."""
-    rollout_steps: int
-    """How far predictors that predict step by step are rolled out; 1 is teacher forcing alone."""
-    horizon_weights: tuple[float, ...]
-    """Weights of the mean distance 1, 2, ... steps ahead; the last one holds for all further steps."""
-
-    def __post_init__(self) -> None:
-        for name, value, known in (("loss", self.distance, DISTANCES), ("targets", self.targets, TARGETS)):
-            if value not in known:
-                raise ConfigError(f'training.{name}: unknown "{value}"; choose from {", ".join(known)}')
-        if not self.horizon_weights or min(self.horizon_weights) < 0 or sum(self.horizon_weights) == 0:
-            raise ConfigError(
-                f"training.horizon_weights: {list(self.horizon_weights)} must hold weights of at least 0, not all 0"
-            )
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from flcache.errors import TrainingError
+from flcache.training.options import TrainingOptions
 
 
 @dataclass(frozen=True)
@@ -22,9 +23,7 @@ class ParameterCount:
     trainable: int
 
 
-def build_optimiser(
-    parts: Mapping[str, nn.Module], *, learning_rate: float, weight_decay: float, betas: tuple[float, float]
-) -> AdamW:
+def build_optimiser(parts: Mapping[str, nn.Module], options: TrainingOptions) -> AdamW:
     """AdamW over the trainable parameters of `parts`, each once, in a group that decays and one that does not.
 
     Matrices named `weight` decay. Biases, norms, embeddings, and bare parameters such as mask tokens do not.
@@ -40,18 +39,20 @@ def build_optimiser(
             f"nothing to train: every parameter of {', '.join(parts)} is frozen; unfreeze some, for example with "
             '"encoder_trainable=true"'
         )
-    groups = [{"params": decaying, "weight_decay": weight_decay}, {"params": staying, "weight_decay": 0.0}]
-    return AdamW([group for group in groups if group["params"]], lr=learning_rate, betas=betas, fused=True)
+    groups = [{"params": decaying, "weight_decay": options.weight_decay}, {"params": staying, "weight_decay": 0.0}]
+    used = [group for group in groups if group["params"]]
+    return AdamW(used, lr=options.learning_rate, betas=options.betas, fused=True)
 
 
-def warmup_cosine(optimiser: Optimizer, steps: int, warmup_steps: int, min_fraction: float) -> LambdaLR:
-    """Rise linearly over `warmup_steps`, then fall along a cosine to `min_fraction` of the rate at the last step."""
+def warmup_cosine(optimiser: Optimizer, options: TrainingOptions) -> LambdaLR:
+    """Rise linearly over `warmup_steps`, then fall along a cosine to `min_learning_rate_fraction` at the last step."""
+    warmup, least = options.warmup_steps, options.min_learning_rate_fraction
 
     def fraction(step: int) -> float:
-        if step < warmup_steps:
-            return (step + 1) / warmup_steps
-        progress = min(1.0, (step - warmup_steps) / max(1, steps - 1 - warmup_steps))
-        return min_fraction + (1 - min_fraction) * (1 + math.cos(math.pi * progress)) / 2
+        if step < warmup:
+            return (step + 1) / warmup
+        progress = min(1.0, (step - warmup) / max(1, options.steps - 1 - warmup))
+        return least + (1 - least) * (1 + math.cos(math.pi * progress)) / 2
 
     return LambdaLR(optimiser, fraction)
 

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from flcache.batch import ChannelStatistics, LatentBatch, VideoBatch
 from flcache.encoder import LatentVideoModel
 from flcache.predictor import Predictor
-from flcache.training.objective import Objective, PredictionLoss, prediction_loss
+from flcache.training.objective import PredictionLoss, prediction_loss
+from flcache.training.options import Objective
 
 Batch = LatentBatch | VideoBatch
 

@@ -3,17 +3,26 @@
 `flcache.videos.kinetics` holds the torch dataset; nothing here imports torch.
 """
 
-from flcache.videos.annotations import Video, read_annotations, read_labels
-from flcache.videos.clips import ClipRule, needs_duration, plan_clips
-from flcache.videos.decoders import ClipRequest, DecodedClip, VideoInfo, decode_clip, probe
-from flcache.videos.folder import VideoFolder
-from flcache.videos.planned import PlannedClip, decode_planned, planned_clips
-from flcache.videos.pool import DecodePool
-from flcache.videos.synthetic import write_dataset
+from typing import TYPE_CHECKING
+
+from flcache.lazy import load_on_demand
+
+if TYPE_CHECKING:
+    from flcache.videos.annotations import Video, read_annotations, read_labels
+    from flcache.videos.clips import needs_duration, plan_clips
+    from flcache.videos.decoders import ClipRequest, DecodedClip, VideoInfo, decode_clip, probe
+    from flcache.videos.folder import VideoFolder
+    from flcache.videos.options import ClipRule, DatasetOptions
+    from flcache.videos.planned import PlannedClip, decode_planned, planned_clips
+    from flcache.videos.pool import DecodePool
+    from flcache.videos.synthetic import write_dataset
+else:
+    __getattr__ = load_on_demand(__name__, __file__)
 
 __all__ = [
     "ClipRequest",
     "ClipRule",
+    "DatasetOptions",
     "DecodePool",
     "DecodedClip",
     "PlannedClip",

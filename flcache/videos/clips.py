@@ -9,56 +9,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from flcache.errors import ConfigError
 from flcache.videos.annotations import Video
+from flcache.videos.options import ClipRule
 
 if TYPE_CHECKING:
     import pandas as pd
 
 PLAN_COLUMNS = ("clip_id", "video", "video_id", "label", "start_s", "timestamps", "frames", "stride", "short")
-
-
-@dataclass(frozen=True)
-class ClipRule:
-    """How clips are cut from a video. Raises ConfigError on a rule that means nothing."""
-
-    frames: int
-    fps: float | None
-    """Frames per second to sample at; None with `stride`."""
-    stride: int | None
-    """Every how many-th frame of the file to take; None with `fps`."""
-    clips_per_video: int | None
-    """Spread evenly; None is the whole video, clip after clip."""
-    short: str
-    """Where a video ends too early: `pad` repeats the last frame under a mask, `drop` leaves the clip out."""
-
-    def __post_init__(self) -> None:
-        if self.frames < 1:
-            raise ConfigError(f"clip.frames is {self.frames}; set 1 or more")
-        if (self.fps is None) == (self.stride is None):
-            raise ConfigError(
-                f"clip.fps is {self.fps} and clip.stride is {self.stride}; set one of them and the other to null"
-            )
-        if self.fps is not None and not 0 < self.fps < math.inf:
-            raise ConfigError(f"clip.fps is {self.fps}; set a rate above 0")
-        if self.stride is not None and self.stride < 1:
-            raise ConfigError(f"clip.stride is {self.stride}; set 1 or more")
-        if self.clips_per_video is not None and self.clips_per_video < 1:
-            raise ConfigError(f"clip.clips_per_video is {self.clips_per_video}; set 1 or more, or null")
-        if self.clips_per_video is None and self.stride is not None:
-            raise ConfigError(
-                "clip.clips_per_video is null (the whole video) and clip.stride is set: how many such clips a video "
-                "holds is known only when it is open; set clip.fps instead, or a number of clips"
-            )
-        if self.short not in ("pad", "drop"):
-            raise ConfigError(f"clip.short is {self.short!r}; choose pad or drop")
-
-    def as_dict(self) -> dict[str, Any]:
-        """Plain values, for the spec."""
-        return asdict(self)
 
 
 def needs_duration(rule: ClipRule, videos: Iterable[Video]) -> list[Video]:

@@ -12,9 +12,10 @@ from torch.utils.data import Dataset
 
 from flcache.errors import DataError, DecodeError
 from flcache.videos.annotations import Video, read_annotations, read_labels
-from flcache.videos.clips import ClipRule, needs_duration, plan_clips
+from flcache.videos.clips import needs_duration, plan_clips
 from flcache.videos.decoders import decode_clip, probe
 from flcache.videos.folder import VideoFolder
+from flcache.videos.options import ClipRule, DatasetOptions
 from flcache.videos.planned import planned_clips
 
 
@@ -50,7 +51,7 @@ class Kinetics400(Dataset[KineticsClip]):
         *,
         labels: Path | str | None = None,
         decoder: str = "auto",
-        max_missing_fraction: float = 0.1,
+        max_missing_fraction: float = DatasetOptions.max_missing_fraction,
     ) -> None:
         label_file = Path(labels) if labels is not None else None
         videos = read_annotations(Path(annotations), labels=label_file, root=Path(root))

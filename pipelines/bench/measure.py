@@ -213,13 +213,13 @@ def _drop_from_memory(folder: Path) -> None:
 
 
 def _cpu_s() -> float:
-    """Of this process and of its children that have ended."""
+    """CPU seconds of this process and of its children that have ended."""
     usages = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     return sum(usage.ru_utime + usage.ru_stime for usage in usages)
 
 
 def _peak_mb(workers: int) -> float:
-    """Of this process, and as much for each worker as the largest has taken."""
+    """Peak memory of this process, plus that of the largest child for each worker."""
     status = Path("/proc/self/status").read_text()  # getrusage would give the peak of the process that started this one
     own = int(re.findall(r"VmHWM:\s+(\d+) kB", status)[0])
     return (own + workers * resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss) / 1024

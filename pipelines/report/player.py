@@ -18,9 +18,9 @@ from flcache.evaluation import Predict, copy_last
 from flcache.evaluation.report import RolledClip, TargetMoments, clips_that_fit, player_content, seen_region
 from flcache.videos import ClipRequest, DecodedClip, DecodePool, PlannedClip, VideoFolder, decode_planned, planned_clips
 
-from ..evaluate import load_trained
 from ..setup.clips import read_split
 from ..setup.encoder import hard_spec, pick_device
+from ..setup.model import load_trained
 from ..setup.progress import Progress
 from ..setup.source import LatentSource, Reading, latent_batches, open_source
 
@@ -63,7 +63,7 @@ def gather_pictures(config: Config, checkpoint: Path) -> Pictures:
 
 
 def roll_out(predict: Predict, batch: LatentBatch, row: int) -> RolledClip:
-    """What is predicted, and what copying gives, for one clip of a batch, in memory of its own."""
+    """One clip of a batch with its prediction and its copy of the last context step, copied out of the batch."""
     one = slice(row, row + 1)
     given = batch.context[one], batch.context_times[one], batch.target_times[one]
     return RolledClip(
@@ -80,12 +80,12 @@ def roll_out(predict: Predict, batch: LatentBatch, row: int) -> RolledClip:
 
 
 def _kept(latents: Tensor) -> Tensor:
-    """A copy on the CPU: a loader uses the memory of its batches again."""
+    """A copy on the CPU: the loader reuses the memory of its batches."""
     return latents.float().cpu().clone()
 
 
 def _until(batch: LatentBatch, horizons: int | None) -> LatentBatch:
-    """The batch without the steps that lie further ahead than `horizons`."""
+    """The batch without steps further ahead than `horizons`."""
     if horizons is None:
         return batch
     steps = slice(batch.context_steps + horizons)
@@ -99,7 +99,7 @@ def _until(batch: LatentBatch, horizons: int | None) -> LatentBatch:
 
 
 def _count_clips(config: Config) -> int:
-    """Clips of the split that the source will give, but for those that fail on the way."""
+    """How many clips of the split the source gives; live videos that cannot be decoded are counted too."""
     split = config.evaluation.split
     if config.training.source == "cache":
         return len(LatentCache(config.require("cache.dir"), split))

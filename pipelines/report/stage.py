@@ -48,12 +48,12 @@ def run(directory: Path, overrides: Sequence[str] = (), out: Path | None = None)
 
 
 def _run_name(training: Path) -> str:
-    """What to call the run: its folder, or the one around it where that is just "training"."""
+    """The name of the run's folder, or of its parent where the folder is called "training"."""
     return training.parent.name if training.name == "training" else training.name
 
 
 def _read_config(checkpoint: Path, training: Path, overrides: Sequence[str]) -> Config:
-    """The checkpoint's configuration; what a moved folder no longer has where it was is looked for beside the run.
+    """The checkpoint's configuration. Where its videos or cache are gone, those beside the run are taken.
 
     A file that came with a run must not decide to execute code: `encoder.trust_remote_code` is false unless overridden.
     """
@@ -81,7 +81,7 @@ def _read_evaluation(path: Path) -> dict[str, Any] | None:
 
 
 def _provenance(config: Config, record: RunRecord, checkpoint: Path) -> dict[str, str]:
-    """What the numbers rest on, for the page."""
+    """Where the numbers of the page come from: latents, encoder, training, versions."""
     encoder, training = config.encoder, config.training
     architecture = encoder.architecture.get("model_type", "unknown")
     revision = f" at {encoder.revision}" if encoder.revision else ""
@@ -91,9 +91,10 @@ def _provenance(config: Config, record: RunRecord, checkpoint: Path) -> dict[str
         "Encoder": f"{encoder.name}{revision}"
         if encoder.name
         else f"{architecture}, random weights of seed {encoder.seed}",
-        "Context mode": config.encode.context,
+        "Context mode": config.encode.context.mode,
         "Predictor": " ".join(filter(None, [config.predictor.preset, overrides])),
-        "Trained": f"{record.step} steps of {training.batch_size * training.accumulate} clips, {training.loss} loss",
+        "Trained": f"{record.step} steps of {training.batch_size * training.accumulate} clips, "
+        f"{training.objective.distance} loss",
         "Checkpoint": str(checkpoint),
         "Split": f"{config.evaluation.split}: {getattr(config.dataset, config.evaluation.split)}",
         "Versions": ", ".join(f"{name} {version(name)}" for name in ("flcache", "torch", "transformers")),

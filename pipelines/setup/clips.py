@@ -1,7 +1,8 @@
-"""From annotation files to the clips of a split: read, probe where the rule needs it, plan, and find on disk."""
+"""The clips of a split: read annotations, probe durations where the clip rule needs them, plan, find the videos."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -13,7 +14,6 @@ from flcache.cache import assign_shards, get_codec
 from flcache.config import Config
 from flcache.errors import DataError, DecodeError
 from flcache.videos import (
-    ClipRule,
     Video,
     VideoFolder,
     needs_duration,
@@ -23,6 +23,7 @@ from flcache.videos import (
 )
 
 SPLITS = ("train", "val")
+LISTED_MISSING = 5
 PROBE_THREADS = 8
 
 
@@ -37,15 +38,10 @@ class SplitClips:
     """Annotated videos that are not on disk."""
 
 
-def clip_rule(config: Config) -> ClipRule:
-    clip = config.clip
-    return ClipRule(clip.frames, clip.fps, clip.stride, clip.clips_per_video, clip.short)
-
-
-def configured_splits(config: Config) -> list[str]:
-    """The splits that have an annotation file; training must."""
+def read_splits(config: Config) -> list[SplitClips]:
+    """The clips of every split that has an annotation file. Raises ConfigError if `train` has none."""
     config.require("dataset.train")
-    return [split for split in SPLITS if getattr(config.dataset, split)]
+    return [read_split(config, split) for split in SPLITS if getattr(config.dataset, split)]
 
 
 def read_split(config: Config, split: str) -> SplitClips:
@@ -57,9 +53,23 @@ def read_split(config: Config, split: str) -> SplitClips:
     folder = VideoFolder(root, (video.path for video in videos))
     missing = tuple(video for video in videos if folder.find(video.path) is None)
     _check_missing(config, split, videos, missing, folder)
-    rule = clip_rule(config)
-    clips = plan_clips(videos, rule, _probe(needs_duration(rule, videos), folder))
+    clips = plan_clips(videos, config.clip, _probe(needs_duration(config.clip, videos), folder))
     return SplitClips(split, clips, folder, missing)
+
+
+def report_missing(splits: Sequence[SplitClips]) -> None:
+    """List on stderr the first missing videos of each split, and say where a file was found under another case."""
+    for split in splits:
+        for video in split.missing[:LISTED_MISSING]:
+            print(f"Missing video ({split.split}): {split.folder.expected(video.path)}", file=sys.stderr)
+        if len(split.missing) > LISTED_MISSING:
+            print(f"... and {len(split.missing) - LISTED_MISSING} more of {split.split}", file=sys.stderr)
+        for annotated, taken in list(split.folder.other_case.items())[:1]:
+            print(
+                f"Notice ({split.split}): {len(split.folder.other_case)} files are taken though their names differ in "
+                f"case from the annotation, such as {taken} for {annotated}",
+                file=sys.stderr,
+            )
 
 
 def assign_split(config: Config, latent_shape: Sequence[int], split: SplitClips) -> pd.DataFrame:

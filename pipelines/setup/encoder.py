@@ -3,34 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
 from typing import Any
 
 import torch
 
 from flcache.cache import reduced_shape, reduction_fields
 from flcache.config import Config
-from flcache.encoder import ContextRule, EncoderSource, LatentVideoModel, hard_keys, load_encoder
-
-from .clips import clip_rule
-
-
-def encoder_source(config: Config) -> EncoderSource:
-    return EncoderSource(**asdict(config.encoder))
-
-
-def context_rule(config: Config) -> ContextRule:
-    """How steps are encoded. Raises EncoderError where the settings contradict each other."""
-    encode = config.encode
-    return ContextRule(encode.context, encode.window, encode.prefix_steps, encode.repeat_frames)
+from flcache.encoder import LatentVideoModel, hard_keys, load_encoder
 
 
 def load_configured_encoder(
     config: Config, *, trainable: bool | Sequence[str] = False, device: str
 ) -> LatentVideoModel:
     """The encoder of the configuration on `device`, in its context mode. Raises EncoderError."""
-    rule, device = context_rule(config), pick_device(device)
-    return load_encoder(encoder_source(config), context=rule, trainable=trainable, device=device)
+    rule, device = config.encode.context, pick_device(device)
+    return load_encoder(config.encoder, context=rule, trainable=trainable, device=device)
 
 
 def hard_spec(config: Config, model: LatentVideoModel) -> dict[str, Any]:
@@ -41,7 +28,7 @@ def hard_spec(config: Config, model: LatentVideoModel) -> dict[str, Any]:
     stored = reduced_shape(keep, "encode.keep") if keep else shape
     return {
         **hard_keys(model),
-        "clip": clip_rule(config).as_dict(),
+        "clip": config.clip.as_dict(),
         "context": model.context.as_dict(steps),
         "layout": {"shape": list(stored), "tubelet_size": frames // steps},
         "codec": config.cache.codec,

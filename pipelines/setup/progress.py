@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import sys
 import time
+from pathlib import Path
 from types import TracebackType
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
+
+from flcache.cache import Verification, committed_shards, verify_cache
 
 PLAIN_EVERY_S = 15.0
 
@@ -70,3 +73,9 @@ class Progress:
         self._bar.stop()
         if self._bar.disable and self.done > self._first:
             self._print_line()
+
+
+def verify_with_progress(cache_dir: Path) -> Verification:
+    """`flcache.cache.verify_cache` with a progress bar."""
+    with Progress("Verifying", sum(1 for _ in committed_shards(cache_dir)), "shards") as progress:
+        return verify_cache(cache_dir, on_shard=lambda damaged: progress.advance(failed=damaged))

@@ -33,7 +33,7 @@ from .clips import assign_split, read_split
 from .encoder import hard_spec, load_configured_encoder
 
 CALIBRATION_CLIPS = 64
-"""Clips that channel statistics are taken from where no cache has them."""
+"""Training clips that channel statistics are computed from where no cache has them."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class LatentSource:
 
     batches: Source
     hard: Mapping[str, Any]
-    """What decides the latents: the part of a spec that is hashed."""
+    """The hashed part of the spec: everything that decides the latents."""
     fingerprint: str
     latent_shape: tuple[int, int, int, int]
     """(T, H, W, D)"""
@@ -51,7 +51,7 @@ class LatentSource:
     leak: bool
     statistics: ChannelStatistics
     encoder: LatentVideoModel | None
-    """What turns the batches' frames into latents; None where they hold latents."""
+    """The encoder of the batches' frames; None where the batches hold latents."""
 
     def known_as(self, fingerprint: str) -> LatentSource:
         """This source under `fingerprint`, if that is of the same latents in the form of the first specs."""
@@ -81,11 +81,12 @@ def open_source(config: Config, reading: Reading, *, device: str) -> Iterator[La
 
 
 def latent_batches(model: WorldModel, source: LatentSource, device: str) -> Iterator[LatentBatch]:
-    """One epoch of the source as latents, standardised as `model` was trained: a cache may have grown since."""
-    as_they_come = source.encoder is not None or _equal(source.statistics, model.statistics)
+    """One epoch of the source as latents, standardised with the statistics of `model`: those of a cache that has grown
+    since training differ."""
+    unchanged = source.encoder is not None or _equal(source.statistics, model.statistics)
     for batch in source.batches:
         latents = model.to_latents(batch.to(device))
-        yield latents if as_they_come else _standardised_anew(latents, source.statistics, model.statistics)
+        yield latents if unchanged else _standardised_anew(latents, source.statistics, model.statistics)
 
 
 def _equal(one: ChannelStatistics, other: ChannelStatistics) -> bool:
@@ -194,7 +195,7 @@ def _live_spec(config: Config, model: LatentVideoModel) -> CacheSpec:
 
 
 def _known_statistics(config: Config, fingerprint: str) -> ChannelStatistics | None:
-    """Those of a cache of the same latents, if there is one."""
+    """The channel statistics of the configured cache, if it holds the same latents."""
     try:
         cache = LatentCache(config.cache.dir) if config.cache.dir else None
         return cache.statistics() if cache and cache.fingerprint == fingerprint else None

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from flcache.batch import LatentBatch
 from flcache.predictor import PRESETS, PredictorOptions, build_predictor, training_memory_bytes
-from flcache.training import Objective, build_optimiser
+from flcache.training import Objective, TrainingOptions, build_optimiser
 from flcache.training.objective import prediction_loss
 
 LATENT_SHAPE = (8, 16, 16, 1024)
@@ -72,7 +72,7 @@ def plain(preset: str) -> tuple[nn.Module, Loss]:
 
 def stepper(model: nn.Module, loss: Loss, batch: LatentBatch) -> Callable[[], float]:
     """A function that makes one training step and returns its seconds."""
-    optimiser = build_optimiser({"model": model}, learning_rate=1e-4, weight_decay=0.04, betas=(0.9, 0.95))
+    optimiser = build_optimiser({"model": model}, TrainingOptions(learning_rate=1e-4))
 
     def step() -> float:
         started = time.perf_counter()

@@ -17,7 +17,6 @@ from pathlib import Path
 from flcache.config import load_config
 from flcache.encoder import describe_encoder
 from flcache.pipelines import encode
-from flcache.pipelines.setup.encoder import encoder_source
 
 
 def start(config: str, cache: Path) -> int:
@@ -42,7 +41,7 @@ def finish(config: str, cache: Path) -> float:
 
 def main() -> None:
     config, prefix, seed, trials = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
-    describe_encoder(encoder_source(load_config(config)))  # imports the model's modules
+    describe_encoder(load_config(config).encoder)  # imports the model's modules
     moments = random.Random(seed)
     whole_s = min(finish(config, Path(f"{prefix}-whole")), finish(config, Path(f"{prefix}-again")))
     for trial in range(trials):

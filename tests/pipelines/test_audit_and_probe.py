@@ -94,7 +94,7 @@ def test_latents_of_other_videos_are_caught(config_file: Path, videos: Path, tmp
 def test_audit_with_another_configuration_is_refused(encoded: Path) -> None:
     config = load_config(encoded, ["encoder.seed=1"])
     with pytest.raises(SpecMismatch, match=r"does not make these latents: encoder\.weights"):
-        audit.run(Path(str(config.cache.dir)), config)
+        audit.run(Path(str(config.cache.dir)), config, clips=2)
 
 
 def test_settings_that_do_not_belong_together_are_errors(encoded: Path) -> None:

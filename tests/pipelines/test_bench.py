@@ -11,7 +11,7 @@ from small_run import flcache
 
 from flcache.cache import CacheWriter
 from flcache.errors import CacheError
-from flcache.pipelines.bench import loader as bench
+from flcache.pipelines import bench
 
 
 def write_cache(path: Path, clips: int) -> Path:

@@ -129,6 +129,18 @@ def test_missing_and_broken_videos_are_listed_with_reasons(
         encode.run(load_config(config_file, [*overrides, "dataset.max_missing_fraction=0.1"]))
 
 
+def test_clips_that_take_longer_than_the_timeout_have_failed(config_file: Path, videos: Path) -> None:
+    few = config_file.with_name("few.csv")
+    few.write_text("".join((videos / "train.csv").read_text().splitlines(keepends=True)[:3]))
+    config = load_config(
+        config_file,
+        [f"dataset.train={few}", "dataset.val=null", "encode.decode_timeout_s=1e-4", "encode.max_failed_fraction=1"],
+    )
+    encode.run(config)
+    failures = LatentCache(str(config.cache.dir)).failures()
+    assert len(failures) == 2 and all("timed out after 0.0001 s" in failure.message for failure in failures)
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [

@@ -17,6 +17,7 @@ from flcache.cache import LatentCache
 from flcache.config import load_config
 from flcache.errors import ConfigError, LeakError, TrainingError
 from flcache.pipelines import encode, evaluate, train
+from flcache.pipelines.setup.model import load_trained
 from flcache.pipelines.setup.source import Reading, latent_batches, open_source
 from flcache.training import latest_checkpoint, read_metrics
 
@@ -177,11 +178,18 @@ def test_a_cache_that_grew_is_evaluated_with_the_statistics_of_training(config_f
     assert not torch.equal(whole.statistics().mean, some.mean)
     with open_source(config, Reading("val", 6, shuffle=False), device="cpu") as source:
         checkpoint = latest_checkpoint(Path(str(config.training.dir)) / "checkpoints")
-        model = evaluate.load_trained(config, source, checkpoint)
+        model = load_trained(config, source, checkpoint)
         (batch,) = latent_batches(model, source, "cpu")
     stored = torch.stack([torch.from_numpy(clip.latents) for clip in whole.split("val")])
     torch.testing.assert_close(batch.latents, some.standardise(stored), atol=1e-5, rtol=1e-5)
     assert batch.targets is batch.latents
+
+
+def test_the_newest_checkpoints_are_kept(encoded: Path, tmp_path: Path) -> None:
+    settings = ["training.checkpoint_every=1", "training.keep_checkpoints=3", f"training.dir={tmp_path}"]
+    train.run(load_config(encoded, [*settings, "training.steps=4"]))
+    kept = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
+    assert kept == ["step-00000002", "step-00000003", "step-00000004"]
 
 
 def test_a_cache_trains_no_encoder(encoded: Path) -> None:

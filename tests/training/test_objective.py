@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import get_args
 
 import pytest
 import torch
@@ -15,12 +16,13 @@ from flcache.errors import ConfigError, LeakError, TrainingError
 from flcache.predictor import PREDICTORS, Forecast, Predictor, PredictorOptions, build_predictor
 from flcache.predictor.causal import CausalPredictor
 from flcache.training.objective import (
-    Objective,
+    DISTANCES,
     PredictionLoss,
     check_finite,
     legal_training_boundaries,
     prediction_loss,
 )
+from flcache.training.options import Distance, Objective
 
 B, T = 3, 5
 SHAPE = (B, T, 2, 3, 4)
@@ -244,6 +246,10 @@ def test_non_finite_loss_is_blamed_on_its_clips() -> None:
     result = next_step_loss(prediction, batch, range(1, T), "l1")
     with pytest.raises(TrainingError, match="the loss is nan: not finite for clips b;"):
         check_finite(result.loss, result.per_clip, batch.ids)
+
+
+def test_every_distance_that_can_be_asked_for_is_there() -> None:
+    assert tuple(DISTANCES) == get_args(Distance)
 
 
 def test_wrong_choices_are_refused() -> None:

@@ -12,6 +12,7 @@ from torch import nn
 from flcache.errors import TrainingError
 from flcache.predictor import PredictorOptions, build_predictor
 from flcache.training.optimiser import build_optimiser, count_parameters, parameter_table, warmup_cosine
+from flcache.training.options import TrainingOptions
 
 
 class Encoder(nn.Module):
@@ -27,7 +28,11 @@ class Encoder(nn.Module):
 
 
 def optimiser_of(**parts: nn.Module) -> torch.optim.AdamW:
-    return build_optimiser(parts, learning_rate=1.0, weight_decay=0.1, betas=(0.9, 0.95))
+    return build_optimiser(parts, TrainingOptions(learning_rate=1.0, weight_decay=0.1))
+
+
+def schedule_options(steps: int, warmup_steps: int, least: float) -> TrainingOptions:
+    return TrainingOptions(steps=steps, warmup_steps=warmup_steps, min_learning_rate_fraction=least)
 
 
 def groups(optimiser: torch.optim.AdamW) -> dict[float, set[nn.Parameter]]:
@@ -59,7 +64,7 @@ def test_every_predictor_parameter_is_in_one_group() -> None:
 
 def test_learning_rate_rises_then_falls_along_a_cosine() -> None:
     optimiser = optimiser_of(layer=nn.Linear(1, 1))
-    schedule = warmup_cosine(optimiser, steps=11, warmup_steps=4, min_fraction=0.1)
+    schedule = warmup_cosine(optimiser, schedule_options(11, 4, 0.1))
     rates = []
     for _ in range(13):
         rates.append(schedule.get_last_lr()[0])
@@ -74,7 +79,7 @@ def test_learning_rate_rises_then_falls_along_a_cosine() -> None:
 @pytest.mark.parametrize("warmup_steps", [0, 1, 5, 9])
 def test_any_warm_up_fits_any_length(warmup_steps: int) -> None:
     optimiser = optimiser_of(layer=nn.Linear(1, 1))
-    schedule = warmup_cosine(optimiser, steps=5, warmup_steps=warmup_steps, min_fraction=0.0)
+    schedule = warmup_cosine(optimiser, schedule_options(5, warmup_steps, 0.0))
     for _ in range(5):
         assert 0 <= schedule.get_last_lr()[0] <= 1
         optimiser.step()
@@ -82,10 +87,10 @@ def test_any_warm_up_fits_any_length(warmup_steps: int) -> None:
 
 
 def test_schedule_continues_from_its_state() -> None:
-    first = warmup_cosine(optimiser_of(layer=nn.Linear(1, 1)), 20, 4, 0.1)
+    first = warmup_cosine(optimiser_of(layer=nn.Linear(1, 1)), schedule_options(20, 4, 0.1))
     first.optimizer.step()
     first.step()
-    second = warmup_cosine(optimiser_of(layer=nn.Linear(1, 1)), 20, 4, 0.1)
+    second = warmup_cosine(optimiser_of(layer=nn.Linear(1, 1)), schedule_options(20, 4, 0.1))
     second.load_state_dict(first.state_dict())
     second.optimizer.step()
     second.step()

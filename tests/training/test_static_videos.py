@@ -8,10 +8,11 @@ import torch
 from flcache.batch import ChannelStatistics, LatentBatch
 from flcache.evaluation import evaluate
 from flcache.predictor import PredictorOptions, build_predictor
-from flcache.training import Objective, WorldModel, build_optimiser, warmup_cosine
+from flcache.training import Objective, TrainingOptions, WorldModel, build_optimiser, warmup_cosine
 
 T, H, W, D = 8, 2, 2, 8
 STEPS = 60
+OPTIONS = TrainingOptions(steps=STEPS, learning_rate=1e-3, warmup_steps=10)
 
 
 def still_clips(count: int, seed: int, noise: float) -> LatentBatch:
@@ -31,8 +32,8 @@ def test_predictor_trained_on_static_videos_has_no_skill(kind: str, noise: float
     predictor = build_predictor(PredictorOptions(kind, "tiny", sizes), (T, H, W, D))
     statistics = ChannelStatistics(torch.zeros(D), torch.ones(D))
     model = WorldModel(predictor, statistics, boundaries=range(1, T), objective=Objective("l2", "raw", 4, (1.0,)))
-    optimiser = build_optimiser({"model": model}, learning_rate=1e-3, weight_decay=0.04, betas=(0.9, 0.95))
-    schedule = warmup_cosine(optimiser, STEPS, 10, 0.01)
+    optimiser = build_optimiser({"model": model}, OPTIONS)
+    schedule = warmup_cosine(optimiser, OPTIONS)
     for step in range(STEPS):
         model(still_clips(8, step, noise)).loss.backward()
         optimiser.step()

@@ -45,10 +45,10 @@ def test_items_collate_in_a_data_loader(root: Path) -> None:
 def test_missing_videos_are_listed_and_fatal_only_beyond_the_fraction(root: Path) -> None:
     csv = root / "with_missing.csv"
     csv.write_text((root / "train.csv").read_text() + "red circle,notdownload,0,4,train,0\n")
-    dataset = Kinetics400(root, csv, RULE, max_missing_fraction=0.2)
+    dataset = Kinetics400(root, csv, RULE)
     assert len(dataset) == 4 and dataset.missing == [root / "red circle" / "notdownload_000000_000004.mp4"]
     with pytest.raises(DataError, match=r"1 of 5 videos are missing .*notdownload"):
-        Kinetics400(root, csv, RULE)
+        Kinetics400(root, csv, RULE, max_missing_fraction=0.1)
 
 
 def test_headerless_annotations_probe_durations_and_keep_bad_files_as_errors(root: Path) -> None:

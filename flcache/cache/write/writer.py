@@ -24,12 +24,12 @@ from flcache.cache.format.commit import Failure, is_committed, stage_of
 from flcache.cache.format.plan import RULE_COLUMNS, assign_shards, write_plan
 from flcache.cache.format.spec import CacheSpec, create_or_check
 from flcache.cache.format.statistics import TRAINING_SPLIT, finalize_statistics
+from flcache.cache.options import CacheOptions
 from flcache.cache.write.calibration import CODEC_CALIBRATION_CLIPS, Calibrator, is_calibrated
 from flcache.cache.write.shard import EncodedClip, ShardWriter
 from flcache.errors import CacheError, DataError
 
 DECODER = "elsewhere"
-SHARD_BYTES = 256 * 2**20
 _RESERVED = {"calibration", "codec", "context", "keep", "layout"}
 _END = object()
 
@@ -65,11 +65,11 @@ class CacheWriter:
         path: str | Path,
         shape: Sequence[int],
         *,
-        codec: str = "float16",
+        codec: str = CacheOptions.codec,
         spec: Mapping[str, Any] | None = None,
         context: str | Sequence[int] = "full",
         calibration: Mapping[str, Any] | None = None,
-        shard_bytes: int = SHARD_BYTES,
+        shard_bytes: int = CacheOptions.shard_bytes,
         seed: int | None = None,
         min_cosine: float | None = None,
     ) -> None:

@@ -1,0 +1,32 @@
+"""Options of a cache: where it is, and how latents are stored in it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from flcache.bounds import Fraction, OptionalPath, Positive
+from flcache.cache.codecs.registry import CodecName
+
+
+@dataclass(frozen=True)
+class CacheOptions:
+    dir: OptionalPath = None
+    """Folder of the cache."""
+    codec: CodecName = "float16"
+    """How latents are stored; `int8` takes half the bytes of `float16`, calibrated on training clips beforehand."""
+    min_cosine: Fraction | None = None
+    """How close every stored latent vector must be to the encoder's; encoding stops at one that is not."""
+    shard_bytes: Positive = 256 * 2**20
+    """About how large a shard gets."""
+    seed: int = 0
+    """Shuffles the clips over the shards, once, at planning."""
+
+
+@dataclass(frozen=True)
+class KeepOptions:
+    """What of the latents is stored."""
+
+    pool: bool = False
+    """Store the mean of every 2 x 2 patches, instead of every patch."""
+    pca: Positive | None = None
+    """Principal components to store, fitted once on training clips; null stores every channel."""

@@ -1,0 +1,25 @@
+"""Options of the encoder: which one it is. What its steps may see is `flcache.encoder.context`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+
+@dataclass(frozen=True)
+class EncoderSource:
+    """Everything that names an encoder."""
+
+    name: str | None = None
+    """Hub name or local folder; null builds `architecture` with random weights from `seed`."""
+    revision: str | None = None
+    """Branch, tag or commit on the hub."""
+    architecture: dict[str, Any] = field(default_factory=dict)
+    """`model_type` and fields of the Hugging Face config; a loaded model must agree with every field stated here."""
+    processor: dict[str, Any] = field(default_factory=dict)
+    """Fields of the processor to set, such as `crop_size`; for random weights, over the family's defaults."""
+    seed: int = 0
+    """Seed of random weights."""
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    trust_remote_code: bool = False
+    """Run Python code that comes with a model of the hub."""

@@ -1,0 +1,76 @@
+"""Options of training: what is learnt from, for how long, by which optimiser, and what is kept of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal, get_args
+
+from flcache.bounds import Count, Decay, Device, Fraction, NonNegative, OptionalPath, Positive, PositiveFloat
+from flcache.errors import ConfigError
+
+Distance = Literal["l1", "l2", "smooth_l1", "cosine"]
+Targets = Literal["raw", "layer_norm"]
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What a predictor learns from. Raises ConfigError for a distance, targets or weights that cannot be."""
+
+    distance: Distance = field(default="l1", metadata={"key": "loss"})
+    """`flow_matching` takes `l2` alone."""
+    targets: Targets = "raw"
+    """`raw` compares standardised latents; `layer_norm` norms every token of prediction and target first, so that a
+    token's own mean and scale do not count (V-JEPA 2)."""
+    rollout_steps: Positive = 1
+    """How far `causal` is rolled out from a random prefix in every batch; 1 is teacher forcing alone."""
+    horizon_weights: tuple[NonNegative, ...] = (1.0,)
+    """Weights of the loss 1, 2, ... steps ahead; the last one holds for all further steps."""
+
+    def __post_init__(self) -> None:
+        for name, value, known in (("loss", self.distance, Distance), ("targets", self.targets, Targets)):
+            if value not in get_args(known):
+                raise ConfigError(f'training.{name}: unknown "{value}"; choose from {", ".join(get_args(known))}')
+        if not self.horizon_weights or min(self.horizon_weights) < 0 or sum(self.horizon_weights) == 0:
+            raise ConfigError(
+                f"training.horizon_weights: {list(self.horizon_weights)} must hold weights of at least 0, not all 0"
+            )
+
+
+@dataclass(frozen=True)
+class TrainingOptions:
+    dir: OptionalPath = None
+    """Folder of checkpoints, metrics and evaluation."""
+    source: Literal["cache", "videos"] = "cache"
+    """`cache` reads latents; `videos` decodes and encodes on the fly, end to end if the encoder trains."""
+    steps: Positive = 10_000
+    """Optimiser steps."""
+    batch_size: Positive = 8
+    """Clips per process and forward pass."""
+    accumulate: Positive = 1
+    """Batches per optimiser step."""
+    context_steps: Positive | None = None
+    """Steps the evaluation's predictor sees; null is half of the clip, or the nearest split that does not leak."""
+    objective: Objective = field(default_factory=Objective, metadata={"inline": True})
+    learning_rate: PositiveFloat = 5e-4
+    """The rate after the warm-up."""
+    min_learning_rate_fraction: Fraction = 0.01
+    """The part of `learning_rate` at which the cosine ends."""
+    warmup_steps: Count = 200
+    """Steps of rising learning rate."""
+    weight_decay: NonNegative = 0.04
+    """AdamW's, for matrices."""
+    betas: tuple[Decay, Decay] = (0.9, 0.95)
+    """AdamW's."""
+    clip_norm: PositiveFloat = 1.0
+    """Maximum gradient norm."""
+    precision: Literal["no", "bf16", "fp16"] = "no"
+    """Accelerate's mixed precision."""
+    checkpoint_every: Positive = 1_000
+    """Steps from one checkpoint to the next."""
+    keep_checkpoints: Positive = 2
+    """How many of the newest are kept; older ones are removed."""
+    log_every: Positive = 20
+    """Steps from one line of metrics to the next."""
+    ema_decay: Fraction = 0.998
+    """Decay of the moving average of a trainable encoder that the targets come from."""
+    device: Device = "auto"

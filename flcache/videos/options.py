@@ -1,0 +1,66 @@
+"""Options of the videos: where they are, and how clips are cut from them."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from flcache.bounds import Fraction, OptionalPath, Positive, PositiveFloat
+from flcache.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class DatasetOptions:
+    root: OptionalPath = None
+    """Folder that the annotated paths are relative to."""
+    train: OptionalPath = None
+    """Annotation file of the training split: Kinetics CSV, or headerless `path index` lines."""
+    val: OptionalPath = None
+    """The same for the validation split."""
+    labels: OptionalPath = None
+    """`index label` lines; needed only by headerless annotation files."""
+    allow_outside: bool = False
+    """Accept absolute paths and `..` in annotation files that lead out of `root`."""
+    max_missing_fraction: Fraction = 0.25
+    """Videos of a split that may be absent from `root` before encoding refuses to start."""
+
+
+@dataclass(frozen=True)
+class ClipRule:
+    """How clips are cut from a video. Raises ConfigError where the values contradict each other."""
+
+    frames: Positive = 16
+    fps: PositiveFloat | None = 4.0
+    """Frames per second to sample at; null to use `stride`."""
+    stride: Positive | None = None
+    """Every how many-th frame of the video to take; null to use `fps`."""
+    clips_per_video: Positive | None = 1
+    """Evenly spread over the video, each in the middle of its share; null for the whole video, clip after clip."""
+    short: Literal["pad", "drop"] = "pad"
+    """Videos shorter than a clip: `pad` repeats the last frame under a mask, `drop` leaves them out."""
+
+    def __post_init__(self) -> None:
+        if self.frames < 1:
+            raise ConfigError(f"clip.frames is {self.frames}; set 1 or more")
+        if (self.fps is None) == (self.stride is None):
+            raise ConfigError(
+                f"clip.fps is {self.fps} and clip.stride is {self.stride}; set one of them and the other to null"
+            )
+        if self.fps is not None and not 0 < self.fps < math.inf:
+            raise ConfigError(f"clip.fps is {self.fps}; set a rate above 0")
+        if self.stride is not None and self.stride < 1:
+            raise ConfigError(f"clip.stride is {self.stride}; set 1 or more")
+        if self.clips_per_video is not None and self.clips_per_video < 1:
+            raise ConfigError(f"clip.clips_per_video is {self.clips_per_video}; set 1 or more, or null")
+        if self.clips_per_video is None and self.stride is not None:
+            raise ConfigError(
+                "clip.clips_per_video is null (the whole video) and clip.stride is set: how many such clips a video "
+                "holds is known only when it is open; set clip.fps instead, or a number of clips"
+            )
+        if self.short not in ("pad", "drop"):
+            raise ConfigError(f"clip.short is {self.short!r}; choose pad or drop")
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, for the spec."""
+        return asdict(self)

@@ -1,0 +1,46 @@
+"""The baselines that a configuration asks for, fitted to its training clips."""
+
+from __future__ import annotations
+
+import sys
+from itertools import islice
+
+import torch
+
+from flcache.config import Config
+from flcache.encoder import encoder_with_predictor, load_own_predictor
+from flcache.errors import EncoderError
+from flcache.evaluation import Predict, fit_baselines
+from flcache.training import WorldModel
+
+from .source import LatentSource, Reading, latent_batches, open_source
+
+
+@torch.no_grad()
+def fitted_baselines(config: Config, model: WorldModel, device: str) -> dict[str, Predict]:
+    """Every baseline, fitted to the first `evaluation.baseline_clips` training clips as `model` sees them."""
+    options = config.evaluation
+    batch_size = min(options.batch_size, options.baseline_clips)
+    with open_source(config, Reading("train", batch_size, shuffle=False), device=device) as source:
+        own = _own_predictor(config, source, model, device)
+        fitted = fit_baselines(
+            islice(latent_batches(model, source, device), options.baseline_clips // batch_size),
+            seen_until=source.seen_until,
+            ridge_steps=options.ridge_steps,
+            allow_leak=config.allow_leak,
+        )
+        return fitted | own
+
+
+def _own_predictor(config: Config, source: LatentSource, model: WorldModel, device: str) -> dict[str, Predict]:
+    """The checkpoint's own predictor; empty if it has none, or the latents come from another encoder."""
+    encoder = encoder_with_predictor(source.hard)
+    wanted = config.evaluation.own_predictor and config.encoder.name and not config.encoder_trainable
+    if encoder is None or not wanted:
+        return {}
+    try:
+        found = load_own_predictor(config.encoder, model.statistics, encoder=encoder, device=device)
+    except EncoderError as error:
+        print(f"without the baseline own_predictor (evaluation.own_predictor=false): {error}", file=sys.stderr)
+        return {}
+    return {"own_predictor": found} if found else {}
