@@ -25,12 +25,12 @@ from torch import nn
 
 from flcache.cache import LatentCache, LatentLoader
 from flcache.errors import TrainingError
-from flcache.predictor import build_predictor
+from flcache.predictor import PredictorOptions, build_predictor
 from flcache.training import (
-    LoopOptions,
     Objective,
     Run,
     RunRecord,
+    TrainingOptions,
     WorldModel,
     build_optimiser,
     has_checkpoint,
@@ -43,7 +43,7 @@ from flcache.training.state import _scaler
 
 STORED = Path(__file__).parent.parent / "fixtures" / "b98e9e3"
 STEP = "step-00000004"
-OPTIONS = LoopOptions(2**62, 1, 1.0, 2**62, 2, 1, 0.998)
+OPTIONS = TrainingOptions(steps=2**62, checkpoint_every=2**62, log_every=1)
 LOADED_BY_ACCELERATE = [
     "custom_checkpoint_0.pkl",
     "custom_checkpoint_1.pkl",
@@ -69,15 +69,15 @@ def make_run(directory: Path) -> Run:
     torch.manual_seed(1)
     cache = LatentCache(STORED / "float16", "train")
     overrides = {"depth": 1, "width": 24, "heads": 2, "mlp_width": 32, "merge": 1}
-    predictor = build_predictor("tiny", overrides, latent_shape=cache.latent_shape)
-    model = WorldModel(predictor, cache.statistics(), splits=[1, 2, 3], objective=Objective("l1", "raw", 1, (1.0,)))
-    optimiser = build_optimiser({"predictor": predictor}, learning_rate=5e-4, weight_decay=0.04, betas=(0.9, 0.95))
+    predictor = build_predictor(PredictorOptions(preset="tiny", overrides=overrides), cache.latent_shape)
+    model = WorldModel(predictor, cache.statistics(), boundaries=[1, 2, 3], objective=Objective("l1", "raw", 1, (1.0,)))
+    optimiser = build_optimiser({"predictor": predictor}, OPTIONS)
     return Run(
         Accelerator(cpu=True),
         model,
         LatentLoader(cache, batch_size=2, context_steps=2),
         optimiser,
-        warmup_cosine(optimiser, 8, 2, 0.01),
+        warmup_cosine(optimiser, TrainingOptions(steps=8, warmup_steps=2)),
         directory=directory,
         record=RunRecord(0, cache.fingerprint, cache.latent_shape, False),
         config="seed: 0\n",
