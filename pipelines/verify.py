@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 from flcache.cache import Verification, committed_shards, verify_cache
+from flcache.cache.storage import Location
 from flcache.errors import DamagedError
 
 from .setup.progress import Progress
@@ -25,9 +26,9 @@ def run(directory: Path | str, as_json: bool = False) -> None:
         )
 
 
-def verify_with_progress(cache_dir: Path) -> Verification:
-    with Progress("Verifying", sum(1 for _ in committed_shards(cache_dir)), "shards") as progress:
-        return verify_cache(cache_dir, on_shard=lambda damaged: progress.advance(failed=damaged))
+def verify_with_progress(location: Location) -> Verification:
+    with Progress("Verifying", sum(1 for _ in committed_shards(location)), "shards") as progress:
+        return verify_cache(location, on_shard=lambda damaged: progress.advance(failed=damaged))
 
 
 def _print(found: Verification) -> None:

@@ -10,7 +10,6 @@ import re
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from io import BytesIO
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,8 +19,9 @@ import pyarrow.parquet as pq
 import xxhash
 from numpy.typing import NDArray
 
+from flcache.cache.format.names import PLAN, shard_name
 from flcache.cache.format.tar import MAX_NAME_BYTES
-from flcache.cache.storage.local import is_file, shard_name, storage_errors, write_file
+from flcache.cache.storage import Location, Store, open_store
 from flcache.errors import CacheError, DamagedError
 
 PLAN_SCHEMA = pa.schema(
@@ -38,6 +38,7 @@ PLAN_SCHEMA = pa.schema(
     ]
 )
 COLUMNS = tuple(PLAN_SCHEMA.names)
+MAX_PLAN_BYTES = 2**32
 _CLIP_ID = re.compile(r"[^\x00-\x20./\\\x7f]+")
 _LONGEST_SUFFIX = len(".latents.npy")
 
@@ -72,46 +73,42 @@ def check_clip_ids(clip_ids: Iterable[str]) -> None:
         seen.add(clip_id)
 
 
-def write_plan(cache_dir: Path, plan: pd.DataFrame) -> pd.DataFrame:
-    """Add the splits of `plan` to the plan on disk; returns the whole plan.
+def write_plan(location: Location, plan: pd.DataFrame) -> pd.DataFrame:
+    """Add the splits of `plan` to the plan of the cache; returns the whole plan.
 
     A split that is already there must be the same. Raises CacheError saying what has changed.
     """
     fresh = _table(plan)
-    path = plan_path(cache_dir)
-    if not is_file(path):
+    store = open_store(location)
+    if not store.exists(PLAN):
         check_clip_ids(plan["clip_id"])
-        _write_table(path, fresh)
-        return read_plan(cache_dir)
-    found = _read_table(path, COLUMNS)
+        _write_table(store, fresh)
+        return read_plan(store)
+    found = _read_table(store, COLUMNS)
     known = set(found["split"].unique().to_pylist())
     for split in fresh["split"].unique().to_pylist():
         if split in known:
-            _check_same(cache_dir, split, _rows_of(found, split), _rows_of(fresh, split))
+            _check_same(store, split, _rows_of(found, split), _rows_of(fresh, split))
     added = _table(plan[~plan["split"].isin(known)])
     if len(added):
         table = pa.concat_tables([found, added]).sort_by(_SORTING)
         check_clip_ids(table["clip_id"].to_pylist())
-        _write_table(path, table)
-    return read_plan(cache_dir)
+        _write_table(store, table)
+    return read_plan(store)
 
 
-def read_plan(cache_dir: Path) -> pd.DataFrame:
+def read_plan(location: Location) -> pd.DataFrame:
     """The whole plan, by split, shard and slot; a missing label is None. Raises CacheError if there is none."""
-    table = _read_table(plan_path(cache_dir), COLUMNS)
+    table = _read_table(open_store(location), COLUMNS)
     plan: pd.DataFrame = table.to_pandas()
     return plan.assign(label=pd.Series(table["label"].to_pylist(), dtype=object))
 
 
-def plan_path(cache_dir: Path) -> Path:
-    return cache_dir / "plan.parquet"
-
-
 class PlanTable:
-    """The plan on disk, column by column as they are asked for, without a Python object per clip."""
+    """The plan of a cache, each column read when it is first asked for, without a Python object per clip."""
 
-    def __init__(self, cache_dir: Path) -> None:
-        self._path = plan_path(cache_dir)
+    def __init__(self, store: Store) -> None:
+        self._store = store
         self._columns: dict[str, Any] = {}
 
     def value(self, column: str, row: int) -> Any:
@@ -125,7 +122,7 @@ class PlanTable:
     def column(self, name: str) -> Any:
         """An Arrow array of all rows."""
         if name not in self._columns:
-            self._columns[name] = _read_table(self._path, [name])[name].combine_chunks()
+            self._columns[name] = _read_table(self._store, [name])[name].combine_chunks()
         return self._columns[name]
 
     @cached_property
@@ -137,7 +134,7 @@ class PlanTable:
         counts = np.diff(starts, append=len(shards))
         slots = np.arange(len(shards)) - np.repeat(starts, counts)
         if not np.array_equal(slots, self.column("slot").to_numpy()):
-            raise DamagedError(f"{self._path}: not in shard order; restore it from a copy")
+            raise DamagedError(f"{self._store}/{PLAN}: not in shard order; restore it from a copy")
         names = splits.dictionary.to_pylist()
         keys = zip((names[code] for code in codes[starts].tolist()), shards[starts].tolist(), strict=True)
         return dict(zip(keys, zip(starts.tolist(), counts.tolist(), strict=True), strict=True))
@@ -169,29 +166,29 @@ def _rows_of(table: Any, split: str) -> Any:
     return table.filter(pa.compute.equal(table["split"], split))
 
 
-def _write_table(path: Path, table: Any) -> None:
+def _write_table(store: Store, table: Any) -> None:
     buffer = BytesIO()
     pq.write_table(table, buffer, compression="zstd", version="2.6")
-    write_file(path, buffer.getvalue())
+    store.write(PLAN, buffer.getvalue())
 
 
-def _read_table(path: Path, columns: Iterable[str]) -> Any:
-    if not is_file(path):
-        raise CacheError(f'{path}: no plan; "flcache encode" makes it')
+def _read_table(store: Store, columns: Iterable[str]) -> Any:
+    if not store.exists(PLAN):
+        raise CacheError(f'{store}/{PLAN}: no plan; "flcache encode" makes it')
+    content = pa.BufferReader(store.read(PLAN, MAX_PLAN_BYTES))
     try:
-        with storage_errors(path):
-            schema = pa.schema([PLAN_SCHEMA.field(name) for name in columns])
-            return pq.read_table(path, columns=list(columns), partitioning=None).cast(schema)
-    except (pa.ArrowException, KeyError) as error:
+        schema = pa.schema([PLAN_SCHEMA.field(name) for name in columns])
+        return pq.read_table(content, columns=list(columns), partitioning=None).cast(schema)
+    except (pa.ArrowException, KeyError, OSError) as error:  # Arrow raises OSError for some damage
         raise DamagedError(
-            f"{path}: not a readable plan ({str(error).splitlines()[0]}); restore it from a copy"
+            f"{store}/{PLAN}: not a readable plan ({str(error).splitlines()[0]}); restore it from a copy"
         ) from error
 
 
-def _check_same(cache_dir: Path, split: str, found: Any, fresh: Any) -> None:
+def _check_same(store: Store, split: str, found: Any, fresh: Any) -> None:
     if not found.equals(fresh):
         raise CacheError(
-            f"{cache_dir}: the {split} clips are not those this cache was planned for: {_change(found, fresh)}; "
+            f"{store}: the {split} clips are not those this cache was planned for: {_change(found, fresh)}; "
             "go back to the annotation file and settings it was made with, or choose another cache.dir"
         )
 
