@@ -11,9 +11,9 @@ from pathlib import Path
 
 from flcache.cache import finalize_statistics, is_committed
 from flcache.cache.check.repair import prove, prove_spec, set_aside, set_spec_aside, shards_aside, spec_waits
-from flcache.cache.format.plan import plan_path
+from flcache.cache.format.names import PLAN, parse_shard_name, shard_name
 from flcache.cache.format.spec import read_spec
-from flcache.cache.storage.local import parse_shard_name, shard_name
+from flcache.cache.storage import Store, open_store
 from flcache.config import Config
 from flcache.encoder import first_form
 from flcache.errors import CacheError
@@ -26,59 +26,59 @@ from .setup.progress import verify_with_progress
 
 def run(directory: Path | str, config: Config) -> None:
     """Repair the cache at `directory`. Raises CacheError where what is encoded anew is not what was committed."""
-    cache_dir = Path(directory)
-    config = replace(config, cache=replace(config.cache, dir=str(cache_dir)))
-    _repair_spec(cache_dir, config)
-    found = verify_with_progress(cache_dir)
-    _refuse_damaged_plan(cache_dir, [damage.problem for damage in found.damaged if damage.shard is None])
+    store = open_store(directory)
+    config = replace(config, cache=replace(config.cache, dir=str(store)))
+    _repair_spec(store, config)
+    found = verify_with_progress(store)
+    _refuse_damaged_plan(store, [damage.problem for damage in found.damaged if damage.shard is None])
     for name in sorted({damage.shard for damage in found.damaged if damage.shard}):
         shard = parse_shard_name(name)
         if shard is not None:
-            set_aside(cache_dir, *shard)
-    if not found.missing and not shards_aside(cache_dir):
-        finalize_statistics(cache_dir)  # a spec that was made anew lacks them
-        print(f"{cache_dir}: no shard to repair")
+            set_aside(store, *shard)
+    if not found.missing and not shards_aside(store):
+        finalize_statistics(store)  # a spec that was made anew lacks them
+        print(f"{store}: no shard to repair")
         return
     try:
-        _encode(cache_dir, config)
+        _encode(store, config)
     finally:  # what is encoded is proven, whatever else has failed
-        _prove(cache_dir)
+        _prove(store)
 
 
-def _repair_spec(cache_dir: Path, config: Config) -> None:
+def _repair_spec(store: Store, config: Config) -> None:
     """A damaged spec is made anew, if that gives the spec that the commits are of."""
-    if not spec_waits(cache_dir):
+    if not spec_waits(store):
         try:
-            read_spec(cache_dir)
+            read_spec(store)
             return
         except CacheError:
-            set_spec_aside(cache_dir)
+            set_spec_aside(store)
     splits = read_splits(config)
     model = load_configured_encoder(config, device=config.encode.device)
-    spec = open_cache(cache_dir, config, model, splits)
-    prove_spec(cache_dir, [spec, replace(spec, hard=first_form(spec.hard))])
-    print(f"{cache_dir}: spec.json: made anew, and of the fingerprint that the commits have")
+    spec = open_cache(store, config, model, splits)
+    prove_spec(store, [spec, replace(spec, hard=first_form(spec.hard))])
+    print(f"{store}: spec.json: made anew, and of the fingerprint that the commits have")
 
 
-def _refuse_damaged_plan(cache_dir: Path, problems: list[str]) -> None:
+def _refuse_damaged_plan(store: Store, problems: list[str]) -> None:
     if problems:
         raise CacheError(
-            f"{problems[0]}; or move {plan_path(cache_dir)} away and repair again: the same annotation files and "
+            f"{problems[0]}; or move {store}/{PLAN} away and repair again: the same annotation files and "
             "settings give the same plan"
         )
 
 
-def _encode(cache_dir: Path, config: Config) -> None:
+def _encode(store: Store, config: Config) -> None:
     splits = read_splits(config)
     report_missing(splits)
     model = load_configured_encoder(config, device=config.encode.device)
-    encode_missing(cache_dir, config, model, splits)
-    report_encoding(cache_dir, config)
+    encode_missing(store, config, model, splits)
+    report_encoding(store, config)
 
 
-def _prove(cache_dir: Path) -> None:
-    for split, shard in shards_aside(cache_dir):
-        if is_committed(cache_dir, split, shard):
-            proven = prove(cache_dir, split, shard)
+def _prove(store: Store) -> None:
+    for split, shard in shards_aside(store):
+        if is_committed(store, split, shard):
+            proven = prove(store, split, shard)
             outcome = "equal to what was committed" if proven else "whole; the damage left no record to compare it with"
-            print(f"{cache_dir}: {shard_name(split, shard)}: encoded anew, {outcome}")
+            print(f"{store}: {shard_name(split, shard)}: encoded anew, {outcome}")

@@ -33,6 +33,10 @@ FLOORS = {
     "pipelines": 5,
 }
 CACHE_FLOORS = {"storage": 0, "codecs": 1, "options": 2, "format": 2, "write": 3, "read": 3, "check": 4}
+FILE_SYSTEM = ("glob", "io", "os", "pathlib", "shutil", "tempfile")
+NO_FILES = {"io.BytesIO", "os.cpu_count"}
+"""Names of these modules that open no file."""
+READS_OTHER_FILES = {"flcache.cache.write.importing": "the files it reads are a user's own, not a cache's"}
 OURS = ("flcache", "pipelines")
 
 
@@ -159,6 +163,41 @@ def test_no_stage_imports_a_stage() -> None:
     pairs = [(module, target) for module, target, _ in EDGES if stage(target) and stage(module) != stage(target)]
     wrong = [f"{module} imports {target}" for module, target in pairs if module != "flcache.pipelines.cli"]
     assert wrong == []
+
+
+def file_system_uses(source: str) -> Iterator[str]:
+    """What of a module can touch the file system: its imports that can, and calls of `open`."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "open":
+            yield "open()"
+            continue
+        else:
+            continue
+        yield from (name for name in names if name.split(".")[0] in FILE_SYSTEM and name not in NO_FILES)
+
+
+@pytest.mark.parametrize(
+    "source",
+    ["import os", "import os.path", "import pathlib as p", "from pathlib import Path", "from shutil import move",
+     "import io", "from io import open", "def f():\n    open('plan.parquet')"],
+)  # fmt: skip
+def test_uses_of_the_file_system_are_seen(source: str) -> None:
+    assert list(file_system_uses(source))
+
+
+def test_only_the_storage_room_touches_files_of_a_cache() -> None:
+    """Everything else in `cache` goes through a `Store`, so that a cache may lie elsewhere than in a folder."""
+    found = {
+        module: uses
+        for module, path in FILES.items()
+        if module.startswith("flcache.cache") and not module.startswith("flcache.cache.storage")
+        if (uses := list(file_system_uses(path.read_text(encoding="utf-8"))))
+    }
+    assert set(found) == set(READS_OTHER_FILES), found
 
 
 def test_nobody_relies_on_a_top_level_pipelines() -> None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from flcache.cache import CacheSpec, Commit, Failure, latent_differences
+from flcache.cache.storage import Location
 from flcache.encoder import ContextRule, EncoderSource, LatentVideoModel, hard_keys, load_encoder
 from flcache.errors import SpecMismatch
 from flcache.videos import DecodePool, PlannedClip
@@ -18,7 +19,7 @@ from flcache.videos import DecodePool, PlannedClip
 class EncodeJob:
     """What all shard tasks of a cache share."""
 
-    cache_dir: Path
+    cache: Location
     video_root: Path
     """The folder that the annotated paths of videos are relative to."""
     spec: CacheSpec
@@ -38,7 +39,7 @@ class EncodeJob:
         found = CacheSpec({**self.spec.hard, **hard_keys(model)}, {})
         if fields := latent_differences(self.spec, found):
             raise SpecMismatch(
-                f"{self.cache_dir}: the encoder that is loaded here does not make its latents: {'; '.join(fields)}; "
+                f"{self.cache}: the encoder that is loaded here does not make its latents: {'; '.join(fields)}; "
                 "give this machine the same weights and processor"
             )
         return model

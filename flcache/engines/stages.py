@@ -26,7 +26,7 @@ def run_task(
     job: EncodeJob, task: ShardTask, model: LatentVideoModel, pool: DecodePool, on_event: Callable[[Event], None]
 ) -> None:
     """Encode and commit one shard. Bad clips are recorded and left out; raises CacheError where writing fails."""
-    with ShardWriter(job.cache_dir, task.split, task.shard, job.spec, min_cosine=job.min_cosine) as writer:
+    with ShardWriter(job.cache, task.split, task.shard, job.spec, min_cosine=job.min_cosine) as writer:
         decoded = decode_planned(pool, VideoFolder(job.video_root), task.clips)
         for clip in encode_clips(model, decoded, job.batch_size):
             on_event(_store(writer, clip))

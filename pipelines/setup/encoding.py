@@ -23,6 +23,7 @@ from flcache.cache import (
     is_committed,
     write_plan,
 )
+from flcache.cache.storage import Location
 from flcache.config import Config
 from flcache.encoder import LatentVideoModel
 from flcache.engines import ClipFailed, EncodeJob, Event, ShardCommitted, ShardTask, calibrate, local
@@ -37,21 +38,21 @@ SOFT_PACKAGES = ("flcache", "torch", "torchvision", "transformers", "decord", "a
 
 
 def encode_missing(
-    cache_dir: Path,
+    location: Location,
     config: Config,
     model: LatentVideoModel,
     splits: Sequence[SplitClips],
     part: tuple[int, int] | None = None,
 ) -> None:
     """Encode and commit the shards that have no commit; with `part=(i, n)` of every n-th shard, from number i, only."""
-    spec = open_cache(cache_dir, config, model, splits)
+    spec = open_cache(location, config, model, splits)
     plans = [assign_split(config, spec.latent_shape, split) for split in splits]
-    plan = write_plan(cache_dir, pd.concat(plans, ignore_index=True))
-    _encode(_job(cache_dir, config, spec, model), _pending(cache_dir, plan, splits, part), model)
-    finalize_statistics(cache_dir)
+    plan = write_plan(location, pd.concat(plans, ignore_index=True))
+    _encode(_job(location, config, spec, model), _pending(location, plan, splits, part), model)
+    finalize_statistics(location)
 
 
-def open_cache(cache_dir: Path, config: Config, model: LatentVideoModel, splits: Sequence[SplitClips]) -> CacheSpec:
+def open_cache(location: Location, config: Config, model: LatentVideoModel, splits: Sequence[SplitClips]) -> CacheSpec:
     """The spec of the cache, made where it is absent. Raises SpecMismatch where the cache is of other latents."""
     versions = {name: _version(name) for name in SOFT_PACKAGES}
     soft = {
@@ -62,9 +63,9 @@ def open_cache(cache_dir: Path, config: Config, model: LatentVideoModel, splits:
     }
     hard = hard_spec(config, model)
     calibration = partial(_calibrate, config, hard, model, splits) if is_calibrated(hard) else None
-    spec, changed = create_or_check(cache_dir, hard, soft, calibration)
+    spec, changed = create_or_check(location, hard, soft, calibration)
     for difference in changed:
-        print(f"Notice: {cache_dir}: {difference}; latents may differ in their last bits", file=sys.stderr)
+        print(f"Notice: {location}: {difference}; latents may differ in their last bits", file=sys.stderr)
     return spec
 
 
@@ -101,7 +102,7 @@ def _version(package: str) -> str | None:
 
 
 def _pending(
-    cache_dir: Path, plan: pd.DataFrame, splits: Sequence[SplitClips], part: tuple[int, int] | None
+    location: Location, plan: pd.DataFrame, splits: Sequence[SplitClips], part: tuple[int, int] | None
 ) -> list[ShardTask]:
     """The shards without a commit, in plan order; with `part=(i, n)` of every n-th shard, from number i, only."""
     index, count = part or (0, 1)
@@ -111,13 +112,13 @@ def _pending(
     return [
         ShardTask(split, shard, tuple(planned_clips(rows)))
         for split, shard, rows in named
-        if not is_committed(cache_dir, split, shard)
+        if not is_committed(location, split, shard)
     ]
 
 
-def _job(cache_dir: Path, config: Config, spec: CacheSpec, model: LatentVideoModel) -> EncodeJob:
+def _job(location: Location, config: Config, spec: CacheSpec, model: LatentVideoModel) -> EncodeJob:
     return EncodeJob(
-        cache_dir=cache_dir,
+        cache=location,
         video_root=Path(config.require("dataset.root")),
         spec=spec,
         encoder=config.encoder,
@@ -143,14 +144,14 @@ def _encode(job: EncodeJob, tasks: Sequence[ShardTask], model: LatentVideoModel)
         local.run(job, tasks, show, model=model)
 
 
-def report_encoding(cache_dir: Path, config: Config) -> None:
+def report_encoding(location: Location, config: Config) -> None:
     """Say what the cache holds. Raises DataError where more clips failed than the configuration allows."""
-    cache = LatentCache(cache_dir)
+    cache = LatentCache(location)
     failures = cache.failures()
     failed = [failure for failure in failures if failure.stage != "find"]
     for split, progress in cache.progress().items():
         print(
-            f"{cache_dir}: {split}: {progress.clips} clips of {progress.planned_clips} cached, {progress.failed} "
+            f"{location}: {split}: {progress.clips} clips of {progress.planned_clips} cached, {progress.failed} "
             f"failed or missing, {progress.committed_shards} of {progress.planned_shards} shards"
         )
     for group in failure_groups(failures):
@@ -158,7 +159,7 @@ def report_encoding(cache_dir: Path, config: Config) -> None:
     attempted = len(cache) + len(failed)
     if len(failed) > config.encode.max_failed_fraction * attempted:
         raise DataError(
-            f"{cache_dir}: {len(failed)} of {attempted} clips failed, encode.max_failed_fraction="
+            f"{location}: {len(failed)} of {attempted} clips failed, encode.max_failed_fraction="
             f"{config.encode.max_failed_fraction} allows fewer; "
-            f'"flcache inspect-cache --json {cache_dir}" lists them all'
+            f'"flcache inspect-cache --json {location}" lists them all'
         )

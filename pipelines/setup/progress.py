@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 import time
-from pathlib import Path
 from types import TracebackType
 
 from rich.console import Console
@@ -12,6 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemaini
 from rich.progress import Progress as Bar
 
 from flcache.cache import Verification, committed_shards, verify_cache
+from flcache.cache.storage import Location
 
 PLAIN_EVERY_S = 15.0
 
@@ -75,7 +75,7 @@ class Progress:
             self._print_line()
 
 
-def verify_with_progress(cache_dir: Path) -> Verification:
+def verify_with_progress(location: Location) -> Verification:
     """`flcache.cache.verify_cache` with a progress bar."""
-    with Progress("Verifying", sum(1 for _ in committed_shards(cache_dir)), "shards") as progress:
-        return verify_cache(cache_dir, on_shard=lambda damaged: progress.advance(failed=damaged))
+    with Progress("Verifying", sum(1 for _ in committed_shards(location)), "shards") as progress:
+        return verify_cache(location, on_shard=lambda damaged: progress.advance(failed=damaged))

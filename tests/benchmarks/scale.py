@@ -20,6 +20,7 @@ import xxhash
 from flcache.cache import Commit, assign_shards, create_or_check, write_plan
 from flcache.cache.format.commit import write_commit
 from flcache.cache.format.index import index_bytes, row_dtype
+from flcache.cache.storage import open_store
 
 SHAPE = (8, 16, 16, 1024)
 SHARD_BYTES = 256 * 2**20
@@ -74,7 +75,7 @@ def _commit(cache_dir: Path, fingerprint: str, shard: int, clips: int, clip_byte
         fidelity=None,
         keep_fidelity=None,
     )
-    write_commit(cache_dir, commit)
+    write_commit(open_store(cache_dir), commit)
 
 
 def main() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -23,7 +23,9 @@ from flcache.cache import (
     read_plan,
     write_plan,
 )
+from flcache.cache.storage import Location
 
+Place = TypeVar("Place", bound=Location)
 Shape = tuple[int, int, int, int]
 T, H, W, D = SHAPE = (4, 2, 2, 6)
 CODECS = {"float16": np.float16, "float32": np.float32}
@@ -85,7 +87,9 @@ def encoded_clip(row: Any, *, shape: Shape = SHAPE, valid_steps: int = T) -> Enc
     )
 
 
-def write_shard(cache_dir: Path, spec: CacheSpec, split: str, shard: int, rows: pd.DataFrame, **options: Any) -> None:
+def write_shard(
+    cache_dir: Location, spec: CacheSpec, split: str, shard: int, rows: pd.DataFrame, **options: Any
+) -> None:
     """The clips of one shard of the plan; slot 1 of shard 0 fails, the last clip is padded from step 2 on."""
     with ShardWriter(cache_dir, split, shard, spec, **options) as writer:
         for row in rows.itertuples():
@@ -99,7 +103,7 @@ def write_shard(cache_dir: Path, spec: CacheSpec, split: str, shard: int, rows: 
 
 
 def plan_cache(
-    cache_dir: Path, *, codec: str = "float16", shape: Shape = SHAPE, num_train: int = 23, num_val: int = 5
+    cache_dir: Location, *, codec: str = "float16", shape: Shape = SHAPE, num_train: int = 23, num_val: int = 5
 ) -> CacheSpec:
     """The spec and plan of a cache of five clips a shard."""
     calibrate = partial(calibration, hard_spec(codec, shape), num_train) if is_calibrated(hard_spec(codec)) else None
@@ -111,14 +115,14 @@ def plan_cache(
     return spec
 
 
-def fill_cache(cache_dir: Path, spec: CacheSpec) -> None:
+def fill_cache(cache_dir: Location, spec: CacheSpec) -> None:
     for (split, shard), rows in read_plan(cache_dir).groupby(["split", "shard"]):
         if not is_committed(cache_dir, split, shard):
             write_shard(cache_dir, spec, split, shard, rows)
     finalize_statistics(cache_dir)
 
 
-def make_cache(cache_dir: Path, **options: Any) -> Path:
+def make_cache(cache_dir: Place, **options: Any) -> Place:
     fill_cache(cache_dir, plan_cache(cache_dir, **options))
     return cache_dir
 

@@ -17,7 +17,7 @@ import webdataset
 from small_cache import CODECS, SHAPE, D, T, clip_latents, make_cache
 
 from flcache.cache import LatentCache, create_or_check, read_plan, read_spec
-from flcache.cache.format.index import read_index
+from flcache.cache.format.index import parse_index
 from flcache.errors import CacheError, DamagedError
 
 
@@ -113,7 +113,7 @@ def test_tar_and_numpy_read_every_sample(tmp_path: Path, codec: str) -> None:
 
 def test_payloads_lie_on_pages(tmp_path: Path) -> None:
     for tar in tars(make_cache(tmp_path / "cache")):
-        rows = read_index(tar.with_suffix(".idx"), num_steps=T, num_payloads=1, repair="")
+        rows = parse_index(tar.with_suffix(".idx").read_bytes(), num_steps=T, num_payloads=1)
         assert len(rows) and not np.any(rows["payloads"]["offset"] % 4096)
 
 

@@ -28,7 +28,7 @@ from flcache.cache import (
     make_spec,
     read_plan,
 )
-from flcache.cache.storage.local import remove_leftovers, shard_paths, write_file
+from flcache.cache.storage import LocalStore
 from flcache.errors import CacheError
 
 LARGER = (4, 8, 8, 64)
@@ -171,7 +171,7 @@ def test_only_leftovers_of_dead_writers_of_that_file_go(tmp_path: Path) -> None:
         dead = [shards / ".train-000000.tar.0123abcd.tmp", shards / ".train-000001.tar.0123abcd.tmp"]
         for path in dead:
             path.touch()
-        remove_leftovers(shard_paths(tmp_path, "train", 0).tar)
+        LocalStore(tmp_path).remove_leftovers("shards/train-000000.tar")
         assert [path.exists() for path in dead] == [False, True]
         assert len(list(shards.iterdir())) == 2
 
@@ -292,4 +292,4 @@ def test_file_in_the_way_is_one_clear_line(tmp_path: Path) -> None:
     with pytest.raises(CacheError, match="a file lies where a folder is needed"):
         plan_cache(tmp_path / "cache")
     with pytest.raises(CacheError, match="a file lies where a folder is needed"):
-        write_file(tmp_path / "cache" / "commits" / "file", b"")
+        LocalStore(tmp_path / "cache").write("commits/file", b"")

@@ -16,6 +16,7 @@ from flcache.cache.check.repair import prove, set_aside, shards_aside
 from flcache.cache.check.verify import ShardProver
 from flcache.cache.format.commit import repair_hint
 from flcache.cache.format.plan import PlanTable
+from flcache.cache.storage import LocalStore
 from flcache.errors import CacheError, DamagedError, FlcacheError
 
 SIZES = {"num_train": 5, "num_val": 2}
@@ -53,7 +54,8 @@ def damage_finder(cache_dir: Path, file: str) -> Callable[[], bool]:
     """Whether `file` is damaged now, as `verify_cache` would say; looks at the one shard it is of."""
     if file == SPEC:
         return lambda: not verify_cache(cache_dir, threads=1).ok
-    prover = ShardProver(cache_dir, read_spec(cache_dir), PlanTable(cache_dir))
+    store = LocalStore(cache_dir)
+    prover = ShardProver(store, read_spec(store), PlanTable(store))
     return lambda: bool(prover.prove("train", 0)[1])
 
 
@@ -154,9 +156,9 @@ def repair(cache_dir: Path) -> list[bool]:
     """As `flcache repair`: set aside, encode what is not committed, prove."""
     for name in {damage.shard for damage in verify_cache(cache_dir).damaged}:
         assert name
-        set_aside(cache_dir, *name.rsplit("-", 1)[:1], int(name.rsplit("-", 1)[1]))
+        set_aside(LocalStore(cache_dir), *name.rsplit("-", 1)[:1], int(name.rsplit("-", 1)[1]))
     fill_cache(cache_dir, read_spec(cache_dir))
-    return [prove(cache_dir, *shard) for shard in shards_aside(cache_dir)]
+    return [prove(LocalStore(cache_dir), *shard) for shard in shards_aside(LocalStore(cache_dir))]
 
 
 @pytest.mark.parametrize("file", (TAR, IDX, COMMIT, FAILURES))
@@ -176,7 +178,7 @@ def test_repair_taken_up_again(tmp_path: Path) -> None:
     cache_dir = make_cache(tmp_path, **SIZES)
     whole = file_bytes(cache_dir)
     (cache_dir / TAR).write_bytes(b"")
-    set_aside(cache_dir, "train", 0)
+    set_aside(LocalStore(cache_dir), "train", 0)
     assert not is_committed(cache_dir, "train", 0) and len(LatentCache(cache_dir, "train")) == 0
     fill_cache(cache_dir, read_spec(cache_dir))
     (cache_dir / IDX).write_bytes(b"")
@@ -187,11 +189,11 @@ def test_other_bytes_than_committed_are_refused(tmp_path: Path, monkeypatch: pyt
     cache_dir = make_cache(tmp_path, **SIZES)
     (cache_dir / IDX).write_bytes(b"damaged")
     damaged = file_bytes(cache_dir)
-    set_aside(cache_dir, "train", 0)
+    set_aside(LocalStore(cache_dir), "train", 0)
     monkeypatch.setattr("small_cache.clip_latents", lambda clip_id, shape: 1.01 * clip_latents(clip_id, shape))
     fill_cache(cache_dir, read_spec(cache_dir))
     with pytest.raises(CacheError, match=r"tar_xxh3_64.* differ from what was committed"):
-        prove(cache_dir, "train", 0)
+        prove(LocalStore(cache_dir), "train", 0)
     assert file_bytes(cache_dir) == damaged
 
 

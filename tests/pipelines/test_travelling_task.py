@@ -15,7 +15,6 @@ from flcache.cache import LatentCache, read_plan
 from flcache.config import load_config
 from flcache.engines import ClipDone, ClipFailed, EncodeJob, Event, ShardCommitted, ShardTask, local
 from flcache.errors import SpecMismatch
-from flcache.pipelines.setup.encoder import context_rule, encoder_source
 from flcache.videos import planned_clips
 
 Made = tuple[EncodeJob, list[ShardTask]]
@@ -27,11 +26,11 @@ def made(encoded: Path, tmp_path: Path) -> Made:
     config = load_config(encoded)
     cache = LatentCache(str(config.cache.dir))
     job = EncodeJob(
-        cache_dir=tmp_path / "cache",
+        cache=tmp_path / "cache",
         video_root=Path(str(config.dataset.root)),
         spec=cache.spec,
-        encoder=encoder_source(config),
-        context=context_rule(config),
+        encoder=config.encoder,
+        context=config.encode.context,
         device="cpu",
         decode_workers=1,
         decode_timeout_s=60.0,
@@ -66,7 +65,7 @@ def test_a_task_gives_the_same_bytes_in_another_process(made: Made, encoded: Pat
     job, tasks = made
     here: list[Event] = []
     local.run(job, tasks, here.append)
-    assert in_a_fresh_process(replace(job, cache_dir=tmp_path / "other"), tasks) == here
+    assert in_a_fresh_process(replace(job, cache=tmp_path / "other"), tasks) == here
     written = tree(tmp_path / "cache")
     assert tree(tmp_path / "other") == written
     reference = tree(encoded.parent / "cache")

@@ -5,25 +5,25 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import pyarrow.compute as pc
 
 from flcache.cache.codecs.fidelity import Fidelity, merge
 from flcache.cache.format.commit import Commit, Failure
+from flcache.cache.format.names import shard_of
 from flcache.cache.format.plan import PlanTable
 from flcache.cache.format.spec import FORMAT
 from flcache.cache.read.cache import LatentCache
-from flcache.cache.storage.local import parse_shard_name
+from flcache.cache.storage import Location, Store
 
 
-def summary(cache_dir: str | Path) -> dict[str, Any]:
+def summary(location: Location) -> dict[str, Any]:
     """Plain values for `flcache inspect-cache`. Raises CacheError if there is no cache or a record is damaged."""
-    cache = LatentCache(cache_dir)
+    cache = LatentCache(location)
     commits = cache.commits
     return {
-        "path": str(cache.path),
+        "path": str(cache.store),
         "format": FORMAT,
         "fingerprint": cache.fingerprint,
         "latents": {
@@ -41,11 +41,11 @@ def summary(cache_dir: str | Path) -> dict[str, Any]:
         "context": cache.spec.hard["context"],
         "statistics": cache.spec.channels is not None,
         "splits": _splits(cache),
-        "bytes_on_disk": sum(_file_bytes(path) for path in sorted(cache.path.rglob("*"))),
+        "bytes_on_disk": _bytes_on_disk(cache.store),
         "decoders": dict(sorted(sum((Counter(commit.decoders) for commit in commits), Counter[str]()).items())),
         "failures": [asdict(failure) for failure in cache.failures()],
         "failure_groups": [asdict(group) for group in failure_groups(cache.failures())],
-        "leftovers": _leftovers(cache.path, commits),
+        "leftovers": _leftovers(cache.store, commits),
     }
 
 
@@ -89,7 +89,7 @@ def _fidelity(fidelities: Iterable[Fidelity | None]) -> dict[str, Any] | None:
 
 
 def _splits(cache: LatentCache) -> dict[str, dict[str, int]]:
-    videos = _videos(PlanTable(cache.path))
+    videos = _videos(PlanTable(cache.store))
     return {
         split: asdict(progress)
         | {
@@ -106,22 +106,13 @@ def _videos(plan: PlanTable) -> dict[str, int]:
     return {name: pc.count_distinct(video.filter(pc.equal(split, name))).as_py() for name in split.unique().to_pylist()}
 
 
-def _leftovers(cache_dir: Path, commits: tuple[Commit, ...]) -> list[str]:
-    """Files of killed or running runs: temporaries, and shards without a commit."""
+def _bytes_on_disk(store: Store) -> int:
+    """Of all files, also those of running jobs, which may be gone by the time their size is asked for."""
+    return sum(store.size(file) or 0 for file in [*store.names(), *store.unpublished()])
+
+
+def _leftovers(store: Store, commits: tuple[Commit, ...]) -> list[str]:
+    """Files of killed or running runs: unpublished ones, and shards without a commit."""
     committed = {(commit.split, commit.shard) for commit in commits}
-    names = [path for path in cache_dir.rglob("*") if _is_leftover(path, committed)]
-    return sorted(str(path.relative_to(cache_dir)) for path in names)
-
-
-def _is_leftover(path: Path, committed: set[tuple[str, int]]) -> bool:
-    if path.name.startswith(".") and path.suffix == ".tmp":
-        return True
-    shard = parse_shard_name(path.stem) if path.suffix in (".tar", ".idx", ".jsonl") else None
-    return shard is not None and shard not in committed
-
-
-def _file_bytes(path: Path) -> int:
-    try:
-        return path.stat().st_size if path.is_file() else 0
-    except FileNotFoundError:  # a temporary of a running job
-        return 0
+    shards = ((file, shard_of(file, ".tar", ".idx", ".jsonl")) for file in store.names())
+    return sorted([*store.unpublished(), *(file for file, shard in shards if shard and shard not in committed)])

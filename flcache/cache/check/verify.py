@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from pathlib import Path
+from os import cpu_count
 from typing import Any
 
 import numpy as np
 import xxhash
 
 from flcache.cache.check.walk import PlannedClip, walk_tar
-from flcache.cache.format.commit import Commit, committed_shards, read_commit, read_failures, repair_hint
+from flcache.cache.format.commit import (
+    MAX_FAILURES_BYTES,
+    Commit,
+    committed_shards,
+    read_commit,
+    read_failures,
+    repair_hint,
+)
 from flcache.cache.format.index import Rows
+from flcache.cache.format.names import PLAN, SPEC, shard_files, shard_name
 from flcache.cache.format.plan import PlanTable
-from flcache.cache.format.spec import CacheSpec, read_spec, spec_path
+from flcache.cache.format.spec import CacheSpec, read_spec
 from flcache.cache.read.reader import read_rows
-from flcache.cache.storage.local import is_file, shard_name, shard_paths
+from flcache.cache.storage import Location, Store, open_store
 from flcache.errors import CacheError, DamagedError
 
 OnShard = Callable[[bool], None]
@@ -57,23 +64,24 @@ class Verification:
 
 
 def verify_cache(
-    cache_dir: Path, *, threads: int | None = None, on_shard: OnShard = lambda damaged: None
+    location: Location, *, threads: int | None = None, on_shard: OnShard = lambda damaged: None
 ) -> Verification:
-    """Read everything below `cache_dir` that a commit vouches for; `threads` is one per core by default.
+    """Read everything that a commit of the cache at `location` vouches for; `threads` is one per core by default.
 
     Raises CacheError only if there is no cache at all: damage is returned.
     """
-    if not is_file(spec_path(cache_dir)):
-        read_spec(cache_dir)  # says so
+    store = open_store(location)
+    if not store.exists(SPEC):
+        read_spec(store)  # says so
     try:
-        spec = read_spec(cache_dir)
-        plan = PlanTable(cache_dir)
+        spec = read_spec(store)
+        plan = PlanTable(store)
         planned = set(plan.first_rows)
     except CacheError as error:
-        return Verification(0, 0, (), (_of_cache(cache_dir, str(error)),))
-    found = sorted(committed_shards(cache_dir))
-    prover = ShardProver(cache_dir, spec, plan)
-    with ThreadPoolExecutor(threads or os.cpu_count() or 1, thread_name_prefix="flcache-verify") as pool:
+        return Verification(0, 0, (), (_of_cache(str(error)),))
+    found = sorted(committed_shards(store))
+    prover = ShardProver(store, spec, plan)
+    with ThreadPoolExecutor(threads or cpu_count() or 1, thread_name_prefix="flcache-verify") as pool:
         results = []
         for clips, damaged in pool.map(lambda shard: prover.prove(*shard), found):
             results.append((clips, damaged))
@@ -89,34 +97,34 @@ def verify_cache(
 class ShardProver:
     """Proves single shards; safe for many threads."""
 
-    def __init__(self, cache_dir: Path, spec: CacheSpec, plan: PlanTable) -> None:
-        self._cache_dir, self._spec, self._plan = cache_dir, spec, plan
+    def __init__(self, store: Store, spec: CacheSpec, plan: PlanTable) -> None:
+        self._store, self._spec, self._plan = store, spec, plan
         for column in ("clip_id", "video", "label"):  # loaded here, before the threads ask
             plan.column(column)
 
     def prove(self, split: str, shard: int) -> tuple[int, list[Damage]]:
         """The good clips of a committed shard, and what is wrong with it."""
-        name, paths = shard_name(split, shard), shard_paths(self._cache_dir, split, shard)
+        files = shard_files(split, shard)
         damaged: list[Damage] = []
 
-        def add(path: Path, problem: str, clip: str | None = None) -> None:
-            damaged.append(Damage(str(path.relative_to(self._cache_dir)), name, clip, problem))
+        def add(problem: str, clip: str | None = None) -> None:
+            damaged.append(Damage(file, files.shard, clip, problem))
 
-        path, clips = paths.commit, 0
+        file, clips = files.commit, 0
         try:
-            commit = read_commit(self._cache_dir, split, shard)
+            commit = read_commit(self._store, split, shard)
             clips = commit.clips
             self._check_commit(commit)
-            path = paths.failures
-            self._check_failures(path, commit)
-            path = paths.idx
-            rows = read_rows(path, commit, self._spec, repair_hint(self._cache_dir))
+            file = files.failures
+            self._check_failures(file, commit)
+            file = files.idx
+            rows = read_rows(self._store, commit, self._spec)
             planned = self._clips(commit, rows)
-            path = paths.tar
-            for clip, problem in walk_tar(path, commit, self._spec, rows, planned):
-                add(path, problem, clip)
+            file = files.tar
+            for clip, problem in walk_tar(self._store, commit, self._spec, rows, planned):
+                add(problem, clip)
         except CacheError as error:
-            add(path, _without_place(str(error), path, self._cache_dir))
+            add(_without_place(str(error), file, self._store))
         return clips, damaged
 
     def _check_commit(self, commit: Commit) -> None:
@@ -126,15 +134,16 @@ class ShardProver:
         if commit.clips + commit.failed != planned:
             raise DamagedError(f"{commit.clips} clips and {commit.failed} failures, {planned} clips are planned")
 
-    def _check_failures(self, path: Path, commit: Commit) -> None:
-        digest = xxhash.xxh3_64_hexdigest(path.read_bytes()) if is_file(path) else None
+    def _check_failures(self, file: str, commit: Commit) -> None:
+        content = self._store.read(file, MAX_FAILURES_BYTES) if self._store.exists(file) else None
+        digest = None if content is None else xxhash.xxh3_64_hexdigest(content)
         if digest != commit.failures_xxh3_64:
             raise DamagedError("not the failures that were committed")
 
     def _clips(self, commit: Commit, rows: Rows) -> list[PlannedClip]:
-        """The planned clips of the rows of an idx, which with the failures must be all that are planned."""
+        """The planned clip of every row. Raises DamagedError unless rows and failures fill the planned slots."""
         first, planned = self._plan.first_rows[commit.split, commit.shard]
-        failed = [failure.slot for failure in read_failures(self._cache_dir, commit)]
+        failed = [failure.slot for failure in read_failures(self._store, commit)]
         slots = rows["slot"].astype(np.int64)
         if sorted([*failed, *slots.tolist()]) != list(range(planned)):
             raise DamagedError("its clips and the failures together are not the clips that are planned")
@@ -142,12 +151,11 @@ class ShardProver:
         return [PlannedClip(*values) for values in zip(*columns, strict=True)]
 
 
-def _of_cache(cache_dir: Path, problem: str) -> Damage:
+def _of_cache(problem: str) -> Damage:
     """Damage of the spec or the plan, from a message that starts with its path."""
-    file = "plan.parquet" if "plan.parquet" in problem else "spec.json"
-    return Damage(file, None, None, problem)
+    return Damage(PLAN if PLAN in problem else SPEC, None, None, problem)
 
 
-def _without_place(problem: str, path: Path, cache_dir: Path) -> str:
-    """A message without the path and the advice, which stand beside it."""
-    return problem.removeprefix(f"{path}: ").removesuffix(f"; {repair_hint(cache_dir)}")
+def _without_place(problem: str, file: str, store: Store) -> str:
+    """A message without the path and the advice: a Damage has the file in a field of its own."""
+    return problem.removeprefix(f"{store}/{file}: ").removesuffix(f"; {repair_hint(store)}")

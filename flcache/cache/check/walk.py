@@ -1,15 +1,14 @@
 """Every byte of one shard, read once from front to back, against its commit, its idx, its plan and the format.
 
-A tar is known to the byte from its idx, the plan and the sizes of its JSON members; what is not known is the content
-of the JSON and the payloads, for which there are digests. Memory is one payload.
+Headers and padding follow from the idx, the plan and the sizes of the JSON members, and are compared byte by byte; the
+payloads and the whole tar have digests. Memory is one payload.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,13 +16,13 @@ import xxhash
 from numpy.typing import NDArray
 
 from flcache.cache.codecs.protocol import PayloadLayout
-from flcache.cache.format.commit import Commit
+from flcache.cache.format.commit import Commit, check_size
 from flcache.cache.format.index import Rows
+from flcache.cache.format.names import CHANNELS_MEMBER, FINGERPRINT_MEMBER, shard_files
 from flcache.cache.format.record import parse_object
 from flcache.cache.format.spec import CacheSpec
 from flcache.cache.format.tar import BLOCK_BYTES, END_BYTES, member_header, npy_header
-from flcache.cache.storage.local import storage_errors
-from flcache.cache.write.shard import CHANNELS_MEMBER, FINGERPRINT_MEMBER
+from flcache.cache.storage import Store, StoredFile
 from flcache.errors import CacheError
 
 Problem = tuple[str | None, str]
@@ -39,16 +38,15 @@ class PlannedClip:
     label: str | None
 
 
-def walk_tar(path: Path, commit: Commit, spec: CacheSpec, rows: Rows, clips: list[PlannedClip]) -> Iterator[Problem]:
-    """What is wrong with the tar of a shard whose `rows`, and the clips they are of, are known."""
-    with storage_errors(path), path.open("rb", buffering=0) as stream:
-        tar_bytes = os.fstat(stream.fileno()).st_size
-        if tar_bytes != commit.tar_bytes:
-            yield None, f"{tar_bytes} bytes, commit says {commit.tar_bytes}"
-            return
-        if hasattr(os, "posix_fadvise"):
-            os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_SEQUENTIAL)
-        tar = _Tar(stream.fileno(), tar_bytes)
+def walk_tar(store: Store, commit: Commit, spec: CacheSpec, rows: Rows, clips: list[PlannedClip]) -> Iterator[Problem]:
+    """What is wrong with the tar of a shard whose `rows`, and the clips they are of, are known.
+
+    Raises CacheError where it cannot be read or is of another size than its commit says.
+    """
+    name = shard_files(commit.split, commit.shard).tar
+    check_size(store, name, commit.tar_bytes)
+    with closing(store.open(name, sequential=True)) as file:
+        tar = _Tar(file, commit.tar_bytes)
         named = False
         for problem in _members(tar, commit, spec, rows, clips):
             named = True
@@ -60,20 +58,16 @@ def walk_tar(path: Path, commit: Commit, spec: CacheSpec, rows: Rows, clips: lis
 class _Tar:
     """Reads forward only, and digests all that it reads."""
 
-    def __init__(self, descriptor: int, num_bytes: int) -> None:
-        self._descriptor, self.num_bytes, self.position = descriptor, num_bytes, 0
+    def __init__(self, file: StoredFile, num_bytes: int) -> None:
+        self._file, self.num_bytes, self.position = file, num_bytes, 0
         self._digest = xxhash.xxh3_64()
 
     def read_into(self, buffer: memoryview) -> bool:
         """Whether there was enough to fill `buffer`."""
-        remaining = buffer
-        while remaining:
-            num_read = os.preadv(self._descriptor, [remaining], self.position)
-            if not num_read:
-                return False
-            remaining, self.position = remaining[num_read:], self.position + num_read
-        self._digest.update(buffer)
-        return True
+        num_read = self._file.read_into(self.position, buffer)
+        self.position += num_read
+        self._digest.update(buffer[:num_read])
+        return num_read == len(buffer)
 
     def read_until(self, end: int) -> bytes:
         """What lies before `end`, which is inside of the file."""

@@ -8,13 +8,13 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields
-from pathlib import Path
 from typing import Any
 
 from flcache.cache.codecs.fidelity import Fidelity, parse_fidelity
-from flcache.cache.format.record import parse_object, read_bytes, read_record, seal
+from flcache.cache.format.names import COMMITS, shard_files, shard_name, shard_of
+from flcache.cache.format.record import parse_object, read_record, seal
 from flcache.cache.format.spec import FORMAT
-from flcache.cache.storage.local import is_file, parse_shard_name, shard_name, shard_paths, storage_errors, write_file
+from flcache.cache.storage import Location, Store, open_store
 from flcache.errors import DamagedError, Reason, Stage
 
 MAX_FAILURES_BYTES = 2**30
@@ -49,55 +49,55 @@ class Commit:
     failures_xxh3_64: str | None
     """Of the failures file; None if no clip failed."""
     positions: int
-    """Latent vectors of valid steps that the channel sums of the shard are over."""
+    """Latent vectors that the channel sums of the shard add up: those of valid steps."""
     decoders: dict[str, int]
     """Clips by the decoder that read them."""
     fidelity: Fidelity | None
-    """Of what is stored, against what the codec was given; None if no clip is stored."""
+    """Of what the codec stored, against what it was given; None if no clip is stored."""
     keep_fidelity: Fidelity | None
-    """Of the encoder's latents as far as what is kept of them tells; None where all is kept."""
+    """Of the encoder's latents as rebuilt from what is kept of them, against themselves; None where all is kept."""
 
     @property
     def name(self) -> str:
         return shard_name(self.split, self.shard)
 
 
-def repair_hint(cache_dir: Path) -> str:
-    """What to do about damage in the cache at `cache_dir`."""
-    return f'run "flcache repair {cache_dir} --config C" with the configuration it was made with'
+def repair_hint(store: Store) -> str:
+    """What to do about damage in a cache."""
+    return f'run "flcache repair {store} --config C" with the configuration it was made with'
 
 
-def write_commit(cache_dir: Path, commit: Commit) -> None:
-    """Make the shard exist. Its tar, idx and failures must be on the disk."""
-    path = shard_paths(cache_dir, commit.split, commit.shard).commit
-    write_file(path, seal({"format": FORMAT} | asdict(commit)))
+def write_commit(store: Store, commit: Commit) -> None:
+    """Make the shard exist. Its tar, idx and failures must be published."""
+    store.write(shard_files(commit.split, commit.shard).commit, seal({"format": FORMAT} | asdict(commit)))
 
 
-def is_committed(cache_dir: Path, split: str, shard: int) -> bool:
-    return is_file(shard_paths(cache_dir, split, shard).commit)
+def is_committed(location: Location, split: str, shard: int) -> bool:
+    return open_store(location).exists(shard_files(split, shard).commit)
 
 
-def read_commit(cache_dir: Path, split: str, shard: int, *, path: Path | None = None) -> Commit:
-    """The commit of one shard, or what lies at `path` as such.
+def read_commit(store: Store, split: str, shard: int, *, file: str | None = None) -> Commit:
+    """The commit of one shard, read from `file` where that is given.
 
     Raises DamagedError if its record is not whole or not about this shard.
     """
-    path = path or shard_paths(cache_dir, split, shard).commit
-    content = read_record(path, repair=repair_hint(cache_dir))
+    file = file or shard_files(split, shard).commit
+    content = read_record(store, file, repair=repair_hint(store))
     if content.pop("format", None) != FORMAT or not _is_commit(content) or content["shard"] != shard:
-        raise DamagedError(f"{path}: not a commit of format {FORMAT}; {repair_hint(cache_dir)}")
+        raise DamagedError(f"{store}/{file}: not a commit of format {FORMAT}; {repair_hint(store)}")
     commit = Commit(**content | {name: parse_fidelity(content[name]) for name in FIDELITIES})
     if commit.split != split:
-        raise DamagedError(f"{path}: says it is {commit.name}; {repair_hint(cache_dir)}")
+        raise DamagedError(f"{store}/{file}: says it is {commit.name}; {repair_hint(store)}")
     return commit
 
 
-def read_commits(cache_dir: Path, *, fingerprint: str) -> list[Commit]:
+def read_commits(location: Location, *, fingerprint: str) -> list[Commit]:
     """All commits, by split and shard. Raises DamagedError for one that is not of this spec."""
-    commits = [read_commit(cache_dir, split, shard) for split, shard in sorted(committed_shards(cache_dir))]
+    store = open_store(location)
+    commits = [read_commit(store, split, shard) for split, shard in sorted(committed_shards(store))]
     for commit in commits:
         if commit.fingerprint != fingerprint:
-            raise DamagedError(f"{cache_dir}: {commit.name} is of another spec; {repair_hint(cache_dir)}")
+            raise DamagedError(f"{store}: {commit.name} is of another spec; {repair_hint(store)}")
     return commits
 
 
@@ -106,16 +106,16 @@ def failures_bytes(failures: list[Failure]) -> bytes:
     return b"".join(json.dumps(asdict(failure), sort_keys=True).encode() + b"\n" for failure in failures)
 
 
-def read_failures(cache_dir: Path, commit: Commit) -> list[Failure]:
+def read_failures(location: Location, commit: Commit) -> list[Failure]:
     """The failed clips of a committed shard, by slot."""
     if not commit.failed:
         return []
-    path = shard_paths(cache_dir, commit.split, commit.shard).failures
-    lines = read_bytes(path, MAX_FAILURES_BYTES).splitlines()
+    store, file = open_store(location), shard_files(commit.split, commit.shard).failures
+    lines = store.read(file, MAX_FAILURES_BYTES).splitlines()
     failures = [failure for failure in map(_parse_failure, lines) if failure]
     if len(lines) != commit.failed or len(failures) != commit.failed:
         raise DamagedError(
-            f"{path}: does not hold the {commit.failed} failures of its commit; {repair_hint(cache_dir)}"
+            f"{store}/{file}: does not hold the {commit.failed} failures of its commit; {repair_hint(store)}"
         )
     return failures
 
@@ -138,14 +138,18 @@ def _parse_failure(line: bytes) -> Failure | None:
     return Failure(**row) if is_failure else None
 
 
-def committed_shards(cache_dir: Path) -> Iterator[tuple[str, int]]:
-    """The split and shard of every file that is named as a commit, read or not."""
-    folder = cache_dir / "commits"
-    with storage_errors(folder):
-        for path in folder.iterdir() if folder.is_dir() else ():
-            shard = parse_shard_name(path.stem) if path.suffix == ".json" else None
-            if shard is not None:
-                yield shard
+def committed_shards(location: Location) -> Iterator[tuple[str, int]]:
+    """The split and shard of every file that is named as a commit, whatever it holds; in any order."""
+    shards = (shard_of(file, ".json") for file in open_store(location).names(COMMITS))
+    return (shard for shard in shards if shard is not None)
+
+
+def check_size(store: Store, file: str, num_bytes: int) -> None:
+    """Raises DamagedError unless `file` is there and has the `num_bytes` that its commit says."""
+    found = store.size(file)
+    if found != num_bytes:
+        state = "missing" if found is None else f"{found} bytes"
+        raise DamagedError(f"{store}/{file}: {state}, commit says {num_bytes} bytes; {repair_hint(store)}")
 
 
 def _is_commit(content: dict[str, Any]) -> bool:

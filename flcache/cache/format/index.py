@@ -9,13 +9,11 @@ Rows are the good clips in slot order. An offset points at the first value, behi
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from flcache.cache.storage.local import storage_errors
 from flcache.errors import DamagedError
 
 MAGIC = b"flc1idx\n"
@@ -48,21 +46,14 @@ def index_bytes(rows: Rows) -> bytes:
     return header.tobytes() + rows.tobytes()
 
 
-def read_index(path: Path, *, num_steps: int, num_payloads: int, repair: str) -> Rows:
-    """The rows of an idx. Raises DamagedError if header and file size disagree."""
-    with storage_errors(path):
-        raw = path.read_bytes()
-    return parse_index(raw, path, num_steps=num_steps, num_payloads=num_payloads, repair=repair)
-
-
-def parse_index(raw: bytes, path: Path, *, num_steps: int, num_payloads: int, repair: str) -> Rows:
-    """The rows in `raw`, the content of the idx at `path`. Raises DamagedError if its header and its size disagree."""
+def parse_index(raw: bytes, *, num_steps: int, num_payloads: int) -> Rows:
+    """The rows in the content of an idx. Raises DamagedError, which does not name it, if header and size disagree."""
     dtype = row_dtype(num_steps, num_payloads)
     header = np.frombuffer(raw[: _HEADER.itemsize].ljust(_HEADER.itemsize, b"\0"), _HEADER)[0]
     num_rows = (len(raw) - _HEADER.itemsize) // dtype.itemsize
     expected = (MAGIC, num_rows, num_steps, num_payloads, 0)
     if header.item() != expected or len(raw) != index_size(num_rows, num_steps, num_payloads):
-        raise DamagedError(f"{path}: header and size disagree; {repair}")
+        raise DamagedError("header and size disagree")
     return np.frombuffer(raw, dtype=dtype, offset=_HEADER.itemsize)
 
 

@@ -10,7 +10,6 @@ import re
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from io import BytesIO
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,9 +19,10 @@ import pyarrow.parquet as pq
 import xxhash
 from numpy.typing import NDArray
 
+from flcache.cache.format.names import PLAN, shard_name
 from flcache.cache.format.spec import read_spec
 from flcache.cache.format.tar import MAX_NAME_BYTES
-from flcache.cache.storage.local import is_file, shard_name, storage_errors, write_file
+from flcache.cache.storage import Location, Store, open_store
 from flcache.errors import CacheError, DamagedError
 
 PLAN_SCHEMA = pa.schema(
@@ -44,6 +44,7 @@ PLAN_SCHEMA = pa.schema(
 COLUMNS = tuple(PLAN_SCHEMA.names)
 RULE_COLUMNS = ("frames", "stride", "short")
 """Fields of the clip rule that decoding needs; null where latents come from elsewhere, absent from older plans."""
+MAX_PLAN_BYTES = 2**32
 _CLIP_ID = re.compile(r"[^\x00-\x20./\\\x7f]+")
 _LONGEST_SUFFIX = len(".latents.npy")
 
@@ -80,58 +81,55 @@ def check_clip_ids(clip_ids: Iterable[str]) -> None:
         seen.add(clip_id)
 
 
-def write_plan(cache_dir: Path, plan: pd.DataFrame) -> pd.DataFrame:
-    """Add the splits of `plan` to the plan on disk; returns the whole plan.
+def write_plan(location: Location, plan: pd.DataFrame) -> pd.DataFrame:
+    """Add the splits of `plan` to the plan of the cache; returns the whole plan.
 
     A split that is already there must be the same in every column that the plan on disk has: an older plan lacks some,
     and goes on without them. Raises CacheError saying what has changed.
     """
     fresh = _table(plan)
-    path = plan_path(cache_dir)
-    if not is_file(path):
+    store = open_store(location)
+    if not store.exists(PLAN):
         check_clip_ids(plan["clip_id"])
-        _write_table(path, fresh)
-        return read_plan(cache_dir)
-    found = _read_table(path, COLUMNS)
+        _write_table(store, fresh)
+        return read_plan(store)
+    found = _read_table(store, COLUMNS)
     fresh = fresh.select(found.column_names)
     known = set(found["split"].unique().to_pylist())
     for split in fresh["split"].unique().to_pylist():
         if split in known:
-            _check_same(cache_dir, split, _rows_of(found, split), _rows_of(fresh, split))
+            _check_same(store, split, _rows_of(found, split), _rows_of(fresh, split))
     added = fresh.filter(pa.compute.invert(pa.compute.is_in(fresh["split"], pa.array(sorted(known), pa.string()))))
     if len(added):
         table = pa.concat_tables([found, added]).sort_by(_SORTING)
         check_clip_ids(table["clip_id"].to_pylist())
-        _write_table(path, table)
-    return read_plan(cache_dir)
+        _write_table(store, table)
+    return read_plan(store)
 
 
-def read_plan(cache_dir: Path) -> pd.DataFrame:
+def read_plan(location: Location) -> pd.DataFrame:
     """The whole plan, by split, shard and slot; what is missing is None. Raises CacheError if there is none.
 
     `RULE_COLUMNS` that an older plan lacks are those of the spec, whose clip rule is that of all clips.
     """
-    table = _read_table(plan_path(cache_dir), COLUMNS)
+    store = open_store(location)
+    table = _read_table(store, COLUMNS)
     plan: pd.DataFrame = table.to_pandas()
     for name in ("label", *RULE_COLUMNS):
         if name in plan:
             plan[name] = pd.Series(table[name].to_pylist(), dtype=object)
     if absent := [name for name in RULE_COLUMNS if name not in plan]:
-        found = read_spec(cache_dir).hard.get("clip")
+        found = read_spec(store).hard.get("clip")
         rule = found if isinstance(found, dict) else {}
         plan = plan.assign(**{name: pd.Series([rule.get(name)] * len(plan), dtype=object) for name in absent})
     return plan
 
 
-def plan_path(cache_dir: Path) -> Path:
-    return cache_dir / "plan.parquet"
-
-
 class PlanTable:
-    """The plan on disk, column by column as they are asked for, without a Python object per clip."""
+    """The plan of a cache, each column read when it is first asked for, without a Python object per clip."""
 
-    def __init__(self, cache_dir: Path) -> None:
-        self._path = plan_path(cache_dir)
+    def __init__(self, store: Store) -> None:
+        self._store = store
         self._columns: dict[str, Any] = {}
 
     def value(self, column: str, row: int) -> Any:
@@ -145,7 +143,7 @@ class PlanTable:
     def column(self, name: str) -> Any:
         """An Arrow array of all rows."""
         if name not in self._columns:
-            self._columns[name] = _read_table(self._path, [name])[name].combine_chunks()
+            self._columns[name] = _read_table(self._store, [name])[name].combine_chunks()
         return self._columns[name]
 
     @cached_property
@@ -157,7 +155,7 @@ class PlanTable:
         counts = np.diff(starts, append=len(shards))
         slots = np.arange(len(shards)) - np.repeat(starts, counts)
         if not np.array_equal(slots, self.column("slot").to_numpy()):
-            raise DamagedError(f"{self._path}: not in shard order; restore it from a copy")
+            raise DamagedError(f"{self._store}/{PLAN}: not in shard order; restore it from a copy")
         names = splits.dictionary.to_pylist()
         keys = zip((names[code] for code in codes[starts].tolist()), shards[starts].tolist(), strict=True)
         return dict(zip(keys, zip(starts.tolist(), counts.tolist(), strict=True), strict=True))
@@ -189,32 +187,32 @@ def _rows_of(table: Any, split: str) -> Any:
     return table.filter(pa.compute.equal(table["split"], split))
 
 
-def _write_table(path: Path, table: Any) -> None:
+def _write_table(store: Store, table: Any) -> None:
     buffer = BytesIO()
     pq.write_table(table, buffer, compression="zstd", version="2.6")
-    write_file(path, buffer.getvalue())
+    store.write(PLAN, buffer.getvalue())
 
 
-def _read_table(path: Path, columns: Iterable[str]) -> Any:
+def _read_table(store: Store, columns: Iterable[str]) -> Any:
     """These columns of a plan, but for `RULE_COLUMNS` that it lacks."""
-    if not is_file(path):
-        raise CacheError(f'{path}: no plan; "flcache encode" makes it')
+    if not store.exists(PLAN):
+        raise CacheError(f'{store}/{PLAN}: no plan; "flcache encode" makes it')
+    content = pa.BufferReader(store.read(PLAN, MAX_PLAN_BYTES))
     try:
-        with storage_errors(path):
-            there = pq.read_schema(path).names
-            names = [name for name in columns if name in there or name not in RULE_COLUMNS]
-            schema = pa.schema([PLAN_SCHEMA.field(name) for name in names])
-            return pq.read_table(path, columns=names, partitioning=None).cast(schema)
-    except (pa.ArrowException, KeyError) as error:
+        there = pq.read_schema(content).names
+        names = [name for name in columns if name in there or name not in RULE_COLUMNS]
+        schema = pa.schema([PLAN_SCHEMA.field(name) for name in names])
+        return pq.read_table(content, columns=names, partitioning=None).cast(schema)
+    except (pa.ArrowException, KeyError, OSError) as error:  # Arrow raises OSError for some damage
         raise DamagedError(
-            f"{path}: not a readable plan ({str(error).splitlines()[0]}); restore it from a copy"
+            f"{store}/{PLAN}: not a readable plan ({str(error).splitlines()[0]}); restore it from a copy"
         ) from error
 
 
-def _check_same(cache_dir: Path, split: str, found: Any, fresh: Any) -> None:
+def _check_same(store: Store, split: str, found: Any, fresh: Any) -> None:
     if not found.equals(fresh):
         raise CacheError(
-            f"{cache_dir}: the {split} clips are not those this cache was planned for: {_change(found, fresh)}; "
+            f"{store}: the {split} clips are not those this cache was planned for: {_change(found, fresh)}; "
             "go back to the annotation file and settings it was made with, or choose another cache.dir"
         )
 

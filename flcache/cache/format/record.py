@@ -7,14 +7,11 @@ always gives the same bytes, and any flipped or missing byte is noticed on readi
 from __future__ import annotations
 
 import json
-import os
-import stat
-from pathlib import Path
 from typing import Any
 
 import xxhash
 
-from flcache.cache.storage.local import storage_errors
+from flcache.cache.storage import Store
 from flcache.errors import DamagedError
 
 MAX_RECORD_BYTES = 64 * 2**20
@@ -33,24 +30,15 @@ def seal(content: dict[str, Any]) -> bytes:
     return head + _tail(head)
 
 
-def read_record(path: Path, *, repair: str) -> dict[str, Any]:
-    """The content of the record at `path`. Raises DamagedError, ending with `repair`, if it is not whole."""
-    raw = read_bytes(path, MAX_RECORD_BYTES)
+def read_record(store: Store, name: str, *, repair: str) -> dict[str, Any]:
+    """The content of the record `name`. Raises DamagedError, ending with `repair`, if it is not whole."""
+    raw = store.read(name, MAX_RECORD_BYTES)
     head, tail = raw[: -len(_tail(b""))], raw[-len(_tail(b"")) :]
     content = parse_object(raw)
     if tail != _tail(head) or content is None:
-        raise DamagedError(f"{path}: damaged record; {repair}")
+        raise DamagedError(f"{store}/{name}: damaged record; {repair}")
     del content["xxh3_64"]
     return content
-
-
-def read_bytes(path: Path, limit: int) -> bytes:
-    """All of a small file. Raises DamagedError if it is larger than `limit`, CacheError if it cannot be read."""
-    with storage_errors(path), open(path, "rb", buffering=0, opener=_open_without_waiting) as stream:
-        status = os.fstat(stream.fileno())
-        if not stat.S_ISREG(status.st_mode) or status.st_size > limit:
-            raise DamagedError(f"{path}: more than {limit} bytes, or no plain file, and so none of this format")
-        return stream.read(status.st_size + 1) or b""
 
 
 def parse_object(raw: bytes) -> dict[str, Any] | None:
@@ -60,11 +48,6 @@ def parse_object(raw: bytes) -> dict[str, Any] | None:
     except (ValueError, RecursionError):
         return None
     return content if isinstance(content, dict) else None
-
-
-def _open_without_waiting(path: str, flags: int) -> int:
-    """A pipe under the name of a file must not make a reader wait."""
-    return os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC)
 
 
 def _tail(head: bytes) -> bytes:

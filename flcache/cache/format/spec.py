@@ -12,7 +12,6 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,8 +20,9 @@ from numpy.typing import NDArray
 from flcache.cache.codecs.protocol import Codec
 from flcache.cache.codecs.reduction import LARGEST, Reduction, are_constants, parse_reduction, reduced_shape
 from flcache.cache.codecs.registry import get_codec
-from flcache.cache.format.record import MAX_RECORD_BYTES, canonical_json, parse_object, read_bytes, read_record, seal
-from flcache.cache.storage.local import is_file, remove_leftovers, write_file, write_new_file
+from flcache.cache.format.names import SPEC
+from flcache.cache.format.record import MAX_RECORD_BYTES, canonical_json, parse_object, read_record, seal
+from flcache.cache.storage import Location, Store, open_store
 from flcache.errors import CacheError, DamagedError, SpecMismatch
 
 FORMAT = "flc1"
@@ -87,29 +87,30 @@ def make_spec(hard: Mapping[str, Any], soft: Mapping[str, Any] | None = None) ->
 
 
 def create_or_check(
-    cache_dir: Path,
+    location: Location,
     hard: Mapping[str, Any],
     soft: Mapping[str, Any],
     calibrate: Callable[[], Mapping[str, Any]] | None = None,
 ) -> tuple[CacheSpec, list[str]]:
-    """The spec of the cache at `cache_dir`, created if absent, and the soft differences to warn about.
+    """The spec of the cache at `location`, created if absent, and the soft differences to warn about.
 
     `calibrate` gives the `calibration` of a spec that needs one; it is called only where there is no cache yet, and
     the calibration of a cache stands. Raises SpecMismatch, having touched nothing, if the cache holds latents of other
     hard fields.
     """
-    if not is_file(spec_path(cache_dir)):
+    store = open_store(location)
+    if not store.exists(SPEC):
         fresh = make_spec({**hard, "calibration": calibrate()} if calibrate else hard, soft)
-        if write_new_file(spec_path(cache_dir), _serialise(fresh)):
+        if store.write_new(SPEC, _serialise(fresh)):
             return fresh, []
-    found = read_spec(cache_dir)
+    found = read_spec(store)
     wanted = CacheSpec(with_calibration(hard, found), dict(soft))
     if different := latent_differences(found, wanted):
         raise SpecMismatch(
-            f"{cache_dir}: the cache holds latents of another spec: {'; '.join(different)}; "
+            f"{store}: the cache holds latents of another spec: {'; '.join(different)}; "
             "go back to its settings, or choose another cache.dir"
         )
-    remove_leftovers(spec_path(cache_dir))
+    store.remove_leftovers(SPEC)
     return found, differences(found.soft, wanted.soft)
 
 
@@ -135,35 +136,32 @@ def differences(cache: Mapping[str, Any], run: Mapping[str, Any]) -> list[str]:
     return list(_differences(cache, run, ""))
 
 
-def read_spec(cache_dir: Path) -> CacheSpec:
-    """The spec of the cache at `cache_dir`. Raises CacheError if there is none, or one of a newer format."""
-    path = spec_path(cache_dir)
-    if not is_file(path):
-        raise CacheError(f'{cache_dir}: no cache here (no spec.json); make one with "flcache encode"')
-    _check_format(path, parse_object(read_bytes(path, MAX_RECORD_BYTES)))
-    content = read_record(path, repair=_RESTORE)
+def read_spec(location: Location) -> CacheSpec:
+    """The spec of the cache at `location`. Raises CacheError if there is none, or one of a newer format."""
+    store = open_store(location)
+    where = f"{store}/{SPEC}"
+    if not store.exists(SPEC):
+        raise CacheError(f'{store}: no cache here (no spec.json); make one with "flcache encode"')
+    _check_format(where, parse_object(store.read(SPEC, MAX_RECORD_BYTES)))
+    content = read_record(store, SPEC, repair=_RESTORE)
     if set(content) != _FIELDS or not isinstance(content["soft"], dict):
-        raise DamagedError(f"{path}: its fields are not those of format {FORMAT}; {_RESTORE}")
+        raise DamagedError(f"{where}: its fields are not those of format {FORMAT}; {_RESTORE}")
     spec = CacheSpec(content["spec"], content["soft"], content["channels"])
-    _check_layout(spec, str(path))
+    _check_layout(spec, where)
     if spec.fingerprint != content["fingerprint"]:
-        raise DamagedError(f"{path}: its fingerprint is not that of its spec; {_RESTORE}")
+        raise DamagedError(f"{where}: its fingerprint is not that of its spec; {_RESTORE}")
     return spec
 
 
-def write_spec(cache_dir: Path, spec: CacheSpec) -> None:
-    """Make `spec` that of the cache at `cache_dir`, over the one that is there."""
-    write_file(spec_path(cache_dir), _serialise(spec))
+def write_spec(store: Store, spec: CacheSpec) -> None:
+    """Make `spec` that of the cache, over the one that is there."""
+    store.write(SPEC, _serialise(spec))
 
 
-def write_channels(cache_dir: Path, channels: dict[str, Any]) -> None:
+def write_channels(store: Store, channels: dict[str, Any]) -> None:
     """Keep the channel statistics in `spec.json`; the fingerprint stays."""
-    spec = read_spec(cache_dir)
-    write_spec(cache_dir, CacheSpec(spec.hard, spec.soft, channels))
-
-
-def spec_path(cache_dir: Path) -> Path:
-    return cache_dir / "spec.json"
+    spec = read_spec(store)
+    write_spec(store, CacheSpec(spec.hard, spec.soft, channels))
 
 
 def _serialise(spec: CacheSpec) -> bytes:
@@ -171,13 +169,13 @@ def _serialise(spec: CacheSpec) -> bytes:
     return seal(content | {"channels": spec.channels})
 
 
-def _check_format(path: Path, content: dict[str, Any] | None) -> None:
+def _check_format(where: str, content: dict[str, Any] | None) -> None:
     found = content.get("format") if content else None
     if found == FORMAT:
         return
     if isinstance(found, str) and re.fullmatch(r"flc[0-9]{1,9}", found):
-        raise CacheError(f"{path}: format {found}, but this flcache reads {FORMAT}; use a matching flcache")
-    raise CacheError(f"{path}: not the spec of a cache of format {FORMAT}; choose another cache.dir")
+        raise CacheError(f"{where}: format {found}, but this flcache reads {FORMAT}; use a matching flcache")
+    raise CacheError(f"{where}: not the spec of a cache of format {FORMAT}; choose another cache.dir")
 
 
 def _check_layout(spec: CacheSpec, where: str) -> None:

@@ -6,20 +6,20 @@ statistics, whoever wrote them and in whatever order.
 
 from __future__ import annotations
 
-import os
+from contextlib import closing
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from flcache.cache.codecs.reduction import LARGEST
-from flcache.cache.format.commit import Commit, read_commits, repair_hint
+from flcache.cache.format.commit import Commit, check_size, read_commits, repair_hint
+from flcache.cache.format.names import shard_files
 from flcache.cache.format.plan import PlanTable
 from flcache.cache.format.spec import CacheSpec, read_spec, write_channels
 from flcache.cache.format.tar import last_member_offset
-from flcache.cache.storage.local import shard_paths, storage_errors
+from flcache.cache.storage import Location, Store, open_store
 from flcache.errors import CacheError, DamagedError
 
 if TYPE_CHECKING:
@@ -61,29 +61,30 @@ class ChannelSums:
         return {"mean": mean.tolist(), "rms": np.sqrt(square).tolist(), "count": self.positions}
 
 
-def finalize_statistics(cache_dir: Path, split: str = TRAINING_SPLIT) -> bool:
+def finalize_statistics(location: Location, split: str = TRAINING_SPLIT) -> bool:
     """Keep the channel statistics of `split` in `spec.json` once all of its shards are committed.
 
     Returns whether they are kept now. The fingerprint does not change.
     """
-    spec = read_spec(cache_dir)
+    store = open_store(location)
+    spec = read_spec(store)
     if spec.channels is not None:
         return True
-    commits = [commit for commit in read_commits(cache_dir, fingerprint=spec.fingerprint) if commit.split == split]
-    planned = sum(1 for planned_split, _ in PlanTable(cache_dir).first_rows if planned_split == split)
+    commits = [commit for commit in read_commits(store, fingerprint=spec.fingerprint) if commit.split == split]
+    planned = sum(1 for planned_split, _ in PlanTable(store).first_rows if planned_split == split)
     if len(commits) < planned or not any(commit.positions for commit in commits):
         return False
-    write_channels(cache_dir, merge_channels(cache_dir, spec, commits))
+    write_channels(store, merge_channels(store, spec, commits))
     return True
 
 
-def merge_channels(cache_dir: Path, spec: CacheSpec, commits: list[Commit]) -> dict[str, Any]:
+def merge_channels(store: Store, spec: CacheSpec, commits: list[Commit]) -> dict[str, Any]:
     """The `channels` of `spec.json` over the given shards: mean, rms, count. Raises CacheError if they are empty."""
     total = ChannelSums(spec.latent_shape[-1])
     for commit in commits:
-        total.merge(commit.positions, _read_sums(cache_dir, commit, total.width))
+        total.merge(commit.positions, _read_sums(store, commit, total.width))
     if not total.positions:
-        raise CacheError(f'{cache_dir}: no {TRAINING_SPLIT} clip to take channel statistics from; run "flcache encode"')
+        raise CacheError(f'{store}: no {TRAINING_SPLIT} clip to take channel statistics from; run "flcache encode"')
     return total.channels()
 
 
@@ -106,18 +107,18 @@ def channel_deviation(channels: dict[str, Any]) -> NDArray[np.float64]:
     return np.where(deviation > _CONSTANT * rms, deviation, 1.0)
 
 
-def _read_sums(cache_dir: Path, commit: Commit, width: int) -> NDArray[np.float64]:
+def _read_sums(store: Store, commit: Commit, width: int) -> NDArray[np.float64]:
     """The last member of the shard's tar, (2, D)."""
-    path = shard_paths(cache_dir, commit.split, commit.shard).tar
-    num_bytes = 2 * width * 8
-    with storage_errors(path), path.open("rb") as stream:
-        if os.fstat(stream.fileno()).st_size != commit.tar_bytes or commit.tar_bytes < num_bytes:
-            raise DamagedError(f"{path}: not the {commit.tar_bytes} bytes of its commit; {repair_hint(cache_dir)}")
-        stream.seek(last_member_offset(commit.tar_bytes, num_bytes))
-        sums = np.frombuffer(stream.read(num_bytes), dtype="<f8").reshape(2, width)
-    if not _are_sums(sums, commit.positions):
-        raise DamagedError(f"{path}: its channel sums are of no latents; {repair_hint(cache_dir)}")
-    return sums
+    tar = shard_files(commit.split, commit.shard).tar
+    check_size(store, tar, commit.tar_bytes)
+    offset = last_member_offset(commit.tar_bytes, 2 * width * 8)
+    if offset >= 0:
+        sums = np.full((2, width), np.nan, dtype="<f8")
+        with closing(store.open(tar)) as file:
+            file.read_into(offset, sums.data.cast("B"))
+        if _are_sums(sums, commit.positions):
+            return sums
+    raise DamagedError(f"{store}/{tar}: its channel sums are of no latents; {repair_hint(store)}")
 
 
 def _are_sums(sums: NDArray[np.float64], positions: int) -> bool:

@@ -7,11 +7,12 @@ header is padded with spaces, which every npy reader allows.
 from __future__ import annotations
 
 import struct
-from typing import Any, BinaryIO
+from typing import Any
 
 import xxhash
 from numpy.typing import NDArray
 
+from flcache.cache.storage import NewFile
 from flcache.errors import CacheError
 
 ALIGNMENT_BYTES = 4096
@@ -22,10 +23,10 @@ _HEADER = struct.Struct("100s8s8s8s12s12s8s1s100s6s2s32s32s8s8s155s12s")
 
 
 class TarStream:
-    """Members written to `stream` one after the other, with the running digest of everything written."""
+    """Members written to `file` one after the other, with the running digest of everything written."""
 
-    def __init__(self, stream: BinaryIO) -> None:
-        self._stream = stream
+    def __init__(self, file: NewFile) -> None:
+        self._file = file
         self._digest = xxhash.xxh3_64()
         self.num_bytes = 0
 
@@ -48,7 +49,7 @@ class TarStream:
         return self._digest.hexdigest()
 
     def _write(self, content: bytes | memoryview) -> None:
-        self._stream.write(content)
+        self._file.write(content)
         self._digest.update(content)
         self.num_bytes += len(content)
 

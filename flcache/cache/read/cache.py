@@ -8,7 +8,6 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,6 +20,7 @@ from flcache.cache.format.plan import PlanTable
 from flcache.cache.format.spec import read_spec
 from flcache.cache.format.statistics import TRAINING_SPLIT, channel_statistics, merge_channels
 from flcache.cache.read.reader import ShardReader, payload_buffer
+from flcache.cache.storage import Location, local_path, open_store
 from flcache.errors import CacheError, DamagedError
 
 if TYPE_CHECKING:
@@ -64,11 +64,12 @@ class LatentCache:
     later is not seen. Raises CacheError if there is no cache, or no such split.
     """
 
-    def __init__(self, path: str | Path, split: str | None = None) -> None:
-        self.path = Path(path)
-        self.spec = read_spec(self.path)
-        self._plan = PlanTable(self.path)
-        self._commits = read_commits(self.path, fingerprint=self.spec.fingerprint)
+    def __init__(self, path: Location, split: str | None = None) -> None:
+        self.store = open_store(path)
+        self.path = local_path(self.store)
+        self.spec = read_spec(self.store)
+        self._plan = PlanTable(self.store)
+        self._commits = read_commits(self.store, fingerprint=self.spec.fingerprint)
         self._check_split(split)
         self._check_commits()
         self._selected = [commit for commit in self._commits if split in (None, commit.split)]
@@ -102,7 +103,7 @@ class LatentCache:
 
     def split(self, name: str) -> LatentCache:
         """The clips of one split."""
-        return LatentCache(self.path, name)
+        return LatentCache(self.store, name)
 
     def clips(self, split: str) -> int:
         """Good clips of `split` that are committed."""
@@ -197,12 +198,12 @@ class LatentCache:
     def reader(self, shard: int) -> ShardReader:
         """The selected shard number `shard`, open; the one that was opened first is closed when there are too many.
 
-        Safe from many threads without a lock, on which a garbage collection in here could wait for ever: every step is
-        atomic, and a shard that two threads open at once does no harm.
+        Safe from many threads. Lock-free, because a finalizer may run during any call and would deadlock on a lock:
+        every step is atomic, and two threads that open the same shard at once do no harm.
         """
         reader = self._readers.get(shard)
         if reader is None:
-            reader = self._readers[shard] = ShardReader(self.path, self._selected[shard], self.spec)
+            reader = self._readers[shard] = ShardReader(self.store, self._selected[shard], self.spec)
             if len(self._readers) > MAX_OPEN_SHARDS:
                 oldest, *_ = self._readers  # all at once: an iterator would meet the changes of other threads
                 self._readers.pop(oldest, None)
@@ -217,7 +218,7 @@ class LatentCache:
 
     def failures(self) -> list[Failure]:
         """The clips of the selected splits that are planned and committed as failed."""
-        return [failure for commit in self._selected for failure in read_failures(self.path, commit)]
+        return [failure for commit in self._selected for failure in read_failures(self.store, commit)]
 
     def progress(self) -> dict[str, SplitProgress]:
         """How much of each split is done."""
@@ -226,7 +227,7 @@ class LatentCache:
     @cached_property
     def _merged_channels(self) -> dict[str, Any]:
         training = [commit for commit in self._commits if commit.split == TRAINING_SPLIT]
-        return merge_channels(self.path, self.spec, training)
+        return merge_channels(self.store, self.spec, training)
 
     def _split_progress(self, split: str) -> SplitProgress:
         planned = [count for (name, _), (_, count) in self._plan.first_rows.items() if name == split]
@@ -259,7 +260,7 @@ class LatentCache:
         values, wanted_values = self._plan.column(column).take(pa.array(rows)), pa.array(sorted(wanted), pa.string())
         absent = wanted_values.filter(pc.invert(pc.is_in(wanted_values, values)))
         if len(absent):
-            raise CacheError(f"{self.path}: {len(absent)} of the wanted {column}s are not here, such as {absent[0]}")
+            raise CacheError(f"{self.store}: {len(absent)} of the wanted {column}s are not here, such as {absent[0]}")
         found: NDArray[np.bool_] = pc.is_in(values, wanted_values).to_numpy(zero_copy_only=False)
         return found
 
@@ -271,7 +272,7 @@ class LatentCache:
 
     def _check_slot(self, commit: Commit, slot: int, count: int) -> None:
         if slot >= count:
-            raise DamagedError(f"{self.path}: slot {slot} of {commit.name} is not planned; {repair_hint(self.path)}")
+            raise DamagedError(f"{self.store}: slot {slot} of {commit.name} is not planned; {repair_hint(self.store)}")
 
     def _check_commits(self) -> None:
         """Before anything is sized by what they say: shards of the plan, and tars that can hold their clips."""
@@ -280,10 +281,10 @@ class LatentCache:
             _, count = planned.get((commit.split, commit.shard), (0, 0))
             if commit.clips + commit.failed > count or commit.clips * clip_bytes > commit.tar_bytes:
                 raise DamagedError(
-                    f"{self.path}: {commit.name}: {commit.clips} clips of {clip_bytes} bytes and {commit.failed} "
-                    f"failures in {commit.tar_bytes} bytes, {count} clips are planned; {repair_hint(self.path)}"
+                    f"{self.store}: {commit.name}: {commit.clips} clips of {clip_bytes} bytes and {commit.failed} "
+                    f"failures in {commit.tar_bytes} bytes, {count} clips are planned; {repair_hint(self.store)}"
                 )
 
     def _check_split(self, split: str | None) -> None:
         if split is not None and split not in self.splits:
-            raise CacheError(f"{self.path}: no split {split!r}; there are {', '.join(self.splits) or 'none'}")
+            raise CacheError(f"{self.store}: no split {split!r}; there are {', '.join(self.splits) or 'none'}")

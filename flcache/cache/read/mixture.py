@@ -31,11 +31,11 @@ class Mixture:
         first = caches[0]
         for cache in caches:
             if not len(cache):
-                raise CacheError(f"{cache.path}: no clips to mix in; leave it out")
+                raise CacheError(f"{cache.store}: no clips to mix in; leave it out")
             if (cache.latent_shape, cache.spec.codec.name) != (first.latent_shape, first.spec.codec.name):
                 raise CacheError(
-                    f"{cache.path}: {cache.spec.codec.name} latents of {cache.latent_shape} do not mix with the "
-                    f"{first.spec.codec.name} latents of {first.latent_shape} in {first.path}"
+                    f"{cache.store}: {cache.spec.codec.name} latents of {cache.latent_shape} do not mix with the "
+                    f"{first.spec.codec.name} latents of {first.latent_shape} in {first.store}"
                 )
 
     @property

@@ -1,8 +1,7 @@
-"""Files that are whole or absent, and where each file of a cache lies.
+"""A cache in a folder. Its files are whole or absent, also after a kill or a power failure.
 
-A file is written under a temporary name in its own folder, synced, renamed, and the folder synced. A temporary is
-locked by its writer, and the lock dies with the process: what a killed run left is told from what another job is
-writing right now.
+A file is written under a temporary name in its own folder, synced, renamed, and the folder synced. The writer holds a
+lock on its temporary file. The lock ends with the process, so an unlocked temporary file is what a killed run left.
 """
 
 from __future__ import annotations
@@ -10,15 +9,15 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-import re
 import secrets
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from io import BufferedWriter
 from pathlib import Path
 
-from flcache.errors import CacheError
+from flcache.errors import CacheError, DamagedError
 
 _AGAIN = "then run the same command again: what is committed stays"
 _ADVICE = {
@@ -31,49 +30,6 @@ _ADVICE = {
     errno.ENOTDIR: "a file lies where a folder is needed; choose another cache.dir",
     errno.EEXIST: "a file lies where a folder is needed; choose another cache.dir",
 }
-_SPLIT = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]*")
-_SHARD_NAME = re.compile(r"([A-Za-z0-9_][A-Za-z0-9_-]*)-([0-9]{6,})")
-
-
-@dataclass(frozen=True)
-class ShardPaths:
-    """The four files of the shard `name`; each path is made when it is asked for, as a cache may have many shards."""
-
-    cache_dir: Path
-    name: str
-
-    @property
-    def tar(self) -> Path:
-        return self.cache_dir / "shards" / f"{self.name}.tar"
-
-    @property
-    def idx(self) -> Path:
-        return self.cache_dir / "shards" / f"{self.name}.idx"
-
-    @property
-    def commit(self) -> Path:
-        return self.cache_dir / "commits" / f"{self.name}.json"
-
-    @property
-    def failures(self) -> Path:
-        return self.cache_dir / "failures" / f"{self.name}.jsonl"
-
-
-def shard_paths(cache_dir: Path, split: str, shard: int) -> ShardPaths:
-    return ShardPaths(cache_dir, shard_name(split, shard))
-
-
-def shard_name(split: str, shard: int) -> str:
-    """`train-000123`. Raises CacheError for a split that is no plain word."""
-    if not _SPLIT.fullmatch(split):
-        raise CacheError(f"split {split!r}: a split's name is made of letters, digits, `_` and `-`")
-    return f"{split}-{shard:06d}"
-
-
-def parse_shard_name(name: str) -> tuple[str, int] | None:
-    """The split and shard of `train-000123`; None for any other name."""
-    match = _SHARD_NAME.fullmatch(name)
-    return (match[1], int(match[2])) if match else None
 
 
 @contextmanager
@@ -91,14 +47,144 @@ def storage_error(path: Path, error: OSError) -> CacheError:
     return CacheError(f"{error.filename or path}: {advice}")
 
 
-def is_file(path: Path) -> bool:
-    """Whether `path` is a file. Raises CacheError where that cannot be seen."""
-    with storage_errors(path):
-        return path.is_file()
+@dataclass(frozen=True)
+class LocalStore:
+    """The files below the folder `root`, which is made when the first is written."""
+
+    root: Path
+
+    def __str__(self) -> str:
+        return str(self.root)
+
+    def exists(self, name: str) -> bool:
+        return self.size(name) is not None
+
+    def size(self, name: str) -> int | None:
+        path = self._path(name)
+        try:
+            status = path.stat()
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except OSError as error:
+            raise storage_error(path, error) from error
+        return status.st_size if stat.S_ISREG(status.st_mode) else None
+
+    def names(self, folder: str = "") -> Iterator[str]:
+        return (name for name in self._walk(folder) if not _is_temporary(name))
+
+    def unpublished(self) -> Iterator[str]:
+        return filter(_is_temporary, self._walk(""))
+
+    def read(self, name: str, limit: int) -> bytes:
+        path = self._path(name)
+        with storage_errors(path), os.fdopen(_open_plain(path), "rb") as stream:
+            num_bytes = os.fstat(stream.fileno()).st_size
+            if num_bytes > limit:
+                raise DamagedError(f"{path}: more than {limit} bytes, and so none of this format")
+            return stream.read(num_bytes)
+
+    def open(self, name: str, *, sequential: bool = False) -> LocalFile:
+        path = self._path(name)
+        with storage_errors(path):
+            file = LocalFile(path, _open_plain(path))
+        if sequential:
+            file.advise(0, 0, "POSIX_FADV_SEQUENTIAL")
+        return file
+
+    def write(self, name: str, content: bytes) -> None:
+        file = self.create(name)
+        try:
+            file.write(content)
+            file.publish()
+        finally:
+            file.discard()
+
+    def write_new(self, name: str, content: bytes) -> bool:
+        file = self.create(name)
+        try:
+            file.write(content)
+            return file.publish_new()
+        finally:
+            file.discard()
+
+    def create(self, name: str) -> TemporaryFile:
+        return TemporaryFile(self._path(name))
+
+    def move(self, name: str, to: str) -> bool:
+        source, target = self._path(name), self._path(to)
+        with storage_errors(source):
+            if not os.path.lexists(source):
+                return False
+            make_folder(target.parent)
+            source.replace(target)
+            for folder in {source.parent, target.parent}:
+                sync_folder(folder)
+        return True
+
+    def remove(self, name: str) -> None:
+        path = self._path(name)
+        with storage_errors(path):
+            if os.path.lexists(path):
+                path.unlink(missing_ok=True)
+                sync_folder(path.parent)
+
+    def remove_leftovers(self, name: str) -> None:
+        remove_leftovers(self._path(name))
+
+    def _path(self, name: str) -> Path:
+        if not name or "\0" in name or any(part in ("", ".", "..") for part in name.split("/")):
+            raise CacheError(f"{self}: {name!r} is not the name of a file below it")
+        return self.root / name
+
+    def _walk(self, folder: str) -> Iterator[str]:
+        """Every file below `folder`, temporary ones too."""
+        top = self._path(folder) if folder else self.root
+        with storage_errors(top):
+            for parent, _, files in os.walk(top, onerror=_unless_missing):
+                below = Path(parent).relative_to(self.root)
+                yield from ((below / file).as_posix() for file in files)
+
+
+class LocalFile:
+    """A StoredFile: a read is one `preadv`, or more where the system gives less than was asked for."""
+
+    _close = staticmethod(os.close)
+    """Kept here because `__del__` may run at the end of the interpreter, when the name `os` is gone."""
+
+    def __init__(self, path: Path, descriptor: int) -> None:
+        self._path, self._descriptor = path, descriptor
+
+    def __del__(self) -> None:
+        self.close()
+
+    def read_into(self, offset: int, buffer: memoryview) -> int:
+        try:
+            num_read = os.preadv(self._descriptor, [buffer], offset)
+            while num_read < len(buffer):
+                more = os.preadv(self._descriptor, [buffer[num_read:]], offset + num_read)
+                if not more:
+                    break
+                num_read += more
+        except OSError as error:
+            raise storage_error(self._path, error) from error
+        return num_read
+
+    def will_need(self, offset: int, num_bytes: int) -> None:
+        self.advise(offset, num_bytes, "POSIX_FADV_WILLNEED")
+
+    def advise(self, offset: int, num_bytes: int, advice: str) -> None:
+        """Tell the kernel, where it can be told."""
+        if hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(self._descriptor, offset, num_bytes, getattr(os, advice))
+
+    def close(self) -> None:
+        descriptor, self._descriptor = self._descriptor, -1
+        if descriptor >= 0:
+            self._close(descriptor)
 
 
 class TemporaryFile:
-    """A file on its way to `final`, open for writing as `stream`. Ends with `publish` or `discard`."""
+    """A NewFile on its way to `final`. Ends with `publish`, `publish_new` or `discard`."""
 
     def __init__(self, final: Path) -> None:
         self.final = final
@@ -106,14 +192,17 @@ class TemporaryFile:
         with storage_errors(final):
             make_folder(final.parent)
             remove_leftovers(final)
-            self.stream = self._open_locked()
+            self._stream = self._open_locked()
+
+    def write(self, content: bytes | memoryview) -> None:
+        with storage_errors(self.final):
+            self._stream.write(content)
 
     def publish(self) -> None:
-        """Give the file its final name; it is on the disk when this returns."""
         with storage_errors(self.final):
             self._sync()
             self.path.replace(self.final)
-            self.stream.close()
+            self._stream.close()
             sync_folder(self.final.parent)
 
     def publish_new(self) -> bool:
@@ -132,9 +221,8 @@ class TemporaryFile:
             return True
 
     def discard(self) -> None:
-        """Drop what was written and not published; harmless after `publish`."""
         with suppress(OSError):  # closing flushes, and fails again on a full disk
-            self.stream.close()
+            self._stream.close()
         with suppress(OSError):  # the next run removes what cannot be removed now
             self.path.unlink()
 
@@ -148,34 +236,12 @@ class TemporaryFile:
             stream.close()
 
     def _sync(self) -> None:
-        self.stream.flush()
-        os.fsync(self.stream.fileno())
-
-
-def write_file(final: Path, content: bytes) -> None:
-    """`content` under the name `final`, whole or not at all. Raises CacheError."""
-    temporary = TemporaryFile(final)
-    try:
-        with storage_errors(final):
-            temporary.stream.write(content)
-        temporary.publish()
-    finally:
-        temporary.discard()
-
-
-def write_new_file(final: Path, content: bytes) -> bool:
-    """As `write_file`, but False, and nothing changed, if `final` exists."""
-    temporary = TemporaryFile(final)
-    try:
-        with storage_errors(final):
-            temporary.stream.write(content)
-        return temporary.publish_new()
-    finally:
-        temporary.discard()
+        self._stream.flush()
+        os.fsync(self._stream.fileno())
 
 
 def remove_leftovers(final: Path) -> None:
-    """Delete temporaries of `final` whose writer is dead."""
+    """Delete temporary files of `final` that no living process has locked."""
     for leftover in final.parent.glob(f".{final.name}.*.tmp"):
         with suppress(OSError), leftover.open("r+b") as stream:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -197,3 +263,22 @@ def sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _open_plain(path: Path) -> int:
+    """A descriptor for reading a regular file. A pipe under the name of a file must not make a reader wait."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    if stat.S_ISREG(os.fstat(descriptor).st_mode):
+        return descriptor
+    os.close(descriptor)
+    raise DamagedError(f"{path}: no plain file, and so none of this format")
+
+
+def _is_temporary(name: str) -> bool:
+    file = name.rpartition("/")[2]
+    return file.startswith(".") and file.endswith(".tmp")
+
+
+def _unless_missing(error: OSError) -> None:
+    if not isinstance(error, FileNotFoundError):
+        raise error

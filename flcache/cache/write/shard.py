@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -17,16 +16,14 @@ from flcache.cache.codecs.fidelity import Fidelity, measure, merge
 from flcache.cache.codecs.protocol import ValueRangeError, encode_and_decode
 from flcache.cache.format.commit import Commit, Failure, failures_bytes, is_committed, read_commit, write_commit
 from flcache.cache.format.index import PADDED, Rows, index_bytes, row_dtype
+from flcache.cache.format.names import CHANNELS_MEMBER, FINGERPRINT_MEMBER, shard_files
 from flcache.cache.format.plan import check_clip_ids
 from flcache.cache.format.record import canonical_json
 from flcache.cache.format.spec import CacheSpec
 from flcache.cache.format.statistics import ChannelSums
 from flcache.cache.format.tar import TarStream
-from flcache.cache.storage.local import TemporaryFile, remove_leftovers, shard_paths, storage_errors, write_file
+from flcache.cache.storage import Location, open_store
 from flcache.errors import CacheError
-
-FINGERPRINT_MEMBER = "__flc__/fingerprint"
-CHANNELS_MEMBER = "__flc__/channels"
 
 
 @dataclass(frozen=True)
@@ -53,19 +50,19 @@ class EncodedClip:
 
 
 class ShardWriter:
-    """Writes shard `shard` of `split` to the cache at `cache_dir`, under temporary names until `commit`.
+    """Writes shard `shard` of `split` to the cache at `location`; nothing of it exists until `commit`.
 
     Used as a context manager: leaving it without `commit` discards everything. Clips and failures come in slot order;
     memory is one clip. Every failed write is a CacheError that says what to do.
     """
 
     def __init__(
-        self, cache_dir: Path, split: str, shard: int, spec: CacheSpec, *, min_cosine: float | None = None
+        self, location: Location, split: str, shard: int, spec: CacheSpec, *, min_cosine: float | None = None
     ) -> None:
         """`min_cosine` is how close every stored latent vector must be to the one it is made from."""
-        self._cache_dir, self._split, self._shard, self._spec = cache_dir, split, shard, spec
+        self._store, self._split, self._shard, self._spec = open_store(location), split, shard, spec
         self._min_cosine = min_cosine
-        self._paths = shard_paths(cache_dir, split, shard)
+        self._files = shard_files(split, shard)
         self._rows: list[tuple[Any, ...]] = []
         self._failures: list[Failure] = []
         self._decoders: Counter[str] = Counter()
@@ -75,20 +72,19 @@ class ShardWriter:
         self._next_slot = 0
 
     def __enter__(self) -> ShardWriter:
-        self._temporary = TemporaryFile(self._paths.tar)
-        self._tar = TarStream(self._temporary.stream)
+        self._new_tar = self._store.create(self._files.tar)
+        self._tar = TarStream(self._new_tar)
         try:
-            with storage_errors(self._paths.tar):
-                self._tar.add(FINGERPRINT_MEMBER, self._spec.fingerprint.encode())
+            self._tar.add(FINGERPRINT_MEMBER, self._spec.fingerprint.encode())
         except BaseException:
-            self._temporary.discard()
+            self._new_tar.discard()
             raise
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._temporary.discard()
+        self._new_tar.discard()
 
     def add(self, clip: EncodedClip) -> None:
         """Store a clip. Raises ValueRangeError, with nothing written, for values that the codec cannot hold.
@@ -114,15 +110,14 @@ class ShardWriter:
 
     def commit(self) -> Commit:
         """Put everything under its final name, the commit last. A commit that another run made meanwhile stands."""
-        if is_committed(self._cache_dir, self._split, self._shard):
-            return read_commit(self._cache_dir, self._split, self._shard)
-        with storage_errors(self._paths.tar):
-            self._tar.add(CHANNELS_MEMBER, self._sums.sums.astype("<f8").tobytes())
-            tar_digest = self._tar.finish()
+        if is_committed(self._store, self._split, self._shard):
+            return read_commit(self._store, self._split, self._shard)
+        self._tar.add(CHANNELS_MEMBER, self._sums.sums.astype("<f8").tobytes())
+        tar_digest = self._tar.finish()
         index = index_bytes(self._index_rows())
         failures = failures_bytes(self._failures)
-        self._temporary.publish()
-        write_file(self._paths.idx, index)
+        self._new_tar.publish()
+        self._store.write(self._files.idx, index)
         self._write_failures(failures)
         commit = Commit(
             split=self._split,
@@ -139,16 +134,16 @@ class ShardWriter:
             fidelity=merge(self._fidelities),
             keep_fidelity=merge(self._keep_fidelities),
         )
-        write_commit(self._cache_dir, commit)
+        write_commit(self._store, commit)
         return commit
 
     def _measure(self, clip: EncodedClip, reduced: NDArray[np.float32], stored: NDArray[np.float32]) -> None:
         fidelity = measure(reduced, stored)
         if self._min_cosine is not None and fidelity.min_cosine < self._min_cosine:
             raise CacheError(
-                f"{self._paths.tar.name}: clip {clip.clip_id}: a latent vector stored as {self._spec.codec.name} has "
-                f"cosine {fidelity.min_cosine:.6f} with what it is made from, and cache.min_cosine="
-                f'{self._min_cosine:g}; choose a finer "cache.codec", or lower the floor'
+                f"{self._store}/{self._files.tar}: clip {clip.clip_id}: a latent vector stored as "
+                f"{self._spec.codec.name} has cosine {fidelity.min_cosine:.6f} with what it is made from, and "
+                f'cache.min_cosine={self._min_cosine:g}; choose a finer "cache.codec", or lower the floor'
             )
         self._fidelities.append(fidelity)
         if self._spec.reduction:
@@ -157,12 +152,11 @@ class ShardWriter:
     def _write(self, clip: EncodedClip, payloads: list[NDArray[Any]]) -> list[int]:
         """Where in the tar each payload starts."""
         layouts = self._spec.codec.payloads(self._spec.latent_shape)
-        with storage_errors(self._paths.tar):
-            self._tar.add(f"{clip.clip_id}.json", self._metadata(clip))
-            return [
-                self._tar.add_array(f"{clip.clip_id}.{layout.name}.npy", payload)
-                for layout, payload in zip(layouts, payloads, strict=True)
-            ]
+        self._tar.add(f"{clip.clip_id}.json", self._metadata(clip))
+        return [
+            self._tar.add_array(f"{clip.clip_id}.{layout.name}.npy", payload)
+            for layout, payload in zip(layouts, payloads, strict=True)
+        ]
 
     def _check(self, clip: EncodedClip) -> None:
         T = self._spec.latent_shape[0]
@@ -177,9 +171,8 @@ class ShardWriter:
 
     def _take_slot(self, slot: int) -> None:
         if slot < self._next_slot:
-            raise CacheError(
-                f"{self._paths.tar.name}: slot {slot} comes after slot {self._next_slot - 1}; sort the clips"
-            )
+            place = f"{self._store}/{self._files.tar}"
+            raise CacheError(f"{place}: slot {slot} comes after slot {self._next_slot - 1}; sort the clips")
         self._next_slot = slot + 1
 
     def _metadata(self, clip: EncodedClip) -> bytes:
@@ -217,8 +210,7 @@ class ShardWriter:
 
     def _write_failures(self, content: bytes) -> None:
         if content:
-            write_file(self._paths.failures, content)
+            self._store.write(self._files.failures, content)
         else:  # a killed run may have left one
-            with storage_errors(self._paths.failures):
-                remove_leftovers(self._paths.failures)
-                self._paths.failures.unlink(missing_ok=True)
+            self._store.remove_leftovers(self._files.failures)
+            self._store.remove(self._files.failures)

@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,6 +24,7 @@ from flcache.cache.format.plan import RULE_COLUMNS, assign_shards, write_plan
 from flcache.cache.format.spec import CacheSpec, create_or_check
 from flcache.cache.format.statistics import TRAINING_SPLIT, finalize_statistics
 from flcache.cache.options import CacheOptions
+from flcache.cache.storage import Location, local_path, open_store
 from flcache.cache.write.calibration import CODEC_CALIBRATION_CLIPS, Calibrator, is_calibrated
 from flcache.cache.write.shard import EncodedClip, ShardWriter
 from flcache.errors import CacheError, DataError
@@ -62,7 +62,7 @@ class CacheWriter:
 
     def __init__(
         self,
-        path: str | Path,
+        path: Location,
         shape: Sequence[int],
         *,
         codec: str = CacheOptions.codec,
@@ -76,12 +76,13 @@ class CacheWriter:
         """`shape` is (T, H, W, D). `spec` is any JSON that says what the latents are; it is part of the fingerprint.
 
         `context` is the leak rule's: `step` where every step was encoded alone, `full` where each may have seen the
-        whole clip, or, of each of the T steps, the last one it has seen. With `seed` the clips are mixed over the
+        whole clip, or the last step that each of the T steps has seen. With `seed` the clips are mixed over the
         shards, as encoding does; without, they stay in the given order. `calibration`, that of a `Calibrator`, is for
         codecs that need one, where latents cannot be indexed. `min_cosine` is how close every stored vector must be to
         the given one.
         """
-        self.path = Path(path)
+        self._store = open_store(path)
+        self.path = local_path(self._store)
         self._hard = _hard_fields(shape, codec, spec or {}, context)
         self._calibration, self._min_cosine = calibration, min_cosine
         self._shard_bytes, self._seed = shard_bytes, seed
@@ -102,32 +103,32 @@ class CacheWriter:
         infos = [clip if isinstance(clip, ClipInfo) else ClipInfo(clip) for clip in clips]
         self._check(split, infos, latents)
         spec = self._open(split, latents, len(infos))
-        plan = write_plan(self.path, self._plan(split, infos, spec))
+        plan = write_plan(self._store, self._plan(split, infos, spec))
         numbers = {info.clip_id: number for number, info in enumerate(infos)}
         supply = _Supply(latents)
         failures = []
         for _, rows in plan[plan["split"] == split].groupby("shard"):
             shard, wanted = int(rows["shard"].iloc[0]), [numbers[clip_id] for clip_id in rows["clip_id"]]
-            if is_committed(self.path, split, shard):
+            if is_committed(self._store, split, shard):
                 supply.skip(len(wanted))
             else:
-                with ShardWriter(self.path, split, shard, spec, min_cosine=self._min_cosine) as writer:
+                with ShardWriter(self._store, split, shard, spec, min_cosine=self._min_cosine) as writer:
                     failures += _fill(writer, [infos[number] for number in wanted], wanted, supply, on_clip)
                     writer.commit()
         supply.finish()
-        finalize_statistics(self.path)
+        finalize_statistics(self._store)
         return failures
 
     def _check(self, split: str, infos: list[ClipInfo], latents: Any) -> None:
         if hasattr(latents, "__len__") and len(latents) != len(infos):
-            raise CacheError(f"{self.path}: {len(latents)} latents for {len(infos)} {split} clips")
+            raise CacheError(f"{self._store}: {len(latents)} latents for {len(infos)} {split} clips")
         if self._seed is not None and not _is_indexable(latents):
-            raise CacheError(f"{self.path}: latents that cannot be indexed stay in their order; leave out seed")
+            raise CacheError(f"{self._store}: latents that cannot be indexed stay in their order; leave out seed")
 
     def _open(self, split: str, latents: Any, num_clips: int) -> CacheSpec:
         soft = {"writer": "CacheWriter", "versions": {"flcache": importlib.metadata.version("flcache")}}
         calibrate = partial(self._calibrate, split, latents, num_clips) if is_calibrated(self._hard) else None
-        return create_or_check(self.path, self._hard, soft, calibrate)[0]
+        return create_or_check(self._store, self._hard, soft, calibrate)[0]
 
     def _calibrate(self, split: str, latents: Any, num_clips: int) -> Mapping[str, Any]:
         """From clips evenly spread over the training split."""
@@ -135,7 +136,7 @@ class CacheWriter:
             return self._calibration
         if split != TRAINING_SPLIT or not _is_indexable(latents):
             raise CacheError(
-                f'{self.path}: {self._hard["codec"]} is calibrated on training latents: write "{TRAINING_SPLIT}" '
+                f'{self._store}: {self._hard["codec"]} is calibrated on training latents: write "{TRAINING_SPLIT}" '
                 "first, from latents that can be indexed, or pass calibration="
             )
         calibrator, supply = Calibrator(self._hard), _Supply(latents)
@@ -169,7 +170,7 @@ class _Supply:
         self._iterator: Iterator[Any] | None = None if _is_indexable(latents) else iter(latents)
 
     def take(self, number: int) -> NDArray[np.float32] | DataError:
-        """Those of clip `number`, float32; which must be the next one where they come one after the other."""
+        """The latents of clip `number`, float32; where they cannot be indexed, it must be the next clip."""
         try:
             item = self._latents[number] if self._iterator is None else next(self._iterator, _END)
         except DataError as error:

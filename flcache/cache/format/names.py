@@ -1,0 +1,63 @@
+"""What the files of a cache are called, relative to it, and what the members of a tar that are no clip's are called."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from flcache.errors import CacheError
+
+SPEC = "spec.json"
+PLAN = "plan.parquet"
+COMMITS = "commits"
+FINGERPRINT_MEMBER = "__flc__/fingerprint"
+CHANNELS_MEMBER = "__flc__/channels"
+
+_SPLIT = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]*")
+_SHARD_NAME = re.compile(r"([A-Za-z0-9_][A-Za-z0-9_-]*)-([0-9]{6,})")
+
+
+@dataclass(frozen=True)
+class ShardFiles:
+    """The four files of a shard, such as `train-000123`."""
+
+    shard: str
+
+    @property
+    def tar(self) -> str:
+        return f"shards/{self.shard}.tar"
+
+    @property
+    def idx(self) -> str:
+        return f"shards/{self.shard}.idx"
+
+    @property
+    def commit(self) -> str:
+        return f"{COMMITS}/{self.shard}.json"
+
+    @property
+    def failures(self) -> str:
+        return f"failures/{self.shard}.jsonl"
+
+
+def shard_files(split: str, shard: int) -> ShardFiles:
+    return ShardFiles(shard_name(split, shard))
+
+
+def shard_name(split: str, shard: int) -> str:
+    """`train-000123`. Raises CacheError for a split that is no plain word."""
+    if not _SPLIT.fullmatch(split):
+        raise CacheError(f"split {split!r}: a split's name is made of letters, digits, `_` and `-`")
+    return f"{split}-{shard:06d}"
+
+
+def parse_shard_name(name: str) -> tuple[str, int] | None:
+    """The split and shard of `train-000123`; None for any other name."""
+    match = _SHARD_NAME.fullmatch(name)
+    return (match[1], int(match[2])) if match else None
+
+
+def shard_of(file: str, *suffixes: str) -> tuple[str, int] | None:
+    """The split and shard of a file such as `shards/train-000123.tar`; None unless it has one of the `suffixes`."""
+    shard, dot, suffix = file.rpartition("/")[2].partition(".")
+    return parse_shard_name(shard) if dot + suffix in suffixes else None

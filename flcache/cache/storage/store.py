@@ -1,0 +1,78 @@
+"""What a cache asks of the place where its files lie: a few operations on whole files, by name.
+
+A name is relative to the cache and uses `/`: `plan.parquet`, `shards/train-000000.tar`. Whatever fails is a CacheError
+of one line. `str(store)` is what a user knows the cache by: its folder.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Protocol
+
+
+class StoredFile(Protocol):
+    """A file open for reading any part of it, from many threads. It closes with `close` or the last reference."""
+
+    def read_into(self, offset: int, buffer: memoryview) -> int:
+        """Fill `buffer` with what lies from `offset` on; returns the bytes read, fewer only where the file ends."""
+
+    def will_need(self, offset: int, num_bytes: int) -> None:
+        """Start to fetch what `read_into` will ask for; returns at once."""
+
+    def close(self) -> None: ...
+
+
+class NewFile(Protocol):
+    """A file that is being written. It has its name only after `publish`; `discard` drops it."""
+
+    def write(self, content: bytes | memoryview) -> None: ...
+
+    def publish(self) -> None:
+        """Give the file its name, replacing what has it. It is safe from a power failure when this returns."""
+
+    def discard(self) -> None:
+        """Drop what is not published; harmless after `publish`, and never raises."""
+
+
+class Store(Protocol):
+    """The files of one cache. Safe from many threads and processes; a name always stands for a whole file."""
+
+    def exists(self, name: str) -> bool: ...
+
+    def size(self, name: str) -> int | None:
+        """Bytes of the file `name`; None if there is none."""
+
+    def names(self, folder: str = "") -> Iterator[str]:
+        """The files below `folder`, in any order."""
+
+    def unpublished(self) -> Iterator[str]:
+        """What running writers have not published yet, and killed ones never will; by names of their own."""
+
+    def read(self, name: str, limit: int) -> bytes:
+        """All of a small file. Raises DamagedError if it is larger than `limit` bytes or no plain file."""
+
+    def open(self, name: str, *, sequential: bool = False) -> StoredFile:
+        """The file `name` for reading; `sequential` says that it will be read once, from front to back."""
+
+    def write(self, name: str, content: bytes) -> None:
+        """Make `content` the file `name`, whole or not at all."""
+
+    def write_new(self, name: str, content: bytes) -> bool:
+        """As `write`; but if `name` exists nothing changes, and False is returned. Of many writers one gets True."""
+
+    def create(self, name: str) -> NewFile:
+        """Begin the file `name`."""
+
+    def move(self, name: str, to: str) -> bool:
+        """Rename the file, replacing what is at `to`; False, and nothing changed, if there is no `name`."""
+
+    def remove(self, name: str) -> None:
+        """Delete the file, if there is one."""
+
+    def remove_leftovers(self, name: str) -> None:
+        """Delete what killed writers of `name` have left. A writer that is alive keeps its file."""
+
+
+Location = str | Path | Store
+"""What users name a cache by."""

@@ -1,0 +1,276 @@
+"""A store's files are whole or absent, whoever is killed; and a cache needs no more of its store than `Store` says."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from threading import Barrier
+
+import pytest
+from small_cache import file_bytes, make_cache
+
+from flcache.cache import LatentCache, LatentLoader, is_committed, read_spec, summary, verify_cache
+from flcache.cache.check.repair import prove, set_aside, shards_aside
+from flcache.cache.storage import LocalStore, Store, open_store
+from flcache.errors import CacheError, DamagedError
+
+NAME = "shards/file"
+WRITER = """
+import sys
+from pathlib import Path
+from flcache.cache.storage import LocalStore
+file = LocalStore(Path(sys.argv[1])).create(sys.argv[2])
+file.write(b"half")
+print("writing", flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> LocalStore:
+    return LocalStore(tmp_path / "cache")
+
+
+@pytest.fixture
+def writer(store: LocalStore) -> Iterator[subprocess.Popen[str]]:
+    """Another process in the middle of writing the file NAME."""
+    program = [sys.executable, "-c", WRITER, str(store), NAME]
+    with subprocess.Popen(program, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout and process.stdout.readline() == "writing\n"
+        yield process
+        process.kill()
+
+
+def read_part(store: Store, name: str, offset: int, num_bytes: int) -> bytes:
+    buffer = bytearray(num_bytes)
+    return bytes(buffer[: store.open(name).read_into(offset, memoryview(buffer))])
+
+
+def test_stream_is_published_or_discarded(store: LocalStore) -> None:
+    for publish in (False, True):
+        file = store.create(NAME)
+        for content in (b"one ", memoryview(b"two")):
+            file.write(content)
+        assert not store.exists(NAME) and list(store.names()) == [] and len(list(store.unpublished())) == 1
+        if publish:
+            file.publish()
+        file.discard()
+        assert store.exists(NAME) == publish and not list(store.unpublished())
+    assert store.read(NAME, 7) == b"one two" and store.size(NAME) == 7
+
+
+def test_write_replaces_and_write_new_does_not(store: LocalStore) -> None:
+    store.write(NAME, b"first")
+    assert not store.write_new(NAME, b"second") and store.read(NAME, 10) == b"first"
+    store.write(NAME, b"third")
+    assert store.read(NAME, 10) == b"third"
+    assert store.write_new("other", b"new") and sorted(store.names()) == ["other", NAME]
+    assert not list(store.unpublished())
+
+
+def test_one_of_many_new_writers_wins(store: LocalStore) -> None:
+    writers = 8
+    for round_number in range(20):
+        name, together = f"race/{round_number}", Barrier(writers)
+
+        def write(writer: int, name: str = name, together: Barrier = together) -> bool:
+            together.wait()
+            return store.write_new(name, b"%d" % writer)
+
+        with ThreadPoolExecutor(writers) as pool:
+            won = list(pool.map(write, range(writers)))
+        assert sum(won) == 1 and store.read(name, 1) == b"%d" % won.index(True)
+
+
+def test_leftover_of_a_killed_writer_goes(store: LocalStore, writer: subprocess.Popen[str]) -> None:
+    assert len(list(store.unpublished())) == 1
+    writer.send_signal(signal.SIGKILL)
+    writer.wait()
+    assert len(list(store.unpublished())) == 1 and not store.exists(NAME)
+    store.write(NAME, b"whole")
+    assert not list(store.unpublished()) and store.read(NAME, 10) == b"whole"
+
+
+def test_file_of_a_living_writer_stays(store: LocalStore, writer: subprocess.Popen[str]) -> None:
+    store.write(NAME, b"whole")
+    store.remove_leftovers(NAME)
+    assert writer.poll() is None and len(list(store.unpublished())) == 1
+
+
+def test_reads_are_bounded(store: LocalStore) -> None:
+    store.write(NAME, b"0123456789")
+    assert store.read(NAME, 10) == b"0123456789"
+    with pytest.raises(DamagedError, match=f"{store}/{NAME}: more than 9 bytes"):
+        store.read(NAME, 9)
+    assert read_part(store, NAME, 2, 3) == b"234"
+    assert read_part(store, NAME, 8, 3) == b"89"
+    assert read_part(store, NAME, 99, 3) == b""
+
+
+def test_what_is_no_plain_file_is_refused_at_once(store: LocalStore) -> None:
+    store.write("some", b"")
+    os.mkfifo(store.root / "pipe")
+    (store.root / "folder").mkdir()
+    for name in ("pipe", "folder"):
+        assert not store.exists(name) and store.size(name) is None
+        for read in (lambda name=name: store.read(name, 10), lambda name=name: store.open(name)):
+            with pytest.raises(DamagedError, match=f"{name}: no plain file"):
+                read()
+
+
+@pytest.mark.parametrize("name", ["", "/etc/passwd", "..", "../x", "shards/../../x", "a//b", "./a", "a/", "a\0b"])
+def test_names_that_leave_the_cache_are_refused(store: LocalStore, name: str) -> None:
+    store.write("some", b"")
+    for use in (
+        lambda: store.read(name, 10),
+        lambda: store.write(name, b"x"),
+        lambda: store.remove(name),
+        lambda: store.move("some", name),
+        lambda: store.exists(name),
+    ):
+        with pytest.raises(CacheError, match="is not the name of a file below it"):
+            use()
+    assert list(store.names()) == ["some"] and not (store.root.parent / "x").exists()
+
+
+def test_move_remove_and_names(store: LocalStore) -> None:
+    store.write("a/one", b"1")
+    store.write("b/two", b"2")
+    assert store.move("a/one", "b/two") and store.read("b/two", 1) == b"1"
+    assert list(store.names("b")) == ["b/two"] and not list(store.names("a")) and not list(store.names("nothing"))
+    assert not store.move("a/one", "b/two") and store.exists("b/two")
+    store.remove("b/two")
+    store.remove("b/two")
+    assert not store.exists("b/two")
+
+
+def test_missing_file_is_one_clear_line(store: LocalStore) -> None:
+    for read in (lambda: store.read(NAME, 10), lambda: store.open(NAME)):
+        with pytest.raises(CacheError, match=rf"{store}/{NAME}: No such file or directory$"):
+            read()
+
+
+def test_file_left_open_ends_quietly_with_the_interpreter(store: LocalStore) -> None:
+    store.write(NAME, b"")
+    program = (  # modules that something refers to are emptied, the last imported first
+        "import json, sys; from flcache.cache.storage import local; sys.modules_kept = [json, local]; "
+        "json.kept = local.LocalStore(local.Path(sys.argv[1])).open(sys.argv[2])"
+    )
+    result = subprocess.run([sys.executable, "-c", program, str(store), NAME], capture_output=True, text=True)
+    assert (result.returncode, result.stderr) == (0, "")
+
+
+def test_open_store_takes_what_users_pass(tmp_path: Path) -> None:
+    local = LocalStore(tmp_path)
+    assert open_store(tmp_path) == open_store(str(tmp_path)) == local and open_store(local) is local
+    assert str(local) == str(tmp_path)
+
+
+@dataclass
+class MemoryFile:
+    """One file of a MemoryStore, for reading and for writing."""
+
+    files: dict[str, bytes]
+    name: str
+    content: bytes = b""
+
+    def read_into(self, offset: int, buffer: memoryview) -> int:
+        found = self.files[self.name][offset : offset + len(buffer)]
+        buffer[: len(found)] = found
+        return len(found)
+
+    def will_need(self, offset: int, num_bytes: int) -> None: ...
+
+    def close(self) -> None: ...
+
+    def write(self, content: bytes | memoryview) -> None:
+        self.content += bytes(content)
+
+    def publish(self) -> None:
+        self.files[self.name] = self.content
+
+    def discard(self) -> None: ...
+
+
+@dataclass
+class MemoryStore:
+    """A cache without a file system: what reads or writes it past the store finds nothing."""
+
+    files: dict[str, bytes] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        return "memory:cache"
+
+    def exists(self, name: str) -> bool:
+        return name in self.files
+
+    def size(self, name: str) -> int | None:
+        return len(self.files[name]) if name in self.files else None
+
+    def names(self, folder: str = "") -> Iterator[str]:
+        return iter([name for name in self.files if not folder or name.startswith(f"{folder}/")])
+
+    def unpublished(self) -> Iterator[str]:
+        return iter(())
+
+    def read(self, name: str, limit: int) -> bytes:
+        if (self.size(name) or 0) > limit:
+            raise DamagedError(f"{self}/{name}: more than {limit} bytes")
+        return self.files[name]
+
+    def open(self, name: str, *, sequential: bool = False) -> MemoryFile:
+        return MemoryFile(self.files, name)
+
+    def write(self, name: str, content: bytes) -> None:
+        self.files[name] = content
+
+    def write_new(self, name: str, content: bytes) -> bool:
+        return self.files.setdefault(name, content) is content
+
+    def create(self, name: str) -> MemoryFile:
+        return MemoryFile(self.files, name)
+
+    def move(self, name: str, to: str) -> bool:
+        if moves := name in self.files:
+            self.files[to] = self.files.pop(name)
+        return moves
+
+    def remove(self, name: str) -> None:
+        self.files.pop(name, None)
+
+    def remove_leftovers(self, name: str) -> None: ...
+
+
+@pytest.mark.parametrize("codec", ["float16", "int8"])
+def test_a_cache_in_another_store_is_the_same_cache(tmp_path: Path, codec: str) -> None:
+    store = MemoryStore()
+    folder = make_cache(tmp_path / "cache", codec=codec)
+    make_cache(store, codec=codec)
+    assert store.files == file_bytes(folder)
+    assert verify_cache(store) == verify_cache(folder)
+    assert summary(store) == summary(folder) | {"path": "memory:cache"}
+    for ours, theirs in zip(LatentCache(store), LatentCache(folder), strict=True):
+        assert ours.clip_id == theirs.clip_id and ours.latents.tobytes() == theirs.latents.tobytes()
+    options = {"batch_size": 3, "context_steps": 1, "shuffle_window": 8, "copy": True}
+    loaders = [LatentLoader(LatentCache(place, "train"), **options) for place in (store, folder)]
+    for ours, theirs in zip(*loaders, strict=True):
+        assert ours.ids == theirs.ids and ours.latents.equal(theirs.latents)
+
+
+def test_a_cache_in_another_store_is_proven_and_repaired() -> None:
+    store = MemoryStore()
+    make_cache(store)
+    whole, tar = dict(store.files), "shards/train-000001.tar"
+    store.files[tar] = store.files[tar][:-1] + b"x"
+    assert [damage.file for damage in verify_cache(store).damaged] == [tar]
+    set_aside(store, "train", 1)
+    assert not is_committed(store, "train", 1) and shards_aside(store) == [("train", 1)]
+    make_cache(store)
+    assert prove(store, "train", 1) and store.files == whole
+    assert read_spec(store).channels is not None
