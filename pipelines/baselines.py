@@ -16,7 +16,7 @@ from flcache.evaluation import Predict, baselines_table, copy_last, evaluate, fi
 from flcache.training import WorldModel
 
 from .setup.encoder import encoder_source, pick_device
-from .setup.source import LatentSource, Reading, latent_batches, open_source
+from .setup.source import LatentSource, Reading, known_videos, latent_batches, open_source
 from .train import build_world_model
 
 
@@ -34,6 +34,7 @@ def run(config: Config, as_json: bool = False) -> None:
             allow_leak=config.allow_leak,
             horizons=config.evaluation.horizons,
             baselines=fitted_baselines(config, model, device),
+            video_of=known_videos(config, reading.split),
             device=device,
         )
     if as_json:
@@ -54,6 +55,7 @@ def fitted_baselines(config: Config, model: WorldModel, device: str) -> dict[str
             islice(latent_batches(model, source, device), options.baseline_clips // batch_size),
             seen_until=source.seen_until,
             ridge_steps=options.ridge_steps,
+            horizons=options.horizons,
             allow_leak=config.allow_leak,
         )
         return fitted | own

@@ -14,13 +14,21 @@ from torch import Tensor
 
 from flcache.config import Config
 from flcache.errors import TrainingError
-from flcache.evaluation import EvaluationResult, Sampling, detail_table, evaluate, evaluation_table, plot_skill
+from flcache.evaluation import (
+    EvaluationResult,
+    Sampling,
+    detail_table,
+    evaluate,
+    evaluation_table,
+    plot_skill,
+    samples_table,
+)
 from flcache.predictor import FlowMatchingPredictor
 from flcache.training import RunRecord, WorldModel, latest_checkpoint, read_record
 
 from .baselines import fitted_baselines
 from .setup.encoder import pick_device
-from .setup.source import LatentSource, Reading, latent_batches, open_source
+from .setup.source import LatentSource, Reading, known_videos, latent_batches, open_source
 from .train import build_world_model
 
 
@@ -42,6 +50,7 @@ def run(config: Config, checkpoint: Path | None = None, as_json: bool = False) -
             horizons=config.evaluation.horizons,
             baselines=fitted_baselines(config, model, device),
             sampling=_sampling(config, model),
+            video_of=known_videos(config, reading.split),
             device=device,
         )
     found = {"step": read_record(checkpoint).step, "split": reading.split, **result.to_json()}
@@ -51,6 +60,8 @@ def run(config: Config, checkpoint: Path | None = None, as_json: bool = False) -
         return
     Console().print(evaluation_table(result))
     Console().print(detail_table(result))
+    if samples := samples_table(result):
+        Console().print(samples)
     kept = f"{directory}/evaluation.json, evaluation.csv and skill.png"
     print(f"{checkpoint}: evaluated on the {reading.split} split; kept in {kept}")
 

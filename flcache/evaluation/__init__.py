@@ -1,13 +1,13 @@
 """Is the prediction better than what costs nothing? Rollouts, baselines, metrics per horizon, tables and a picture."""
 
-from flcache.evaluation.baselines import BASELINES, Predict, copy_last, fit_baselines
+from flcache.evaluation.baselines import BASELINES, Predict, copy_last, fit_baselines, true_context
 from flcache.evaluation.bootstrap import Interval
 from flcache.evaluation.plot import plot_skill
 from flcache.evaluation.probe import Accuracy, Labelled, ProbeOptions, ProbeTest, train_probes
 from flcache.evaluation.result import Errors, EvaluationResult, HorizonResult
 from flcache.evaluation.rollout import evaluate
 from flcache.evaluation.sampling import Sampling
-from flcache.evaluation.table import baselines_table, detail_table, evaluation_table
+from flcache.evaluation.table import baselines_table, detail_table, evaluation_table, samples_table
 
 __all__ = [
     "BASELINES",
@@ -28,5 +28,7 @@ __all__ = [
     "evaluation_table",
     "fit_baselines",
     "plot_skill",
+    "samples_table",
     "train_probes",
+    "true_context",
 ]
