@@ -3,11 +3,11 @@
 Each patch is predicted from the same patch at the last k steps, channels mixed: k * D x D weights a horizon, shared by
 all positions. A map that is fed its own predictions instead multiplies whatever it gets wrong by itself, horizon after
 horizon. The weights solve normal equations that are summed up in float64 while the training clips stream by, so memory
-does not grow with their number: for D = 1024, k = 3 and 8 horizons they hold 1.4 GB, and solving takes as much again.
+does not grow with their number: for D = 1024, k = 3 and 8 horizons they hold 1.5 GB, and solving takes as much again.
 
 The constant is one for all positions, or one for each; then a prediction cannot be worse than the dataset mean on the
-rows it is fitted to. Which of the two, and how strong the ridge is, has the least error on every eighth clip, horizon
-by horizon; the same sums give that error without a second look at the data. All clips then give the weights.
+rows it is fitted to. How strong the ridge is, and then which of the two, has the least error on every eighth clip,
+horizon by horizon; the same sums give that error without a second look at the data. All clips then give the weights.
 
 Shapes: B clips, T steps, H x W patch grid, P = H * W positions, D channels, K horizons; F = k * D features.
 """
@@ -200,14 +200,14 @@ def _fit(learner: _Sums | None, judge: _Sums | None) -> list[_Map]:
     """The map of each horizon, from the rows of both; one of the two may be missing."""
     everything = _add_up([part for part in (learner, judge) if part is not None])
     learner, judge = learner or everything, judge or everything
-    candidates: list[Choice] = list(product(STRENGTHS, (False, True)))
-    errors = torch.stack([judge.errors(*learner.solve(candidate)) for candidate in candidates])  # (candidates, K)
-    choices = [candidates[best] for best in errors.argmin(0).tolist()]
-    solved = {choice: everything.solve(choice) for choice in set(choices)}
+    errors = torch.stack([judge.errors(*learner.solve((strength, True))) for strength in STRENGTHS])  # (strengths, K)
+    strengths = [STRENGTHS[best] for best in errors.argmin(0).tolist()]
+    shared = {strength: judge.errors(*learner.solve((strength, False))) for strength in set(strengths)}
     maps = []
-    for horizon, choice in enumerate(choices):
-        weights, constants = (part.tensor_split(len(choices), dim=1)[horizon].float() for part in solved[choice])
-        maps.append((weights, constants, choice))
+    for horizon, (strength, error) in enumerate(zip(strengths, errors.amin(0).tolist(), strict=True)):
+        choice = strength, error < shared[strength][horizon].item()
+        weights, constants = everything.of_horizons(horizon, horizon + 1).solve(choice)
+        maps.append((weights.float(), constants.float(), choice))
     return maps
 
 
