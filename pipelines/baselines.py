@@ -12,7 +12,7 @@ from flcache.evaluation import baselines_table, copy_last, evaluate
 from .setup.baselines import fitted_baselines
 from .setup.encoder import pick_device
 from .setup.model import build_world_model
-from .setup.source import Reading, latent_batches, open_source
+from .setup.source import Reading, known_videos, latent_batches, open_source
 
 
 def run(config: Config, as_json: bool = False) -> None:
@@ -29,6 +29,7 @@ def run(config: Config, as_json: bool = False) -> None:
             allow_leak=config.allow_leak,
             horizons=config.evaluation.horizons,
             baselines=fitted_baselines(config, model, device),
+            video_of=known_videos(config, reading.split),
             device=device,
         )
     if as_json:

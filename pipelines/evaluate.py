@@ -12,14 +12,22 @@ from rich.console import Console
 from torch import Tensor
 
 from flcache.config import Config
-from flcache.evaluation import EvaluationResult, Sampling, detail_table, evaluate, evaluation_table, plot_skill
+from flcache.evaluation import (
+    EvaluationResult,
+    Sampling,
+    detail_table,
+    evaluate,
+    evaluation_table,
+    plot_skill,
+    samples_table,
+)
 from flcache.predictor import Predictor
 from flcache.training import WorldModel, latest_checkpoint, read_record
 
 from .setup.baselines import fitted_baselines
 from .setup.encoder import pick_device
 from .setup.model import load_trained
-from .setup.source import Reading, latent_batches, open_source
+from .setup.source import Reading, known_videos, latent_batches, open_source
 
 
 def run(config: Config, checkpoint: Path | None = None, as_json: bool = False) -> None:
@@ -40,6 +48,7 @@ def run(config: Config, checkpoint: Path | None = None, as_json: bool = False) -
             horizons=config.evaluation.horizons,
             baselines=fitted_baselines(config, model, device),
             sampling=_sampling(config, model),
+            video_of=known_videos(config, reading.split),
             device=device,
         )
     found = {"step": record.step, "split": reading.split, **result.to_json()}
@@ -49,6 +58,8 @@ def run(config: Config, checkpoint: Path | None = None, as_json: bool = False) -
         return
     Console().print(evaluation_table(result))
     Console().print(detail_table(result))
+    if samples := samples_table(result):
+        Console().print(samples)
     kept = f"{directory}/evaluation.json, evaluation.csv and skill.png"
     print(f"{checkpoint}: evaluated on the {reading.split} split; kept in {kept}")
 

@@ -17,13 +17,13 @@ from flcache.batch import LatentBatch
 from flcache.cache import read_plan
 from flcache.config import Config
 from flcache.errors import DataError
-from flcache.evaluation import Accuracy, Labelled, ProbeTest, copy_last, train_probes
+from flcache.evaluation import Accuracy, Labelled, ProbeTest, copy_last, train_probes, true_context
 from flcache.training import WorldModel, latest_checkpoint
 
 from .setup.clips import read_split
 from .setup.encoder import pick_device
 from .setup.model import load_trained
-from .setup.source import Reading, latent_batches, open_source
+from .setup.source import Reading, known_videos, latent_batches, open_source
 
 KINDS = ("true", "predicted", "copied")
 
@@ -77,28 +77,31 @@ def run(config: Config, checkpoint: Path | None = None, as_json: bool = False) -
 def _test(
     config: Config, probes: Mapping[str, nn.Module], model: WorldModel, classes: _Classes, device: str
 ) -> ProbeTest:
-    test = ProbeTest(probes)
+    test = ProbeTest(probes, known_videos(config, config.evaluation.split))
     reading = Reading(config.evaluation.split, config.evaluation.batch_size, shuffle=False)
     with open_source(config, reading, device=device) as source:
         for batch in latent_batches(model, source, device):
             chosen, labels = classes.pick(batch)
             if not len(chosen):
                 continue
-            asked = (batch.context, batch.context_times, batch.target_times)
-            kinds = {"true": batch.target, "predicted": model.predictor.predict(*asked), "copied": copy_last(*asked)}
+            times = batch.context_times, batch.target_times
+            predicted, copied = model.predictor.predict(batch.context, *times), copy_last(true_context(batch), *times)
+            kinds = {"true": batch.target, "predicted": predicted, "copied": copied}
+            ids = [batch.ids[row] for row in chosen.tolist()]
             chosen = chosen.to(device)
             kept = {kind: latents[chosen] for kind, latents in kinds.items()}
-            test.add(kept, batch.target_valid[chosen], labels.to(device))
+            test.add(kept, batch.target_valid[chosen], labels.to(device), ids)
     return test
 
 
+@torch.no_grad()
 def _labelled(batches: Iterator[LatentBatch], classes: _Classes) -> Iterator[Labelled]:
-    """The true targets of clips that have a label."""
+    """The true targets of clips that have a label, without the graph of a trainable encoder."""
     for batch in batches:
         chosen, labels = classes.pick(batch)
         chosen = chosen.to(batch.targets.device)
         if len(chosen):
-            yield Labelled(batch.target[chosen].detach(), batch.target_valid[chosen], labels)
+            yield Labelled(batch.target[chosen], batch.target_valid[chosen], labels)
 
 
 def _classes(config: Config, tested: str) -> tuple[_Classes, _Classes]:
@@ -142,10 +145,10 @@ def _table(found: Mapping[str, Mapping[str, Accuracy]], test: ProbeTest) -> Tabl
     for kind in KINDS:
         table.add_column(kind, justify="right")
     for name, kinds in found.items():
-        cells = [f"{kinds[kind].accuracy:.3f} ±{_half(kinds[kind]):.3f}" for kind in KINDS]
-        table.add_row(name, *cells)
+        table.add_row(name, *(_cell(kinds[kind]) for kind in KINDS))
     return table
 
 
-def _half(value: Accuracy) -> float:
-    return (value.interval.high - value.interval.low) / 2
+def _cell(found: Accuracy) -> str:
+    """Its interval has another width to each side."""
+    return f"{found.accuracy:.3f} ({found.interval.low:.2f} to {found.interval.high:.2f})"

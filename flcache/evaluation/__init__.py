@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 from flcache.lazy import load_on_demand
 
 if TYPE_CHECKING:
-    from flcache.evaluation.baselines import BASELINES, Predict, copy_last, fit_baselines
+    from flcache.evaluation.baselines import BASELINES, Predict, copy_last, fit_baselines, true_context
     from flcache.evaluation.bootstrap import Interval
     from flcache.evaluation.options import EvaluationOptions, ProbeOptions
     from flcache.evaluation.plot import plot_skill
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from flcache.evaluation.result import Errors, EvaluationResult, HorizonResult
     from flcache.evaluation.rollout import evaluate
     from flcache.evaluation.sampling import Sampling
-    from flcache.evaluation.table import baselines_table, detail_table, evaluation_table
+    from flcache.evaluation.table import baselines_table, detail_table, evaluation_table, samples_table
 else:
     __getattr__ = load_on_demand(__name__, __file__)
 
@@ -37,5 +37,7 @@ __all__ = [
     "evaluation_table",
     "fit_baselines",
     "plot_skill",
+    "samples_table",
     "train_probes",
+    "true_context",
 ]

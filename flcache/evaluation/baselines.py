@@ -1,7 +1,8 @@
 """Predictions without training, as functions with the signature of a predictor.
 
 Three need the context alone. Two are fitted in closed form to the training clips, streamed once: the mean of every
-position of the grid, and ridge regression on the last steps.
+position of the grid, and ridge regression on the last steps. All look at the latents that the targets' encoder makes
+of a context (`true_context`): where the encoder trains, the predictor's come from other weights.
 """
 
 from __future__ import annotations
@@ -22,6 +23,11 @@ Predict = Callable[[Tensor, Tensor, Tensor], Tensor]
 """context (B, Tc, H, W, D), context_times (B, Tc), target_times (B, Tt), in seconds -> (B, Tt, H, W, D)."""
 
 
+def true_context(batch: LatentBatch) -> Tensor:
+    """(B, Tc, H, W, D) the context as the targets' encoder makes it; `batch.context` unless the encoder trains."""
+    return batch.targets[:, : batch.context_steps]
+
+
 def copy_last(context: Tensor, context_times: Tensor, target_times: Tensor) -> Tensor:
     """The last step of the context, at every horizon."""
     return context[:, -1:].expand(-1, target_times.shape[1], -1, -1, -1)
@@ -33,13 +39,18 @@ def mean_of_context(context: Tensor, context_times: Tensor, target_times: Tensor
 
 
 def linear_extrapolation(context: Tensor, context_times: Tensor, target_times: Tensor) -> Tensor:
-    """The last two steps of the context, continued in a straight line through time; a context of one step is copied."""
+    """The last two steps of the context, continued in a straight line through time.
+
+    Where there is one step alone, or both have the same time (a video so slow that its frame was still on display), no
+    line goes through them: the last step is copied.
+    """
     last = context[:, -1:]
     if context.shape[1] == 1:
         return copy_last(context, context_times, target_times)
     elapsed = target_times - context_times[:, -1:]  # (B, Tt)
     lag = context_times[:, -1:] - context_times[:, -2:-1]
-    return last + (last - context[:, -2:-1]) * (elapsed / lag)[:, :, None, None, None]
+    lags = torch.where(lag > 0, elapsed / torch.where(lag > 0, lag, 1.0), 0.0)
+    return last + (last - context[:, -2:-1]) * lags[:, :, None, None, None]
 
 
 BASELINES: Mapping[str, Predict] = {
@@ -62,13 +73,19 @@ class DatasetMean:
 
 
 def fit_baselines(
-    batches: Iterable[LatentBatch], *, seen_until: Sequence[int], ridge_steps: int, allow_leak: bool = False
+    batches: Iterable[LatentBatch],
+    *,
+    seen_until: Sequence[int],
+    ridge_steps: int,
+    horizons: int | None = None,
+    allow_leak: bool = False,
 ) -> dict[str, Predict]:
     """Every baseline, those that are fitted to `batches` of training clips included.
 
     `batches` are standardised; each clip is looked at once. Ridge looks at `ridge_steps` past steps, or at as many as
-    the context has, and learns from splits that are legal for contexts of that `seen_until`, or from all with
-    `allow_leak`. Raises DataError if there is no clip, LeakError if no split is legal.
+    the context has, predicts `horizons` steps (None: as far as the clips go), and learns from splits that are legal for
+    contexts of that `seen_until`, or from all with `allow_leak`. Raises DataError if there is no clip, LeakError if no
+    split is legal.
     """
     stream = iter(batches)
     first = next(stream, None)
@@ -76,8 +93,9 @@ def fit_baselines(
         raise DataError('no training clips to fit baselines to: "dataset.train" has no encoded clips')
     check_split(seen_until, first.context_steps, allow_leak=allow_leak)
     splits = range(1, len(seen_until)) if allow_leak else legal_splits(seen_until)
+    ahead = first.target_times[:, :horizons].shape[1]
     mean = _PositionMean()
-    moments = RidgeMoments(first.latents.shape[-1], min(ridge_steps, first.context_steps))
+    moments = RidgeMoments(min(ridge_steps, first.context_steps), ahead)
     for batch in chain([first], stream):
         mean.add(batch)
         moments.add(batch, splits)

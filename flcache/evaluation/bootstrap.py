@@ -1,16 +1,19 @@
-"""95 % intervals over clips by the bootstrap, for means and for skills, all from the same resamples.
+"""95 % intervals over videos by the bootstrap, for means and for skills, all from the same resamples.
 
-Clips are drawn with replacement, each with all its horizons and with its prediction and its baselines together, so
-that a comparison is paired. Everything reported is a ratio of sums over clips: a mean is the sum of values over the
-sum of ones. The intervals are studentised (bootstrap-t, Efron and Tibshirani 1993, chapter 12.5), with the standard
-error of a ratio from its linearisation: errors are skewed, and for 64 clips plain percentiles then cover too seldom.
+Clips of one video resemble each other, so videos are drawn with replacement, each with all its clips, all their
+horizons, and the prediction and the baselines together: comparisons are paired. Everything reported is a ratio of sums
+over clips: a mean is the sum of values over the sum of ones. The intervals are studentised (bootstrap-t, Efron and
+Tibshirani 1993, chapter 12.5), with the standard error of a ratio from its linearisation: errors are skewed, and for 64
+videos plain percentiles then cover too seldom. Shares of right answers have Wilson's interval, which has a width at 0
+and 1 too.
 
-Shapes: N clips, M ratios, R resamples.
+Shapes: N clips, V videos, M ratios, R resamples.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,26 +23,41 @@ from torch import Tensor
 RESAMPLES = 2000
 SEED = 0
 LEVEL = 0.95
+QUANTILE = 1.96
+"""Of the normal distribution, at the upper end of `LEVEL`."""
 CHUNK_COUNTS = 4_000_000
-"""Entries of a matrix of counts (resamples x clips) that is in memory at once: 32 MB."""
+"""Entries of a matrix of counts (resamples x videos) that is in memory at once: 32 MB."""
 
 
 @dataclass(frozen=True)
 class Interval:
-    """Where the truth lies with 95 % confidence; NaN where there are too few clips to tell."""
+    """Where the truth lies with 95 % confidence; NaN where there are too few videos to tell."""
 
     low: float
     high: float
 
 
+def number_videos(clip_ids: Sequence[str], video_of: Mapping[str, str] | None = None) -> Tensor:
+    """(N,) int64: the same number for clips of the same video.
+
+    `video_of` says which video a clip is of. A clip that it lacks is named `<video>-<number>`, or is a video by
+    itself.
+    """
+    numbers: dict[str, int] = {}
+    videos = [(video_of or {}).get(clip_id) or _video_in(clip_id) for clip_id in clip_ids]
+    return torch.tensor([numbers.setdefault(video, len(numbers)) for video in videos], dtype=torch.long)
+
+
 def ratio_intervals(
-    numerators: Tensor, denominators: Tensor, *, resamples: int = RESAMPLES, seed: int = SEED
+    numerators: Tensor, denominators: Tensor, videos: Tensor, *, resamples: int = RESAMPLES, seed: int = SEED
 ) -> list[Interval]:
     """Intervals of the M ratios of sums over clips, of `numerators` and `denominators` (N, M) float64.
 
-    A clip that does not count for a ratio is zero in both. A ratio that is the same for every clip has an interval
-    of no width; one with fewer than two clips has none (NaN).
+    `videos` (N,) numbers the video of each clip. A clip that does not count for a ratio is zero in both. A ratio that
+    is the same for every video has an interval of no width; one that fewer than two videos count for, or that is not
+    finite, has none (NaN).
     """
+    numerators, denominators = _per_video(numerators, videos), _per_video(denominators, videos)
     ratio, error = _ratio(torch.ones(1, len(numerators), dtype=torch.float64), numerators, denominators)
     studentised = [
         (resampled - ratio) / resampled_error
@@ -47,7 +65,7 @@ def ratio_intervals(
         for resampled, resampled_error in [_ratio(counts, numerators, denominators)]
     ]
     scores = torch.cat(studentised)  # (R, M)
-    scores = torch.where(scores.isfinite(), scores, torch.nan)  # all draws the same clip: says nothing
+    scores = torch.where(scores.isfinite(), scores, torch.nan)  # all draws the same video: says nothing
     tail = (1 - LEVEL) / 2
     low, high = torch.nanquantile(scores, torch.tensor([tail, 1 - tail], dtype=torch.float64), dim=0)  # (M,) each
     fixed = (error[0] <= _rounding(ratio[0])) & ratio[0].isfinite()
@@ -57,8 +75,43 @@ def ratio_intervals(
     return [Interval(low, high) for low, high in bounds.T.tolist()]
 
 
+def share_interval(right: Tensor, videos: Tensor) -> Interval:
+    """Of the share of `right` (N,) bool, by Wilson's score interval (1927) for as many independent clips as these are
+    worth: share * (1 - share) / its variance between `videos` (N,), at most N (Dean and Pagano 2015).
+
+    Where all are right, or none is, nothing tells how alike clips of a video are, and each video counts once.
+    """
+    share = right.double().mean().item()
+    clips = _effective_clips(right.double(), videos, share)
+    centre = share + QUANTILE**2 / (2 * clips)
+    half = QUANTILE * math.sqrt(share * (1 - share) / clips + (QUANTILE / (2 * clips)) ** 2)
+    scale = 1 + QUANTILE**2 / clips
+    return Interval(max(0.0, (centre - half) / scale), min(1.0, (centre + half) / scale))
+
+
+def _effective_clips(right: Tensor, videos: Tensor, share: float) -> float:
+    """How many independent answers hold as much as those of `right` (N,)."""
+    deviations = _per_video((right - share)[:, None], videos)
+    num_videos = len(deviations)
+    if share in (0.0, 1.0) or num_videos == 1:
+        return float(num_videos)
+    variance = deviations.square().sum().item() / len(right) ** 2 * num_videos / (num_videos - 1)
+    return min(float(len(right)), share * (1 - share) / max(variance, 1e-12))
+
+
+def _video_in(clip_id: str) -> str:
+    video, dash, number = clip_id.rpartition("-")
+    return video if dash and number.isdecimal() else clip_id
+
+
+def _per_video(values: Tensor, videos: Tensor) -> Tensor:
+    """Sums (V, M) of `values` (N, M) float64 over the clips of each video."""
+    count = int(videos.max()) + 1 if len(videos) else 0
+    return torch.zeros(count, values.shape[1], dtype=torch.float64).index_add_(0, videos, values)
+
+
 def _ratio(counts: Tensor, numerators: Tensor, denominators: Tensor) -> tuple[Tensor, Tensor]:
-    """Ratios (R, M) where each clip is taken `counts` (R, N) times, and their standard errors (R, M)."""
+    """Ratios (R, M) where each video is taken `counts` (R, V) times, and their standard errors (R, M)."""
     total = counts @ denominators
     ratio = (counts @ numerators) / total
     squares = counts @ numerators.square() - 2 * ratio * (counts @ (numerators * denominators))
@@ -71,12 +124,12 @@ def _rounding(ratio: Tensor) -> Tensor:
     return 1e-7 * ratio.abs() + torch.finfo(torch.float64).tiny
 
 
-def _counts(num_clips: int, resamples: int, seed: int) -> Iterator[Tensor]:
-    """How often each clip is drawn, (r, N) float64, for `resamples` rows altogether."""
+def _counts(num_videos: int, resamples: int, seed: int) -> Iterator[Tensor]:
+    """How often each video is drawn, (r, V) float64, for `resamples` rows altogether."""
     generator = np.random.default_rng(seed)
-    rows = max(1, CHUNK_COUNTS // num_clips)
+    rows = max(1, CHUNK_COUNTS // num_videos)
     for start in range(0, resamples, rows):
         drawn = min(rows, resamples - start)
-        places = generator.integers(num_clips, size=(drawn, num_clips)) + num_clips * np.arange(drawn)[:, None]
-        counts = np.bincount(places.ravel(), minlength=drawn * num_clips).reshape(drawn, num_clips)
+        places = generator.integers(num_videos, size=(drawn, num_videos)) + num_videos * np.arange(drawn)[:, None]
+        counts = np.bincount(places.ravel(), minlength=drawn * num_videos).reshape(drawn, num_videos)
         yield torch.from_numpy(counts).double()

@@ -6,7 +6,8 @@ cosine   between predicted and true token, mean over tokens
 skill    1 - error / error of a baseline: 0 is no better than the baseline, 1 is perfect, below 0 is worse
 
 Each is a mean over H, W, D of a clip's step first, then over the clips whose step is not padding. Clips are kept apart
-until then, in float64 on the CPU.
+until then, in float64 on the CPU. Where the encoder trains, the targets' variance drifts away from 1: errors are then
+divided by it, l1 by its root.
 
 Shapes: B clips, K horizons, H x W patch grid, D channels.
 """
@@ -39,15 +40,15 @@ def score(prediction: Tensor, target: Tensor) -> Scores:
     prediction, target = prediction.float(), target.float()
     difference = prediction - target
     return Scores(
-        error=_per_step(difference.square()),
+        error=mean_square(difference),
         l1=_per_step(difference.abs()),
         cosine=_per_step(cosine_similarity(prediction, target, dim=-1)),
     )
 
 
-def power(target: Tensor) -> Tensor:
-    """(B, K) mean square of the targets (B, K, H, W, D), float64 on the CPU."""
-    return _per_step(target.float().square())
+def mean_square(values: Tensor) -> Tensor:
+    """(B, K) mean square of (B, K, H, W, D), float64 on the CPU."""
+    return _per_step(values.float().square())
 
 
 def join(scores: Sequence[Scores]) -> Scores:
@@ -59,15 +60,42 @@ def join(scores: Sequence[Scores]) -> Scores:
     )
 
 
+class ChannelVariance:
+    """Variance of latents within channels, mean over channels, from sums over batches."""
+
+    def __init__(self) -> None:
+        self._count = 0
+        self._sums: list[Tensor] = []
+
+    def add(self, latents: Tensor) -> None:
+        """Count tokens (..., D)."""
+        tokens = latents.flatten(0, -2).float()
+        self._count += len(tokens)
+        self._sums.append(torch.stack((tokens.sum(0), tokens.square().sum(0))).cpu().double())
+
+    def value(self) -> float:
+        """NaN without tokens."""
+        mean, square = torch.stack(self._sums).sum(0) / self._count if self._count else torch.full((2, 1), torch.nan)
+        return float((square - mean.square()).mean())
+
+
 def mean_over_clips(values: Tensor, valid: Tensor) -> Tensor:
     """(K,) mean of `values` (B, K) over the clips that are `valid` (B, K) there; NaN for a horizon without any."""
     return torch.where(valid, values, 0.0).sum(0) / valid.sum(0)
 
 
-def skill(error: Tensor, baseline_error: Tensor, target_power: Tensor) -> Tensor:
-    """(K,) skill from mean squared errors (K,). Errors at noise level count as noise, so that two of them give 0."""
-    noise = (NOISE * target_power).clamp(min=torch.finfo(torch.float64).tiny)
-    return 1 - torch.maximum(error, noise) / torch.maximum(baseline_error, noise)
+def noise_level(target_power: Tensor) -> Tensor:
+    """Mean squared errors that count as none, where the targets' mean square is `target_power`."""
+    return (NOISE * target_power).clamp(min=torch.finfo(torch.float64).tiny)
+
+
+def skill(error: Tensor, baseline_error: Tensor, noise: Tensor) -> Tensor:
+    """(K,) skill from mean errors (K,); those below `noise` (K,) count as that much, so that two of them give 0.
+
+    NaN where an error is not finite: what diverges is neither better nor worse by a number.
+    """
+    found = 1 - torch.maximum(error, noise) / torch.maximum(baseline_error, noise)
+    return torch.where(error.isfinite() & baseline_error.isfinite(), found, torch.nan)
 
 
 def _per_step(values: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ Shapes: B clips, T steps, H x W patch grid, D channels, L = T * H * W tokens, C 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, scaled_dot_product_attention
 
 from flcache.errors import DataError
-from flcache.evaluation.bootstrap import Interval, ratio_intervals
+from flcache.evaluation.bootstrap import Interval, number_videos, share_interval
 from flcache.evaluation.options import ProbeOptions
 
 PROBES = ("linear", "attentive")
@@ -134,17 +134,22 @@ def _train_epoch(
 
 
 class ProbeTest:
-    """Right and wrong answers of probes on several kinds of latents of the same clips, batch by batch."""
+    """Right and wrong answers of probes on several kinds of latents of the same clips, batch by batch.
 
-    def __init__(self, probes: Mapping[str, nn.Module]) -> None:
-        self._probes = probes
+    `video_of` says which video a clip is of, as `number_videos` takes it.
+    """
+
+    def __init__(self, probes: Mapping[str, nn.Module], video_of: Mapping[str, str] | None = None) -> None:
+        self._probes, self._video_of = probes, video_of
+        self._ids: list[str] = []
         self._right: dict[tuple[str, str], list[Tensor]] = {}
         self._labels: list[Tensor] = []
 
     @torch.no_grad()
-    def add(self, kinds: Mapping[str, Tensor], valid: Tensor, labels: Tensor) -> None:
-        """Ask about latents (B, T, H, W, D) of each kind; all are of the clips with these `labels` (B,)."""
+    def add(self, kinds: Mapping[str, Tensor], valid: Tensor, labels: Tensor, ids: Sequence[str]) -> None:
+        """Ask about latents (B, T, H, W, D) of each kind; all are of the clips `ids` with these `labels` (B,)."""
         self._labels.append(labels.cpu())
+        self._ids += ids
         for name, probe in self._probes.items():
             for kind, latents in kinds.items():
                 answers = probe(latents, valid).argmax(dim=1)
@@ -163,9 +168,9 @@ class ProbeTest:
         """By probe and kind of latents. Raises DataError where no clip was tested."""
         if not self.clips:
             raise DataError("no clip of the tested split has a label that a training clip has, so nothing is probed")
-        right = torch.stack([torch.cat(parts).double() for parts in self._right.values()], dim=1)  # (N, probes * kinds)
-        found = zip(self._right, right.mean(0).tolist(), ratio_intervals(right, torch.ones_like(right)), strict=True)
+        videos = number_videos(self._ids, self._video_of)
         accuracies: dict[str, dict[str, Accuracy]] = {name: {} for name in self._probes}
-        for (name, kind), accuracy, interval in found:
-            accuracies[name][kind] = Accuracy(accuracy, Interval(max(0.0, interval.low), min(1.0, interval.high)))
+        for (name, kind), parts in self._right.items():
+            right = torch.cat(parts)
+            accuracies[name][kind] = Accuracy(right.double().mean().item(), share_interval(right, videos))
         return accuracies

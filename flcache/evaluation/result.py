@@ -35,12 +35,18 @@ class MotionQuartile:
 
 @dataclass(frozen=True)
 class SampleErrors:
-    """Of a generative predictor, as sampling.py defines them."""
+    """Of a generative predictor, as sampling.py defines them; skills are over copying the last step."""
 
     samples: int
-    best: float
     mean: float
+    single: float
+    best: float
     diversity: float
+    energy: float
+    single_skill: float
+    single_skill_interval: Interval
+    energy_skill: float
+    energy_skill_interval: Interval
 
 
 @dataclass(frozen=True)
@@ -81,11 +87,14 @@ class EvaluationResult:
     """True if the contexts had seen the future: the numbers then do not measure prediction."""
     fingerprint: str
     """Of the latents that were predicted."""
+    target_variance: float | None = None
+    """What errors were divided by, where the encoder trains; None where it does not."""
 
     def to_json(self) -> dict[str, Any]:
         """As plain values for `json.dumps`; what is not a finite number is None."""
         horizons = [_finite(_horizon_to_json(horizon)) for horizon in self.horizons]
-        return {"horizons": horizons, "leak": self.leak, "fingerprint": self.fingerprint}
+        scale = {} if self.target_variance is None else {"target_variance": self.target_variance}
+        return {"horizons": horizons, "leak": self.leak, "fingerprint": self.fingerprint, **scale}
 
     def write_csv(self, stream: TextIO) -> None:
         """One row a horizon; columns are the JSON's keys joined by dots, intervals as `.low` and `.high`."""
@@ -109,7 +118,7 @@ def _horizon_to_json(result: HorizonResult) -> dict[str, Any]:
         "motion_quartiles": [asdict(quartile) for quartile in result.quartiles],
         "retrieval": {name: asdict(found) for name, found in result.retrieval.items()},
         **(asdict(result.spread) if result.spread else {}),
-        **({"samples": asdict(result.samples)} if result.samples else {}),
+        **({"samples": _samples_to_json(result.samples)} if result.samples else {}),
     }
 
 
@@ -120,6 +129,11 @@ def _baseline_to_json(result: HorizonResult, name: str) -> dict[str, Any]:
         "skill_over_copy_last": result.baseline_skill.get(name),
         "skill_over_copy_last_interval": _bounds(result.baseline_skill_interval.get(name)),
     }
+
+
+def _samples_to_json(found: SampleErrors) -> dict[str, Any]:
+    bounds = {name: _bounds(getattr(found, name)) for name in ("single_skill_interval", "energy_skill_interval")}
+    return asdict(found) | bounds
 
 
 def _bounds(interval: Interval | None) -> list[float] | None:

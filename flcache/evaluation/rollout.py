@@ -6,20 +6,21 @@ Shapes: B clips, Tc context steps, K horizons, H x W patch grid, D channels.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
 from flcache.batch import LatentBatch
 from flcache.errors import DataError
-from flcache.evaluation.baselines import BASELINES, Predict, copy_last
-from flcache.evaluation.metrics import Scores, join, power, score
+from flcache.evaluation.baselines import BASELINES, Predict, copy_last, true_context
+from flcache.evaluation.bootstrap import number_videos
+from flcache.evaluation.metrics import ChannelVariance, Scores, join, mean_square, score
 from flcache.evaluation.result import EvaluationResult
 from flcache.evaluation.retrieval import Gallery
 from flcache.evaluation.sampling import SampleScores, Sampling, join_samples, score_samples
 from flcache.evaluation.spread import SpreadMoments
-from flcache.evaluation.summary import ClipScores, summarise
+from flcache.evaluation.summary import ClipScores, relative, summarise
 from flcache.leak import check_split
 
 
@@ -34,27 +35,42 @@ def evaluate(
     horizons: int | None = None,
     baselines: Mapping[str, Predict] = BASELINES,
     sampling: Sampling | None = None,
+    video_of: Mapping[str, str] | None = None,
     device: torch.device | str = "cpu",
 ) -> EvaluationResult:
     """Score `predict` on the targets of `batches`, up to `horizons` steps ahead (None: as far as the clips go).
 
-    All batches have the same steps and split. `sampling` asks a generative predictor for several futures of every
-    context. Memory is a batch, a few numbers a clip, and what `retrieval` and `spread` keep of the first clips. Raises
-    LeakError if the contexts have seen the future, which `seen_until` tells, and `allow_leak` is False; DataError if
-    there are no batches.
+    All batches have the same steps and split. `sampling` takes the place of `predict` for a generative predictor: it is
+    asked for several futures of every context, of its first clips alone. `video_of` says which video a clip is of, as
+    `number_videos` takes it. Baselines see the context that the targets' encoder makes; where that is not the context's
+    (the encoder trains), errors are relative to the targets' variance. Memory is a batch, a few numbers a clip, and
+    what `retrieval` and `spread` keep of the first clips. Raises LeakError if the contexts have seen the future, which
+    `seen_until` tells, and `allow_leak` is False; DataError if there are no batches.
     """
     found = _Found(horizons, {name: [] for name in baselines})
     leak = False
     for batch in batches:
         leak |= check_split(seen_until, batch.context_steps, allow_leak=allow_leak)
-        found.add(batch := batch.to(device), predict, baselines)
         if sampling is not None:
-            found.add_samples(batch, sampling)
+            batch = _first(batch, sampling.max_clips - len(found.ids))
+        found.add(batch.to(device), predict, baselines, sampling)
+        if sampling is not None and len(found.ids) >= sampling.max_clips:
+            break
     if not found.valid:
         raise DataError('no clips to evaluate: "evaluation.split" names a split without encoded clips')
     retrieval = {name: gallery.finish() for name, gallery in found.galleries.items()}
-    horizon_results = summarise(found.clip_scores(sampling), retrieval, found.spread.finish())
-    return EvaluationResult(horizon_results, leak, fingerprint)
+    variance = found.variance.value() if found.trained_encoder else None
+    scores = found.clip_scores(sampling, video_of)
+    horizon_results = summarise(relative(scores, variance or 1.0), retrieval, found.spread.finish())
+    return EvaluationResult(horizon_results, leak, fingerprint, variance)
+
+
+def _first(batch: LatentBatch, clips: int) -> LatentBatch:
+    """The first `clips` of a batch."""
+    latents = batch.latents[:clips]
+    targets = latents if batch.targets is batch.latents else batch.targets[:clips]
+    times, valid, ids = batch.times[:clips], batch.valid[:clips], batch.ids[:clips]
+    return replace(batch, latents=latents, targets=targets, times=times, valid=valid, ids=ids)
 
 
 @dataclass
@@ -69,32 +85,47 @@ class _Found:
     motions: list[Tensor] = field(default_factory=list)
     seconds: list[Tensor] = field(default_factory=list)
     valid: list[Tensor] = field(default_factory=list)
+    ids: list[str] = field(default_factory=list)
     galleries: dict[str, Gallery] = field(default_factory=lambda: {"prediction": Gallery(), "copy_last": Gallery()})
     spread: SpreadMoments = field(default_factory=SpreadMoments)
+    trained_encoder: bool = False
+    variance: ChannelVariance = field(default_factory=ChannelVariance)
 
-    def add(self, batch: LatentBatch, predict: Predict, baselines: Mapping[str, Predict]) -> None:
-        context, context_times = batch.context, batch.context_times
+    def add(
+        self, batch: LatentBatch, predict: Predict, baselines: Mapping[str, Predict], sampling: Sampling | None
+    ) -> None:
         target, target_times = self._ahead(batch.target), self._ahead(batch.target_times)
         valid = self._ahead(batch.target_valid)
-        prediction = predict(context, context_times, target_times)
-        copied = copy_last(context, context_times, target_times)
-        self.predictions.append(score(prediction, target))
+        given = batch.context, batch.context_times, target_times
+        if sampling is None:
+            prediction = example = predict(*given)
+            self.predictions.append(score(prediction, target))
+        else:
+            prediction, example = self._add_samples(sampling.draw(*given, sampling.num_samples), target)
+        true_given = true_context(batch), batch.context_times, target_times
+        copied = copy_last(*true_given)
         for name, baseline in baselines.items():
-            self.baselines[name].append(score(baseline(context, context_times, target_times), target))
-        self.powers.append(power(target))
-        self.motions.append(power(target - copied))
-        self.seconds.append((target_times - context_times[:, -1:]).cpu().double())
+            self.baselines[name].append(score(baseline(*true_given), target))
+        self.powers.append(mean_square(target))
+        self.motions.append(mean_square(target - copied))
+        self.seconds.append((target_times - batch.context_times[:, -1:]).cpu().double())
         self.valid.append(valid.cpu())
+        self.ids += batch.ids
         self.galleries["prediction"].add(prediction, target, valid)
         self.galleries["copy_last"].add(copied, target, valid)
-        self.spread.add(prediction, target, valid)
+        self.spread.add(example, target, valid)
+        if batch.targets is not batch.latents:
+            self.trained_encoder = True
+            self.variance.add(target[valid])
 
-    def add_samples(self, batch: LatentBatch, sampling: Sampling) -> None:
-        target_times = self._ahead(batch.target_times)
-        samples = sampling.draw(batch.context, batch.context_times, target_times, sampling.num_samples)
-        self.samples.append(score_samples(samples, self._ahead(batch.target)))
+    def _add_samples(self, samples: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        """Score (S, B, K, H, W, D); returns their mean, and the first of them."""
+        mean, found = samples.float().mean(0), score_samples(samples, target)
+        self.samples.append(found)
+        self.predictions.append(replace(score(mean, target), error=found.expected))
+        return mean, samples[0]
 
-    def clip_scores(self, sampling: Sampling | None) -> ClipScores:
+    def clip_scores(self, sampling: Sampling | None, video_of: Mapping[str, str] | None) -> ClipScores:
         """All batches as one."""
         return ClipScores(
             prediction=join(self.predictions),
@@ -103,6 +134,7 @@ class _Found:
             motion=torch.cat(self.motions),
             seconds=torch.cat(self.seconds),
             valid=torch.cat(self.valid),
+            videos=number_videos(self.ids, video_of),
             samples=join_samples(self.samples) if self.samples else None,
             num_samples=sampling.num_samples if sampling else 0,
         )

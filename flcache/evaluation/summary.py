@@ -6,13 +6,13 @@ Shapes: N clips, K horizons.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from flcache.evaluation.bootstrap import Interval, ratio_intervals
-from flcache.evaluation.metrics import NOISE, Scores, mean_over_clips, skill
+from flcache.evaluation.metrics import Scores, mean_over_clips, noise_level, skill
 from flcache.evaluation.result import Errors, HorizonResult, MotionQuartile, SampleErrors
 from flcache.evaluation.retrieval import Retrieval
 from flcache.evaluation.sampling import SampleScores
@@ -34,8 +34,32 @@ class ClipScores:
     """Mean squared difference between the truth and the last step of the context."""
     seconds: Tensor
     valid: Tensor
+    videos: Tensor
+    """(N,) the same number for clips of the same video."""
     samples: SampleScores | None
     num_samples: int
+
+
+def relative(clips: ClipScores, variance: float) -> ClipScores:
+    """The scores as they are of latents divided by the root of `variance`."""
+    if variance == 1:
+        return clips
+    samples = clips.samples
+    if samples is not None:
+        squares = {name: value / variance for name, value in vars(samples).items() if name != "energy"}
+        samples = SampleScores(**squares, energy=samples.energy / variance**0.5)
+    return replace(
+        clips,
+        prediction=_scaled(clips.prediction, variance),
+        baselines={name: _scaled(scores, variance) for name, scores in clips.baselines.items()},
+        power=clips.power / variance,
+        motion=clips.motion / variance,
+        samples=samples,
+    )
+
+
+def _scaled(scores: Scores, variance: float) -> Scores:
+    return Scores(scores.error / variance, scores.l1 / variance**0.5, scores.cosine)
 
 
 def summarise(
@@ -44,12 +68,13 @@ def summarise(
     """One result a horizon."""
     counts = clips.valid.sum(0).tolist()
     seconds = mean_over_clips(clips.seconds, clips.valid).tolist()
+    errors = _errors(clips)
     means = {name: _means(scores, clips.valid) for name, scores in _methods(clips).items()}
-    skills = {name: _skill(clips, clips.prediction, scores) for name, scores in clips.baselines.items()}
-    reference = clips.baselines.get(REFERENCE)
-    own = {name: _skill(clips, scores, reference) for name, scores in clips.baselines.items()} if reference else {}
-    intervals = _Intervals(clips)
-    quartiles, samples = _quartiles(clips), _samples(clips)
+    comparisons = _comparisons(clips)
+    skills = {pair: _skill(compared, clips.valid).tolist() for pair, compared in comparisons.items()}
+    intervals = _Intervals(clips, errors, comparisons)
+    quartiles = _quartiles(clips)
+    own = clips.baselines if REFERENCE in clips.baselines else {}
     return tuple(
         HorizonResult(
             horizon=k + 1,
@@ -57,43 +82,72 @@ def summarise(
             clips=count,
             prediction=_at(means["prediction"], k),
             baselines={name: _at(means[name], k) for name in clips.baselines},
-            skill={name: values[k].item() for name, values in skills.items()},
+            skill={name: skills["prediction", name][k] for name in clips.baselines},
             error_interval=intervals.error("prediction", k),
             skill_interval={name: intervals.skill("prediction", name, k) for name in clips.baselines},
             baseline_error_interval={name: intervals.error(name, k) for name in clips.baselines},
-            baseline_skill={name: values[k].item() for name, values in own.items()},
+            baseline_skill={name: skills[name, REFERENCE][k] for name in own},
             baseline_skill_interval={name: intervals.skill(name, REFERENCE, k) for name in own},
             quartiles=quartiles[k],
             retrieval={name: found[k] for name, found in retrieval.items()},
             spread=spread[k],
-            samples=samples[k],
+            samples=_samples(clips, skills, intervals, k),
         )
         for k, count in enumerate(counts)
     )
 
 
+@dataclass(frozen=True)
+class _Comparison:
+    error: Tensor
+    """(N, K)"""
+    opponent: Tensor
+    """(N, K)"""
+    noise: Tensor
+    """(K,) the mean that counts as none."""
+
+
+def _comparisons(clips: ClipScores) -> dict[tuple[str, str], _Comparison]:
+    """Everything that has a skill: the prediction over every baseline, and all over copying the last step."""
+    errors, noise = _errors(clips), noise_level(mean_over_clips(clips.power, clips.valid))
+    pairs = [("prediction", name) for name in clips.baselines]
+    reference = errors.get(REFERENCE)
+    if reference is not None:
+        pairs += [(name, REFERENCE) for name in clips.baselines]
+    found = {pair: _Comparison(errors[pair[0]], errors[pair[1]], noise) for pair in pairs}
+    if clips.samples is not None:
+        reference = torch.full_like(clips.power, torch.nan) if reference is None else reference
+        found["single", REFERENCE] = _Comparison(clips.samples.single, reference, noise)
+        # the energy score of a future without doubt is its distance to the truth
+        found["energy", REFERENCE] = _Comparison(clips.samples.energy, reference.sqrt(), noise.sqrt())
+    return found
+
+
 class _Intervals:
     """All intervals of an evaluation, from one set of resamples."""
 
-    def __init__(self, clips: ClipScores) -> None:
-        self._horizons = clips.valid.shape[1]
-        methods, ones = _methods(clips), clips.valid.double()
-        floored = {name: _floor(scores.error, clips) for name, scores in methods.items()}
-        pairs = {name: (torch.where(clips.valid, scores.error, 0.0), ones) for name, scores in methods.items()}
-        comparisons = [("prediction", name) for name in clips.baselines]
-        if REFERENCE in clips.baselines:
-            comparisons += [(name, REFERENCE) for name in clips.baselines]
-        ratios = [(floored[method], floored[baseline]) for method, baseline in comparisons]
-        columns = [*pairs.values(), *ratios]
-        numerators, denominators = (torch.cat(side, dim=1) for side in zip(*columns, strict=True))
-        found = ratio_intervals(numerators, denominators)
-        self._found = dict(zip([*pairs, *comparisons], _chunks(found, self._horizons), strict=True))
+    def __init__(
+        self, clips: ClipScores, errors: Mapping[str, Tensor], comparisons: Mapping[tuple[str, str], _Comparison]
+    ) -> None:
+        ones = clips.valid.double()
+        means = [(torch.where(clips.valid, error, 0.0), ones) for error in errors.values()]
+        ratios = [
+            (
+                _floor(compared.error, compared.noise, clips.valid),
+                _floor(compared.opponent, compared.noise, clips.valid),
+            )
+            for compared in comparisons.values()
+        ]
+        numerators, denominators = (torch.cat(side, dim=1) for side in zip(*means, *ratios, strict=True))
+        found = _chunks(ratio_intervals(numerators, denominators, clips.videos), clips.valid.shape[1])
+        self._errors = dict(zip(errors, found, strict=False))
+        self._ratios = dict(zip(comparisons, found[len(errors) :], strict=True))
 
     def error(self, method: str, k: int) -> Interval:
-        return self._found[method][k]
+        return self._errors[method][k]
 
     def skill(self, method: str, baseline: str, k: int) -> Interval:
-        ratio = self._found[method, baseline][k]
+        ratio = self._ratios[method, baseline][k]
         return Interval(1 - ratio.high, 1 - ratio.low)
 
 
@@ -101,26 +155,22 @@ def _methods(clips: ClipScores) -> dict[str, Scores]:
     return {"prediction": clips.prediction, **clips.baselines}
 
 
-def _floor(error: Tensor, clips: ClipScores) -> Tensor:
+def _errors(clips: ClipScores) -> dict[str, Tensor]:
+    """(N, K) by method."""
+    return {name: scores.error for name, scores in _methods(clips).items()}
+
+
+def _floor(error: Tensor, noise: Tensor, valid: Tensor) -> Tensor:
     """Errors (N, K), zero where a clip does not count; a horizon whose mean is noise has noise everywhere, so that two
-    such errors have the ratio 1 in every resample, as `metrics.skill` has it."""
-    noise = _noise(clips)
-    mean = mean_over_clips(error, clips.valid)
-    return torch.where(clips.valid, torch.where(mean > noise, error, noise.expand_as(error)), 0.0)
+    such errors have the ratio 1 in every resample, as `metrics.skill` has it. What is not finite stays so."""
+    mean = mean_over_clips(error, valid)
+    return torch.where(valid, torch.where(mean <= noise, noise.expand_as(error), error), 0.0)
 
 
-def _noise(clips: ClipScores) -> Tensor:
-    """(K,) the mean squared error that counts as none."""
-    tiny = torch.finfo(torch.float64).tiny
-    return (NOISE * mean_over_clips(clips.power, clips.valid)).clamp(min=tiny)
-
-
-def _skill(clips: ClipScores, scores: Scores, baseline: Scores) -> Tensor:
+def _skill(compared: _Comparison, valid: Tensor) -> Tensor:
     """(K,)"""
-    error, opponent, power = (
-        mean_over_clips(values, clips.valid) for values in (scores.error, baseline.error, clips.power)
-    )
-    return skill(error, opponent, power)
+    error, opponent = (mean_over_clips(values, valid) for values in (compared.error, compared.opponent))
+    return skill(error, opponent, compared.noise)
 
 
 def _quartiles(clips: ClipScores) -> list[tuple[MotionQuartile, ...]]:
@@ -140,21 +190,30 @@ def _quartile(clips: ClipScores, k: int, chosen: Tensor) -> MotionQuartile:
     def mean(values: Tensor) -> Tensor:
         return values[chosen, k].mean()
 
-    error, power = mean(clips.prediction.error), mean(clips.power)
+    error, noise = mean(clips.prediction.error), noise_level(mean(clips.power))
     return MotionQuartile(
         motion=mean(clips.motion).item(),
         clips=len(chosen),
         error=error.item(),
-        skill={name: skill(error, mean(scores.error), power).item() for name, scores in clips.baselines.items()},
+        skill={name: skill(error, mean(scores.error), noise).item() for name, scores in clips.baselines.items()},
     )
 
 
-def _samples(clips: ClipScores) -> list[SampleErrors | None]:
+def _samples(
+    clips: ClipScores, skills: Mapping[tuple[str, str], Sequence[float]], intervals: _Intervals, k: int
+) -> SampleErrors | None:
     if clips.samples is None:
-        return [None] * clips.valid.shape[1]
-    scores = clips.samples
-    means = [mean_over_clips(values, clips.valid).tolist() for values in (scores.best, scores.mean, scores.diversity)]
-    return [SampleErrors(clips.num_samples, *at) for at in zip(*means, strict=True)]
+        return None
+    means = {name: mean_over_clips(values, clips.valid)[k].item() for name, values in vars(clips.samples).items()}
+    del means["expected"]  # the prediction's error
+    return SampleErrors(
+        clips.num_samples,
+        **means,
+        single_skill=skills["single", REFERENCE][k],
+        single_skill_interval=intervals.skill("single", REFERENCE, k),
+        energy_skill=skills["energy", REFERENCE][k],
+        energy_skill_interval=intervals.skill("energy", REFERENCE, k),
+    )
 
 
 def _means(scores: Scores, valid: Tensor) -> Scores:

@@ -43,6 +43,26 @@ def detail_table(result: EvaluationResult) -> Table:
     return table
 
 
+def samples_table(result: EvaluationResult) -> Table | None:
+    """One row a horizon of a generative predictor, whose error elsewhere is that of the mean of its samples.
+
+    `one` is a single sample, `energy` the energy score, each with its skill over copying the last step; `best` is the
+    nearest sample, `diversity` the variance among them. None for a predictor that gives one future.
+    """
+    found = [(row, row.samples) for row in result.horizons if row.samples is not None]
+    if not found:
+        return None
+    title = f"Of {found[0][1].samples} samples a clip: skill over copying the last step (± 95 %)"
+    headings = ["step", "mean", "one", "skill of one", "energy", "skill by energy", "best", "diversity"]
+    table = _table(title, headings, result)
+    for row, samples in found:
+        one = _estimate(samples.single_skill, samples.single_skill_interval, "")
+        energy = _estimate(samples.energy_skill, samples.energy_skill_interval, "")
+        cells = _number(samples.mean), _number(samples.single), one, _number(samples.energy), energy
+        table.add_row(str(row.horizon), *cells, _number(samples.best), _number(samples.diversity))
+    return table
+
+
 def baselines_table(result: EvaluationResult) -> Table:
     """One row a horizon: the skill of every baseline over copying the last step."""
     names = _names(result)[1:]

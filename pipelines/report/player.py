@@ -1,4 +1,4 @@
-"""The pictures of a report: one pass over the split for the colours, and a few of its clips rolled out, with frames."""
+"""The pictures of a report: colours from the first clips of the split, and a few of these rolled out, with frames."""
 
 from __future__ import annotations
 
@@ -14,8 +14,15 @@ from flcache.batch import LatentBatch
 from flcache.cache import LatentCache, read_plan, read_spec
 from flcache.config import Config
 from flcache.errors import DataError, DecodeError
-from flcache.evaluation import Predict, copy_last
-from flcache.evaluation.report import RolledClip, TargetMoments, clips_that_fit, player_content, seen_region
+from flcache.evaluation import Predict, copy_last, true_context
+from flcache.evaluation.report import (
+    MAX_CLIPS,
+    RolledClip,
+    TargetMoments,
+    clips_that_fit,
+    player_content,
+    seen_region,
+)
 from flcache.videos import ClipRequest, DecodedClip, DecodePool, PlannedClip, VideoFolder, decode_planned, planned_clips
 
 from ..setup.clips import read_split
@@ -38,13 +45,13 @@ class Pictures:
 
 @torch.no_grad()
 def gather_pictures(config: Config, checkpoint: Path) -> Pictures:
-    """Roll a few clips of `evaluation.split` out with `checkpoint`, in colours fitted on the whole split."""
+    """Roll a few clips of `evaluation.split` out with `checkpoint`, in colours fitted on its first clips."""
     device = pick_device(config.training.device)
     split = config.evaluation.split
     with open_source(config, Reading(split, config.evaluation.batch_size, shuffle=False), device=device) as source:
         model = load_trained(config, source, checkpoint).to(device)
         processor = _processor(config, source)
-        num_clips = _count_clips(config)
+        num_clips = min(_count_clips(config), MAX_CLIPS)
         chosen = set(np.linspace(0, num_clips - 1, clips_that_fit(source.latent_shape)).round().astype(int).tolist())
         moments, clips = TargetMoments(source.latent_shape[-1]), []
         with Progress(f"Reading the {split} split", num_clips, "clips") as progress:
@@ -57,6 +64,8 @@ def gather_pictures(config: Config, checkpoint: Path) -> Pictures:
                 ]
                 for _ in batch.ids:
                     progress.advance()
+                if progress.done >= num_clips:
+                    break
     basis = moments.basis()
     clips, unread = _with_frames(config, clips, processor)
     return Pictures(player_content(clips, basis), unread)
@@ -65,16 +74,16 @@ def gather_pictures(config: Config, checkpoint: Path) -> Pictures:
 def roll_out(predict: Predict, batch: LatentBatch, row: int) -> RolledClip:
     """One clip of a batch with its prediction and its copy of the last context step, copied out of the batch."""
     one = slice(row, row + 1)
-    given = batch.context[one], batch.context_times[one], batch.target_times[one]
+    context, times = true_context(batch)[one], (batch.context_times[one], batch.target_times[one])
     return RolledClip(
         clip_id=batch.ids[row],
         label=None,
         times=batch.times[row].cpu().numpy(),
         valid=batch.valid[row].cpu().numpy(),
-        context=_kept(batch.context[row]),
+        context=_kept(context[0]),
         target=_kept(batch.target[row]),
-        prediction=_kept(predict(*given)[0]),
-        copy=_kept(copy_last(*given)[0]),
+        prediction=_kept(predict(batch.context[one], *times)[0]),
+        copy=_kept(copy_last(context, *times)[0]),
         frames=None,
     )
 

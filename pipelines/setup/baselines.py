@@ -27,6 +27,7 @@ def fitted_baselines(config: Config, model: WorldModel, device: str) -> dict[str
             islice(latent_batches(model, source, device), options.baseline_clips // batch_size),
             seen_until=source.seen_until,
             ridge_steps=options.ridge_steps,
+            horizons=options.horizons,
             allow_leak=config.allow_leak,
         )
         return fitted | own

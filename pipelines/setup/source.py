@@ -19,6 +19,7 @@ from flcache.cache import (
     LatentLoader,
     channel_statistics,
     latent_differences,
+    read_plan,
     read_spec,
     with_calibration,
 )
@@ -87,6 +88,15 @@ def latent_batches(model: WorldModel, source: LatentSource, device: str) -> Iter
     for batch in source.batches:
         latents = model.to_latents(batch.to(device))
         yield latents if unchanged else _standardised_anew(latents, source.statistics, model.statistics)
+
+
+def known_videos(config: Config, split: str) -> dict[str, str] | None:
+    """The video of every clip of a cache's `split`; None for a live source, whose clips are named after their video."""
+    if config.training.source != "cache":
+        return None
+    plan = read_plan(Path(config.require("cache.dir")))
+    plan = plan[plan["split"] == split]
+    return dict(zip(plan["clip_id"].astype(str), plan["video_id"].astype(str), strict=True))
 
 
 def _equal(one: ChannelStatistics, other: ChannelStatistics) -> bool:

@@ -5,7 +5,16 @@ from __future__ import annotations
 import pytest
 import torch
 
-from flcache.evaluation.metrics import NOISE, join, mean_over_clips, power, score, skill
+from flcache.evaluation.metrics import (
+    NOISE,
+    ChannelVariance,
+    join,
+    mean_over_clips,
+    mean_square,
+    noise_level,
+    score,
+    skill,
+)
 
 SHAPE = (3, 2, 2, 2, 5)  # (B, K, H, W, D)
 
@@ -21,7 +30,7 @@ def test_scores_equal_direct_formulas() -> None:
             assert scores.error[clip, horizon].item() == pytest.approx((p - t).square().mean().item(), rel=1e-6)
             assert scores.l1[clip, horizon].item() == pytest.approx((p - t).abs().mean().item(), rel=1e-6)
             assert scores.cosine[clip, horizon].item() == pytest.approx(cosine.item(), abs=1e-6)
-    assert power(target)[1, 1].item() == pytest.approx(truth[1, 1].square().mean().item(), rel=1e-6)
+    assert mean_square(target)[1, 1].item() == pytest.approx(truth[1, 1].square().mean().item(), rel=1e-6)
     assert scores.error.dtype == torch.float64
 
 
@@ -58,10 +67,30 @@ def test_means_take_valid_clips_only() -> None:
     ],
 )
 def test_skill(error: float, baseline_error: float, expected: float) -> None:
-    values = [torch.tensor([value], dtype=torch.float64) for value in (error, baseline_error, 2.0)]
-    assert skill(*values).item() == pytest.approx(expected, abs=1e-12)
+    errors = [torch.tensor([value], dtype=torch.float64) for value in (error, baseline_error)]
+    assert skill(*errors, noise_level(torch.tensor([2.0], dtype=torch.float64))).item() == pytest.approx(
+        expected, abs=1e-12
+    )
 
 
 def test_skill_without_any_signal_is_zero() -> None:
     zero = torch.zeros(1, dtype=torch.float64)
-    assert skill(zero, zero, zero).item() == 0
+    assert skill(zero, zero, noise_level(zero)).item() == 0
+
+
+@pytest.mark.parametrize("broken", [torch.nan, torch.inf])
+def test_what_is_not_finite_is_no_skill(broken: float) -> None:
+    one = torch.ones(2, dtype=torch.float64)
+    some = torch.tensor([1.0, broken], dtype=torch.float64)
+    for found in (skill(some, 2 * one, noise_level(one)), skill(one, some + 1, noise_level(one))):
+        assert found[0] == 0.5 and found[1].isnan()
+
+
+def test_variance_is_within_channels() -> None:
+    latents = torch.randn(3, 40, 5) * torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0]) + 10 * torch.arange(5)
+    found = ChannelVariance()
+    for part in latents:
+        found.add(part)
+    expected = latents.flatten(0, 1).double().var(0, unbiased=False).mean()
+    assert found.value() == pytest.approx(expected.item(), rel=1e-4)
+    assert ChannelVariance().value() != ChannelVariance().value(), "NaN"

@@ -53,7 +53,8 @@ def accuracies(make: Callable[[torch.Tensor, int], torch.Tensor]) -> dict[str, d
     kinds = {"true": make(labels, 1), "predicted": torch.randn(90, T, H, W, D)}
     for part in (slice(0, 50), slice(50, 90)):
         valid = torch.ones(len(labels[part]), T, dtype=torch.bool)
-        test.add({kind: latents[part] for kind, latents in kinds.items()}, valid, labels[part])
+        ids = [f"video{number}-0" for number in range(90)[part]]
+        test.add({kind: latents[part] for kind, latents in kinds.items()}, valid, labels[part], ids)
     assert test.clips == 90 and test.chance == pytest.approx(1 / 3)
     return test.accuracies()
 
@@ -63,6 +64,25 @@ def test_both_find_what_the_mean_tells_and_nothing_in_noise() -> None:
         assert found["true"].accuracy > 0.95
         assert found["predicted"].accuracy < 0.6
         assert found["predicted"].interval.low < found["predicted"].accuracy < found["predicted"].interval.high <= 1
+
+
+def test_a_probe_that_is_always_or_never_right_has_an_interval() -> None:
+    """4 clips of each of 5 videos: the videos count. The interval of a bootstrap has no width there."""
+    test = ProbeTest({"sure": Sure()}, video_of={f"clip{number}": f"video{number // 4}" for number in range(20)})
+    latents, valid = torch.zeros(20, T, H, W, D), torch.ones(20, T, dtype=torch.bool)
+    labels = torch.zeros(20, dtype=torch.long)
+    test.add({"right": latents, "wrong": latents + 1}, valid, labels, [f"clip{number}" for number in range(20)])
+    found = test.accuracies()["sure"]
+    width = 1.96**2 / (5 + 1.96**2)
+    assert (found["right"].accuracy, found["right"].interval.low) == (1, pytest.approx(1 - width))
+    assert (found["wrong"].accuracy, found["wrong"].interval.high) == (0, pytest.approx(width))
+
+
+class Sure(torch.nn.Module):
+    """Names class 0 for latents of zeros and class 1 for others."""
+
+    def forward(self, latents: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
+        return torch.stack([torch.full((len(latents),), 0.5), latents.mean((1, 2, 3, 4))], dim=1)
 
 
 def test_attention_finds_what_one_token_tells() -> None:

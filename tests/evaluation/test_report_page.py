@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import dataclasses
 import io
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -52,8 +53,13 @@ from flcache.evaluation.report.verdict import horizon_words, verdict
         ([{"copy_last": 0.5, "ridge": 0.01}], 0.05, "Does not beat every baseline at any horizon"),
         ([{"copy_last": 0.5, "ridge": 0.01}], None, "Beats every baseline at its only horizon"),
         ([{"copy_last": -0.5}] * 2, 0.05, "Does not beat copy last at any horizon"),
-        ([{"copy_last": 0.5}, {"copy_last": None}], 0.05, "Beats copy last at its only horizon"),
-        ([{"copy_last": None}], 0.05, "Not evaluated yet"),
+        ([{"copy_last": 0.5}, {"copy_last": None}], 0.05, "Beats copy last at horizon 1"),
+        ([{"copy_last": None}], 0.05, "Does not beat copy last at any horizon"),
+        ([{"copy_last": 0.5, "linear": None}] * 2, 0.05, "Does not beat every baseline at any horizon"),
+        ([{"copy_last": 0.5, "linear": math.nan}], 0.05, "Does not beat every baseline at any horizon"),
+        ([{"copy_last": 0.5, "linear": math.inf}], 0.05, "Does not beat every baseline at any horizon"),
+        ([{"copy_last": 0.5}], math.nan, "Does not beat copy last at any horizon"),
+        ([], 0.05, "Not evaluated yet"),
     ],
 )
 def test_the_headline_says_where_it_is_ahead(skills: list[Any], width: float | None, headline: str) -> None:
@@ -65,6 +71,38 @@ def test_the_detail_names_who_is_level_and_who_is_ahead() -> None:
     detail = verdict(evaluation(skills), leak=False).detail
     assert detail == "Level with ridge at horizons 2 and 3. Behind ridge at horizon 4."
     assert "no intervals" in verdict(evaluation(skills, width=None), leak=False).detail
+
+
+def test_the_detail_names_what_has_no_finite_skill_and_where_videos_are_too_few() -> None:
+    content = evaluation([{"copy_last": 0.5, "linear": 0.5}, {"copy_last": 0.5, "linear": None}])
+    assert verdict(content, leak=False).detail == "No finite skill over linear at horizon 2."
+    few = verdict(evaluation([{"copy_last": 0.5}], width=math.nan), leak=False)
+    assert few.detail == (
+        "Level with copy last at horizon 1. There are too few videos for intervals, so no difference is shown."
+    )
+
+
+def test_horizons_without_clips_are_left_out() -> None:
+    content = evaluation([{"copy_last": 0.5}, {"copy_last": None}])
+    content["horizons"][1]["clips"] = 0
+    assert verdict(content, leak=False).headline == "Beats copy last at its only horizon"
+
+
+@pytest.mark.parametrize("lost", [None, math.nan])
+def test_a_page_of_a_prediction_that_diverged_says_so(lost: float | None) -> None:
+    skills: list[Any] = [dict.fromkeys(("copy_last", "linear"), lost)] * 2
+    page = render(example_report(evaluation=evaluation(skills) | {"fingerprint": "f00d"}))
+    assert "Does not beat every baseline at any horizon" in page and 'id="chart-skill"' not in page
+
+
+def test_a_page_of_a_generative_predictor_has_its_samples() -> None:
+    content = full_evaluation()
+    for row in content["horizons"]:
+        row["samples"] = {"samples": 8, "mean": 0.4, "single": 0.71, "single_skill": -0.79, "energy": 0.43}
+    page = render(example_report(evaluation=content))
+    for text in ("One sample", "Energy score", "\N{MINUS SIGN}0.79", "of the mean of its samples"):
+        assert text in page
+    assert "of the mean of its samples" not in render(example_report())
 
 
 def test_a_leak_is_the_headline_and_a_banner() -> None:
@@ -86,6 +124,7 @@ def test_horizons_in_words() -> None:
 def test_charts_have_a_line_and_a_band_for_every_baseline() -> None:
     rows = full_evaluation()["horizons"]
     chart = skill_chart(rows)
+    assert chart is not None
     assert [line.name for line in chart.lines] == ["copy last", "mean of context", "linear", "dataset mean", "ridge"]
     assert all(len(line.marks) == HORIZONS and line.band for line in chart.lines)
     tops = sorted(line.label_top for line in chart.lines)
@@ -105,6 +144,7 @@ def test_charts_have_a_line_and_a_band_for_every_baseline() -> None:
 def test_charts_do_without_intervals_and_without_some_values() -> None:
     skills: list[Any] = [{"copy_last": 0.5, "linear": None}, {"copy_last": None, "linear": -40.0}, {"copy_last": 0.3}]
     chart = skill_chart(evaluation(skills, width=None)["horizons"])
+    assert chart is not None
     assert [(line.name, len(line.marks), line.band) for line in chart.lines] == [
         ("copy last", 2, ""),
         ("linear", 1, ""),

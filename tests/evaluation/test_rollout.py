@@ -5,7 +5,9 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 import torch
@@ -27,7 +29,9 @@ from flcache.evaluation import (
     evaluate,
     evaluation_table,
     fit_baselines,
+    samples_table,
 )
+from flcache.evaluation.report.verdict import outcome
 from flcache.predictor import PredictorOptions, build_predictor
 
 T, CONTEXT = 6, 2
@@ -38,7 +42,7 @@ def clips(count: int = 5, *, seed: int = 0) -> LatentBatch:
     latents = torch.randn(count, T, 2, 2, 4, generator=torch.Generator().manual_seed(seed))
     times = STEPS_APART_S * torch.arange(T).expand(count, T).float()
     valid = torch.ones(count, T, dtype=torch.bool)
-    return LatentBatch(latents, latents, times, valid, tuple(f"clip-{k}" for k in range(count)), CONTEXT)
+    return LatentBatch(latents, latents, times, valid, tuple(f"video{k}-0" for k in range(count)), CONTEXT)
 
 
 def part(batch: LatentBatch, start: int, end: int) -> LatentBatch:
@@ -217,18 +221,162 @@ def test_intervals_quartiles_and_retrieval_follow_the_clips() -> None:
         assert horizon.baseline_skill["copy_last"] == 0
 
 
-def test_generative_predictors_are_sampled() -> None:
-    batch = clips()
+class ExactSampler:
+    """Draws the next steps of an autoregression as they are drawn in truth, and counts how often it is asked."""
 
-    def sample(context: Tensor, context_times: Tensor, target_times: Tensor, num_samples: int) -> Tensor:
-        truth = batch.target[:, : target_times.shape[1]]
-        return torch.stack([truth + offset for offset in range(num_samples)])
+    def __init__(self, decay: float) -> None:
+        self.decay, self.clips_sampled = decay, 0
+        self._generator = torch.Generator().manual_seed(99)
 
-    result = evaluate(copy_last, [batch], seen_until=range(T), fingerprint="", sampling=Sampling(sample, 3), horizons=2)
-    for horizon in result.to_json()["horizons"]:
-        found = horizon["samples"]
-        assert found["samples"] == 3 and found["best"] == pytest.approx(0, abs=1e-9)
-        assert found["mean"] == pytest.approx(1, rel=1e-5) and found["diversity"] == pytest.approx(1, rel=1e-5)
+    def follow(self, last: Tensor, steps: int) -> Tensor:
+        """(B, H, W, D) and what comes after it, (B, steps, H, W, D)."""
+        following = []
+        for _ in range(steps):
+            noise = torch.randn(last.shape, generator=self._generator)
+            last = self.decay * last + (1 - self.decay**2) ** 0.5 * noise
+            following.append(last)
+        return torch.stack(following, dim=1)
+
+    def clips(self, count: int) -> LatentBatch:
+        start = torch.randn(count, 2, 2, 64, generator=self._generator)
+        return replace(clips(count), latents=(latents := self.follow(start, T)), targets=latents)
+
+    def draw(self, context: Tensor, context_times: Tensor, target_times: Tensor, num_samples: int) -> Tensor:
+        self.clips_sampled += num_samples * len(context)
+        return torch.stack([self.follow(context[:, -1], target_times.shape[1]) for _ in range(num_samples)])
+
+    def predict(self, context: Tensor, context_times: Tensor, target_times: Tensor) -> Tensor:
+        return self.draw(context, context_times, target_times, 1)[0]
+
+
+@pytest.mark.parametrize("num_samples", [2, 8])
+def test_an_exact_sampler_has_the_skill_of_the_best_prediction(num_samples: int) -> None:
+    """Whatever the number of samples. One sample has twice the error of the best prediction: a skill of -0.79."""
+    sampler = ExactSampler(0.79)
+    sampling = Sampling(sampler.draw, num_samples)
+    batches = [sampler.clips(128) for _ in range(4)]
+    result = evaluate(sampler.predict, batches, seen_until=range(T), fingerprint="", sampling=sampling)
+    for k, horizon in enumerate(result.horizons, start=1):
+        best = 1 - (1 - 0.79 ** (2 * k)) / (2 * (1 - 0.79**k))  # of 0.79 ** k times the last step
+        found, interval = horizon.samples, horizon.skill_interval["copy_last"]
+        assert found is not None
+        assert horizon.skill["copy_last"] == pytest.approx(best, abs=0.02)
+        assert 0 < interval.low < horizon.skill["copy_last"] < interval.high
+        assert found.single_skill == pytest.approx(-(0.79**k), abs=0.03)
+        assert found.single == pytest.approx(2 * horizon.prediction.error, rel=0.04)
+        assert found.mean == pytest.approx(horizon.prediction.error * (1 + 1 / num_samples), rel=0.03)
+        assert found.energy_skill_interval.low > horizon.skill["copy_last"], "it knows how sure to be"
+        assert horizon.spread is not None and horizon.spread.variance_ratio == pytest.approx(1, abs=0.1), "no blur"
+
+
+def test_samples_are_drawn_once_and_of_the_first_clips_alone() -> None:
+    sampler = ExactSampler(0.5)
+    batches, read = [sampler.clips(6) for _ in range(5)], []
+
+    def reading() -> Iterator[LatentBatch]:
+        for batch in batches:
+            read.append(batch)
+            yield batch
+
+    result = evaluate(
+        sampler.predict,
+        reading(),
+        seen_until=range(T),
+        fingerprint="",
+        sampling=Sampling(sampler.draw, 3, max_clips=10),
+    )
+    assert sampler.clips_sampled == 30 and len(read) == 2
+    assert {horizon.clips for horizon in result.horizons} == {10}
+
+
+def test_samples_have_a_table_and_json() -> None:
+    sampler = ExactSampler(0.8)
+    sampling = Sampling(sampler.draw, 3)
+    result = evaluate(
+        sampler.predict, [sampler.clips(12)], seen_until=range(T), fingerprint="", sampling=sampling, horizons=2
+    )
+    table = samples_table(result)
+    assert table is not None and samples_table(result_of(clips())) is None
+    text = printed(table)
+    assert "…" not in text and len([line for line in text.splitlines() if line.strip()[:1].isdigit()]) == 2
+    found = json.loads(json.dumps(result.to_json(), allow_nan=False))["horizons"][0]["samples"]
+    keys = {"samples", "mean", "single", "best", "diversity", "energy"}
+    assert set(found) == keys | {"single_skill", "single_skill_interval", "energy_skill", "energy_skill_interval"}
+    assert found["samples"] == 3 and found["best"] < found["single"] and len(found["energy_skill_interval"]) == 2
+
+
+def trained_apart(batch: LatentBatch) -> LatentBatch:
+    """As an encoder in training makes it: the moving average lags behind, and latents are twice as large by now."""
+    return replace(batch, latents=2.2 * batch.latents + 0.3, targets=2 * batch.targets)
+
+
+def test_baselines_see_what_the_targets_encoder_makes() -> None:
+    """Moving clips cost as much as if there were one encoder, in units of the targets' variance; identical steps cost
+    nothing. The predictor sees its own context."""
+    batch = clips(12)
+    fitted = fit_baselines([batch], seen_until=range(T), ridge_steps=2)
+    apart = trained_apart(batch)
+    fitted_apart = fit_baselines([apart], seen_until=range(T), ridge_steps=2)
+    asked: list[Tensor] = []
+
+    def predict(context: Tensor, context_times: Tensor, target_times: Tensor) -> Tensor:
+        asked.append(context)
+        return copy_last(context, context_times, target_times)
+
+    one = evaluate(copy_last, [batch], seen_until=range(T), fingerprint="", baselines=fitted)
+    two = evaluate(predict, [apart], seen_until=range(T), fingerprint="", baselines=fitted_apart)
+    variance = batch.target.flatten(0, -2).var(0, unbiased=False).mean().item()
+    assert one.target_variance is None and two.target_variance == pytest.approx(4 * variance, rel=1e-5)
+    assert two.to_json()["target_variance"] == two.target_variance and "target_variance" not in one.to_json()
+    for plain, relative in zip(one.horizons, two.horizons, strict=True):
+        for name in fitted:
+            assert relative.baselines[name].error == pytest.approx(plain.baselines[name].error / variance, rel=1e-3)
+            assert relative.baselines[name].l1 == pytest.approx(plain.baselines[name].l1 / variance**0.5, rel=1e-3)
+        assert relative.prediction.error > relative.baselines["copy_last"].error, "its context is off by 10 %"
+    assert torch.equal(asked[0], apart.context)
+    still = replace(batch, latents=(latents := batch.latents[:, :1].expand_as(batch.latents)), targets=latents)
+    found = evaluate(copy_last, [trained_apart(still)], seen_until=range(T), fingerprint="")
+    assert [horizon.baselines["copy_last"].error for horizon in found.horizons] == [0.0] * 4
+
+
+def test_intervals_are_of_videos() -> None:
+    """Every clip twice says nothing new: as two clips of a video they leave the interval as it is."""
+    batch = clips(12)
+    twice = part(batch, 0, 12)
+    twice = replace(twice, ids=tuple(clip_id.replace("-0", "-1") for clip_id in twice.ids))
+    options: dict[str, object] = {"seen_until": range(T), "fingerprint": "", "baselines": BASELINES}
+    once = evaluate(lambda *given: copy_last(*given) / 2, [batch], **options)  # type: ignore[arg-type]
+    both = evaluate(lambda *given: copy_last(*given) / 2, [batch, twice], **options)  # type: ignore[arg-type]
+    apart = evaluate(
+        lambda *given: copy_last(*given) / 2,
+        [batch, twice],
+        **options,  # type: ignore[arg-type]
+        video_of={clip_id: clip_id for clip_id in (*batch.ids, *twice.ids)},
+    )
+    for name in BASELINES:
+        widths = [
+            interval.high - interval.low
+            for result in (once, both, apart)
+            for interval in [result.horizons[0].skill_interval[name]]
+        ]
+        assert widths[1] == pytest.approx(widths[0], rel=1e-6) and widths[2] < 0.85 * widths[0]
+
+
+@pytest.mark.parametrize("broken", [torch.nan, torch.inf])
+def test_what_diverges_at_one_clip_has_no_skill_and_no_interval(broken: float) -> None:
+    def diverged(context: Tensor, context_times: Tensor, target_times: Tensor) -> Tensor:
+        prediction = copy_last(context, context_times, target_times).clone()
+        prediction[3, 0] = broken
+        return prediction
+
+    baselines = {"copy_last": copy_last, "diverged": diverged}
+    for predict, lost in ((copy_last, ["diverged"]), (diverged, ["copy_last", "diverged"])):
+        result = evaluate(predict, [clips(12)], seen_until=range(T), fingerprint="", baselines=baselines)
+        first, second = result.horizons[:2]
+        assert [name for name in baselines if math.isnan(first.skill[name])] == lost
+        assert [name for name in baselines if math.isnan(first.skill_interval[name].low)] == lost
+        assert second.skill == {"copy_last": 0, "diverged": 0} and second.skill_interval["diverged"] == Interval(0, 0)
+        assert "ahead" not in [outcome(row, name) for row in result.to_json()["horizons"] for name in baselines]
 
 
 def test_csv_is_the_json_in_columns() -> None:

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from flcache.evaluation import spread
+from flcache.evaluation.metrics import mean_square
 from flcache.evaluation.retrieval import Gallery, ranks, sketch
 from flcache.evaluation.sampling import join_samples, score_samples
 from flcache.evaluation.spread import SpreadMoments, effective_rank
@@ -119,4 +120,26 @@ def test_samples_are_scored_by_the_formulas() -> None:
     torch.testing.assert_close(found.best, errors.amin(0), rtol=1e-5, atol=1e-6)
     mean = samples.double().mean(0)
     torch.testing.assert_close(found.mean, (mean - target).square().flatten(2).mean(2), rtol=1e-5, atol=1e-6)
-    torch.testing.assert_close(found.diversity, samples.double().var(0).flatten(2).mean(2), rtol=1e-5, atol=1e-6)
+    variance = samples.double().var(0).flatten(2).mean(2)
+    torch.testing.assert_close(found.diversity, variance, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(found.expected, found.mean - variance / 4, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(found.single, errors[0], rtol=1e-5, atol=1e-6)
+    flat = samples.double().flatten(3)  # (S, B, K, P)
+    distances = (flat[:, None] - flat).square().mean(-1).sqrt()  # (S, S, B, K)
+    energy = errors.sqrt().mean(0) - distances.sum((0, 1)) / (2 * 4 * 3)
+    torch.testing.assert_close(found.energy, energy, rtol=1e-5, atol=1e-6)
+
+
+def test_the_energy_score_is_least_for_the_true_distribution() -> None:
+    """Without bias from the number of samples; a sampler that is too sure or too wild pays, as does a certain mean."""
+    generator = torch.Generator().manual_seed(0)
+    truth = torch.randn(2000, 1, 1, 1, 4, generator=generator)
+    scores = {
+        (spread, count): score_samples(spread * torch.randn(count, *truth.shape, generator=generator), truth)
+        .energy.mean()
+        .item()
+        for spread, count in ((1.0, 2), (1.0, 16), (0.5, 16), (2.0, 16), (0.0, 2))
+    }
+    assert scores[1.0, 2] == pytest.approx(scores[1.0, 16], rel=0.02)
+    assert scores[1.0, 16] < min(scores[0.5, 16], scores[2.0, 16], scores[0.0, 2])
+    assert scores[0.0, 2] == pytest.approx(mean_square(truth).sqrt().mean().item())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +11,18 @@ import numpy as np
 import pytest
 import torch
 from small_run import ENCODER
+from torch.nn.modules.module import register_module_forward_hook
 from transformers import AutoConfig, AutoModel
 
+from flcache import evaluation
 from flcache.cache import LatentCache
 from flcache.config import load_config
-from flcache.encoder import EncoderSource, load_encoder
+from flcache.encoder import EncoderSource, LatentVideoModel, load_encoder
 from flcache.errors import CacheError, DataError, EncoderError, LeakError, SpecMismatch
+from flcache.evaluation import copy_last
 from flcache.pipelines import audit, baselines, encode, evaluate, probe, train
+from flcache.pipelines.setup.source import Reading, known_videos, open_source
+from flcache.pipelines.train import build_world_model
 
 
 def printed(capsys: pytest.CaptureFixture[str]) -> Any:
@@ -172,5 +178,56 @@ def test_probe_of_a_trained_predictor(
         assert samples == [None, None]
     else:
         assert all(row["samples"] == 2 and row["best"] > 0 and row["diversity"] > 0 for row in samples)
+        evaluate.run(config)
+        assert "samples a clip" in capsys.readouterr().out
     probe.run(config)
     assert "attentive" in capsys.readouterr().out
+
+
+def test_a_probe_builds_no_graph_of_a_trainable_encoder(encoded: Path, tmp_path: Path) -> None:
+    """Neither of its two copies is asked for gradients, for the one batch of training clips and the one of tests."""
+    config = load_config(
+        encoded, [f"training.dir={tmp_path}", "probe.epochs=1", "training.source=videos", "encoder_trainable=true"]
+    )
+    train.run(config)
+    asked: list[bool] = []
+    hook = register_module_forward_hook(
+        lambda module, *_: asked.append(torch.is_grad_enabled()) if isinstance(module, LatentVideoModel) else None
+    )
+    try:
+        probe.run(config)
+    finally:
+        hook.remove()
+    assert len(asked) == 4 and not any(asked)
+
+
+def test_baselines_end_to_end_cost_what_they_cost_for_the_targets_encoder_alone(encoded: Path, tmp_path: Path) -> None:
+    """Real encoders: the online one has moved on from the moving average that makes the targets."""
+    config = load_config(encoded, [f"training.dir={tmp_path}", "training.source=videos", "encoder_trainable=true"])
+    with open_source(config, Reading("val", 6, shuffle=False), device="cpu") as source:
+        model = build_world_model(config, source)
+        (videos,) = source.batches
+        still = replace(videos, frames=tuple(clip[:1].expand_as(clip) for clip in videos.frames))
+        assert model.encoder is not None
+        with torch.no_grad():
+            for weight in model.encoder.parameters():
+                weight += 0.2 * weight.std() * torch.randn_like(weight) if weight.numel() > 1 else 0.0
+            moving, frozen = model.to_latents(videos), model.to_latents(still)
+        options: dict[str, Any] = {"seen_until": source.seen_until, "fingerprint": ""}
+    alone = evaluation.evaluate(copy_last, [replace(moving, latents=moving.targets)], **options)
+    apart = evaluation.evaluate(copy_last, [moving], **options)
+    variance = apart.target_variance
+    assert variance is not None and alone.target_variance is None
+    for one, other in zip(alone.horizons, apart.horizons, strict=True):
+        expected = one.baselines["copy_last"].error / variance
+        assert other.baselines["copy_last"].error == pytest.approx(expected, rel=1e-5)
+        assert abs(other.prediction.error / expected - 1) > 0.05, "what copying the online encoder's context costs"
+    for horizon in evaluation.evaluate(copy_last, [frozen], **options).horizons:
+        assert horizon.baselines["copy_last"].error < 1e-9 < 1e-4 < horizon.prediction.error
+
+
+def test_a_cache_knows_the_videos_of_its_clips(encoded: Path) -> None:
+    found = known_videos(load_config(encoded), "val")
+    assert found is not None and len(found) == 6
+    assert all(clip_id == f"{video}-0" for clip_id, video in found.items())
+    assert known_videos(load_config(encoded, ["training.source=videos"]), "val") is None

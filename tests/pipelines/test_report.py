@@ -13,10 +13,14 @@ from selenium.webdriver import Chrome
 from selenium.webdriver.common.by import By
 from small_run import flcache
 
+from flcache.cache import LatentCache
 from flcache.config import Config, load_config, to_yaml
 from flcache.errors import TrainingError
+from flcache.evaluation.report import TargetMoments
 from flcache.pipelines import evaluate, report, train
+from flcache.pipelines.report.player import gather_pictures
 from flcache.pipelines.report.stage import _read_config
+from flcache.training import latest_checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -50,6 +54,19 @@ def test_a_training_folder_alone_is_enough_and_twice_gives_the_same_bytes(finish
     for page in pages:
         report.run(finished / "training", out=page)
     assert pages[0].read_bytes() == pages[1].read_bytes()
+
+
+def test_the_first_clips_are_enough_for_the_colours(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a split of 6 clips in batches of 2, no more are read than 3 clips need, and the pictures are of these."""
+    monkeypatch.setattr("flcache.pipelines.report.player.MAX_CLIPS", 3)
+    read: list[str] = []
+    add = TargetMoments.add
+    monkeypatch.setattr(TargetMoments, "add", lambda self, targets: (read.append("batch"), add(self, targets)))
+    config = load_config(finished / "config.yaml", ["evaluation.batch_size=2"])
+    found = gather_pictures(config, latest_checkpoint(finished / "training" / "checkpoints"))
+    assert len(read) == 2
+    order = list(LatentCache(finished / "cache", "val").clip_ids)
+    assert [clip["id"] for clip in found.player["clips"]] == order[:3]
 
 
 def test_a_moved_run_finds_its_cache_and_says_which_frames_it_lacks(finished: Path, tmp_path: Path) -> None:

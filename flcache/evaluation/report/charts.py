@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from matplotlib.ticker import MaxNLocator
 
-from flcache.evaluation.report.verdict import Row, baselines, display_name, interval
+from flcache.evaluation.report.verdict import Row, baselines, display_name, interval, skill_over
 
 MAX_POINTS = 240
 """Of a line of losses; longer runs are averaged over neighbours."""
@@ -104,7 +104,7 @@ def reference_chart(rows: Sequence[Row]) -> Chart | None:
         for index, name in enumerate(baselines(rows), start=1)
         if name in found
     ]
-    prediction = [(row["horizon"], row["skill"].get(REFERENCE), interval(row, REFERENCE)) for row in rows]
+    prediction = [(row["horizon"], skill_over(row, REFERENCE), interval(row, REFERENCE)) for row in rows]
     lines = [line for line in (_series("prediction", "prediction", prediction), *lines) if line.points]
     if len(lines) < 2 or lines[0].name != "prediction":
         return None
@@ -112,16 +112,18 @@ def reference_chart(rows: Sequence[Row]) -> Chart | None:
     return _horizon_chart("reference", _describe(lines, "over copying the last step"), rows, lines, floor)
 
 
-def skill_chart(rows: Sequence[Row]) -> Chart:
-    """Skill of the prediction over each baseline."""
+def skill_chart(rows: Sequence[Row]) -> Chart | None:
+    """Skill of the prediction over each baseline; None where no skill is known."""
     lines = [
         _series(
             display_name(name),
             str(index),
-            [(row["horizon"], row["skill"].get(name), interval(row, name)) for row in rows],
+            [(row["horizon"], skill_over(row, name), interval(row, name)) for row in rows],
         )
         for index, name in enumerate(baselines(rows), start=1)
     ]
+    if not lines:
+        return None
     return _horizon_chart("skill", _describe(lines, "of the prediction over each baseline"), rows, lines, -math.inf)
 
 

@@ -1,4 +1,4 @@
-"""Latents as pictures: one colour basis for a whole split, and heat for errors.
+"""Latents as pictures: one colour basis for all clips of a split, and heat for errors.
 
 The basis is fitted on the true targets alone and then used for everything, so that a colour means the same latent in
 every clip, in the truth and in every prediction.
@@ -21,6 +21,9 @@ from flcache.errors import DataError
 DEVIATIONS = 2.0
 """A projection this many standard deviations from the mean has three quarters of the full colour."""
 HEAT = "magma"
+MAX_CLIPS = 512
+"""Clips that the basis is fitted on, the first of the split: three directions need no more, and planning has shuffled
+them."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +44,7 @@ class ColourBasis:
 
 
 class TargetMoments:
-    """Sums over the targets of a split, batch by batch, from which its principal components follow."""
+    """Sums over targets, batch by batch, from which their principal components follow."""
 
     def __init__(self, channels: int) -> None:
         self.count = 0

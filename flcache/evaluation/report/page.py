@@ -14,7 +14,7 @@ from markupsafe import Markup
 from rich.filesize import decimal
 
 from flcache.evaluation.report import charts
-from flcache.evaluation.report.colours import heat_stops
+from flcache.evaluation.report.colours import MAX_CLIPS, heat_stops
 from flcache.evaluation.report.tables import motion_table, number, quality_table
 from flcache.evaluation.report.verdict import (
     baselines,
@@ -86,6 +86,7 @@ def render(report: Report) -> str:
         quality=quality_table(rows),
         motion=motion_table(rows),
         heat_stops=heat_stops(),
+        colour_clips=MAX_CLIPS,
         failure_kinds=_failure_kinds(report.cache),
         max_failures=MAX_FAILURES,
         style=_inline("page.css"),

@@ -17,8 +17,12 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     "by copying": ("retrieval", "copy_last", "at_1"),
     "Retrieval@5": ("retrieval", "prediction", "at_5"),
     "by copying ": ("retrieval", "copy_last", "at_5"),
-    "Best of k": ("samples", "best"),
     "Mean of k": ("samples", "mean"),
+    "One sample": ("samples", "single"),
+    "its skill": ("samples", "single_skill"),
+    "Energy score": ("samples", "energy"),
+    "its skill ": ("samples", "energy_skill"),
+    "Best of k": ("samples", "best"),
     "Diversity": ("samples", "diversity"),
 }
 """Headings, and where in a horizon of evaluation.json the value lies."""

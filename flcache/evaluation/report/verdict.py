@@ -1,11 +1,14 @@
 """What an evaluation says in one line: where the prediction is ahead of every baseline, and where it is not.
 
 Ahead of a baseline means that the whole 95 % interval of the skill over it is above 0; behind, that all of it is below.
-Where an evaluation has no intervals, the sign of the skill decides, and the page says so.
+Where an evaluation made no intervals, the sign of the skill decides, and the page says so; where it could not make
+one, the two are level. A skill that is missing or
+not finite is no verdict: a horizon with clips that lacks one is not ahead of every baseline.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -29,7 +32,7 @@ def verdict(evaluation: Mapping[str, Any] | None, *, leak: bool) -> Verdict:
         return Verdict("These numbers do not measure prediction", "The contexts had seen the future.", "bad")
     if not rows:
         return Verdict("Not evaluated yet", 'Run "flcache evaluate", then make this page again.', "none")
-    names = baselines(rows)
+    names = list(dict.fromkeys(name for row in rows for name in row["skill"]))
     won = [row["horizon"] for row in rows if all(outcome(row, name) == "ahead" for name in names)]
     opponent = "every baseline" if len(names) > 1 else display_name(names[0])
     if len(won) == len(rows):
@@ -40,20 +43,26 @@ def verdict(evaluation: Mapping[str, Any] | None, *, leak: bool) -> Verdict:
 
 
 def evaluated_rows(evaluation: Mapping[str, Any] | None) -> list[Row]:
-    """The horizons that have clips and at least one baseline."""
+    """The horizons that have clips and were compared with a baseline, whatever came of it."""
     rows = evaluation.get("horizons", []) if evaluation else []
-    return [row for row in rows if any(value is not None for value in row.get("skill", {}).values())]
+    return [row for row in rows if row["clips"] and row.get("skill")]
 
 
 def baselines(rows: Sequence[Row]) -> list[str]:
     """Names of the baselines that any horizon has a skill over, in the order in which they are reported."""
-    return list(dict.fromkeys(name for row in rows for name, skill in row["skill"].items() if skill is not None))
+    return list(dict.fromkeys(name for row in rows for name in row["skill"] if skill_over(row, name) is not None))
+
+
+def skill_over(row: Row, baseline: str) -> float | None:
+    """None where there is none, or none that is finite."""
+    skill = row["skill"].get(baseline)
+    return skill if skill is not None and math.isfinite(skill) else None
 
 
 def interval(row: Row, baseline: str) -> tuple[float, float] | None:
     """The 95 % interval of the skill over `baseline`; None where the evaluation has none."""
     found = (row.get("skill_interval") or {}).get(baseline)
-    if found is None or any(bound is None for bound in found):
+    if found is None or any(bound is None or not math.isfinite(bound) for bound in found):
         return None
     return float(found[0]), float(found[1])
 
@@ -62,21 +71,25 @@ def has_intervals(rows: Sequence[Row]) -> bool:
     return any(interval(row, name) for row in rows for name in row["skill"])
 
 
+def _tried_intervals(rows: Sequence[Row]) -> bool:
+    return any(row.get("skill_interval") for row in rows)
+
+
 def outcome(row: Row, baseline: str) -> Outcome:
     """How the prediction compares with `baseline` at one horizon."""
-    skill = row["skill"].get(baseline)
+    skill = skill_over(row, baseline)
     if skill is None:
         return "unknown"
-    low, high = interval(row, baseline) or (skill, skill)
+    low, high = interval(row, baseline) or ((-math.inf, math.inf) if _tried_intervals([row]) else (skill, skill))
     if low > 0:
         return "ahead"
     return "behind" if high < 0 else "level"
 
 
-def strongest(row: Row) -> tuple[str, float]:
-    """The baseline over which the skill is least, and that skill."""
-    known = [(name, value) for name, value in row["skill"].items() if value is not None]
-    return min(known, key=lambda pair: pair[1])
+def strongest(row: Row) -> tuple[str, float | None]:
+    """The baseline over which the skill is least, and that skill; the first one and None where no skill is known."""
+    known = [(name, value) for name in row["skill"] if (value := skill_over(row, name)) is not None]
+    return min(known, key=lambda pair: pair[1]) if known else (next(iter(row["skill"])), None)
 
 
 def display_name(baseline: str) -> str:
@@ -104,16 +117,19 @@ def _every(rows: Sequence[Row]) -> str:
 def _detail(rows: Sequence[Row], names: Sequence[str]) -> str:
     """Where it is not ahead, of whom; and what the comparison rests on."""
     sentences = []
-    for words, what in (("level", "level with"), ("behind", "behind")):
+    for words, what in (("level", "level with"), ("behind", "behind"), ("unknown", "no finite skill over")):
         for name in names:
             horizons = [row["horizon"] for row in rows if outcome(row, name) == words]
             if horizons:
                 sentences.append(f"{what.capitalize()} {display_name(name)} at {horizon_words(horizons)}.")
     if not sentences:
-        name, skill = min((strongest(row) for row in rows), key=lambda pair: pair[1])
+        found = [(name, skill_over(row, name) or 0.0) for row in rows for name in row["skill"]]
+        name, skill = min(found, key=lambda pair: pair[1])
         sentences.append(f"The least skill at any horizon is {skill:.2f}, over {display_name(name)}.")
-    if not has_intervals(rows):
+    if not _tried_intervals(rows):
         sentences.append("This evaluation has no intervals: the comparison is of means alone.")
+    elif baselines(rows) and not has_intervals(rows):
+        sentences.append("There are too few videos for intervals, so no difference is shown.")
     return " ".join(sentences)
 
 
