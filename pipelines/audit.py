@@ -1,7 +1,7 @@
 """flcache audit DIR --config CONFIG [--clips N] [--json] [KEY=VALUE ...]: are the cached latents what they claim to be?
 
-Re-encodes a sample of clips and compares them with the cache; then changes every frame after a split and checks whether
-the context latents change. The cache is only read.
+Re-encodes a sample of clips and compares them with the cache; then changes every frame after a boundary and checks
+whether the context latents change. The cache is only read.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from flcache.cache import CacheSpec, LatentCache, latent_differences, make_spec,
 from flcache.config import Config
 from flcache.encoder import Distance, FutureTest, LatentVideoModel, change_future, distance
 from flcache.errors import CacheError, DataError, DecodeError, LeakError, SpecMismatch
-from flcache.leak import legal_splits, middle_split
+from flcache.leak import legal_boundaries, middle_boundary
 from flcache.videos import DecodedClip, DecodePool, VideoFolder, decode_planned, planned_clips
 
 from .setup.encoder import hard_spec, load_configured_encoder
@@ -40,13 +40,13 @@ class AuditedClip:
 
 @dataclass(frozen=True)
 class Audit:
-    """All clips of an audit, which worked at one `split`."""
+    """All clips of an audit, all with the same `boundary`."""
 
     fingerprint: str
     mode: str
-    split: int
+    boundary: int
     legal: bool
-    """Whether the cache says that a context before `split` has not seen the rest."""
+    """Whether the cache says that a context before `boundary` has not seen the rest."""
     clips: tuple[AuditedClip, ...]
     undecodable: tuple[str, ...]
 
@@ -91,7 +91,7 @@ def to_json(audit: Audit) -> dict[str, Any]:
         "ok": _is_sound(audit),
         "fingerprint": audit.fingerprint,
         "context": audit.mode,
-        "split": audit.split,
+        "boundary": audit.boundary,
         "legal": audit.legal,
         "clips": len(audit.clips),
         "undecodable": list(audit.undecodable),
@@ -112,14 +112,14 @@ def _check_spec(cache: LatentCache, config: Config, model: LatentVideoModel) -> 
 
 
 def _audit(cache: LatentCache, config: Config, model: LatentVideoModel, num_clips: int) -> Audit:
-    split = config.training.context_steps or middle_split(cache.seen_until)
+    boundary = config.training.context_steps or middle_boundary(cache.seen_until)
     audited, undecodable = [], []
     for index, decoded in _decode(cache, config, _spread(len(cache), num_clips)):
         clip = cache[index]
         if not isinstance(decoded, DecodedClip):
             undecodable.append(f"{clip.clip_id}: {decoded}")
             continue
-        latents, future = change_future(model, torch.from_numpy(decoded.frames), split)
+        latents, future = change_future(model, torch.from_numpy(decoded.frames), boundary)
         cached = distance(_float(clip.latents), _as_stored(cache.spec, latents.cpu()))
         audited.append(AuditedClip(clip.clip_id, cached, future))
     if not audited:
@@ -127,9 +127,9 @@ def _audit(cache: LatentCache, config: Config, model: LatentVideoModel, num_clip
             f"{cache.path}: no clip of {num_clips} could be decoded to compare it, {undecodable[:1]}; check "
             f"dataset.root={config.dataset.root}"
         )
-    legal = split in legal_splits(cache.seen_until)
+    legal = boundary in legal_boundaries(cache.seen_until)
     mode = str(cache.spec.hard["context"]["mode"])
-    return Audit(cache.fingerprint, mode, split, legal, tuple(audited), tuple(undecodable))
+    return Audit(cache.fingerprint, mode, boundary, legal, tuple(audited), tuple(undecodable))
 
 
 def _spread(total: int, wanted: int) -> list[int]:
@@ -174,8 +174,8 @@ def _judge(directory: Path, audit: Audit) -> None:
     if audit.legal and audit.moved:
         raise LeakError(
             f"{directory}: the context of clip {audit.moved[0].clip_id} moved by {audit.most_moved:.2%} of its RMS "
-            f"when only frames from step {audit.split} on changed, though the cache says it has not seen them: do not "
-            f"train on it"
+            f"when only frames from step {audit.boundary} on changed, though the cache says it has not seen them: do "
+            f"not train on it"
         )
 
 
@@ -184,11 +184,11 @@ def _describe(directory: Path, audit: Audit) -> str:
     lines = [
         f"{directory}: {count} clips encoded again; the furthest is {audit.furthest.cached.relative:.3%} of its RMS "
         f"away from the cache ({audit.furthest.clip_id})",
-        f"every pixel from step {audit.split} on changed: the targets moved by at least {audit.least_changed:.1%}",
+        f"every pixel from step {audit.boundary} on changed: the targets moved by at least {audit.least_changed:.1%}",
     ]
     if moved:
         word = "though it must not" if audit.legal else f'as "{audit.mode}" lets it: it has seen the future'
         lines.append(f"the context moved in {moved} of {count} clips, by up to {audit.most_moved:.2%}, {word}")
     else:
-        lines.append(f"the context of {audit.split} steps is bit-identical in all {count} clips: no leak")
+        lines.append(f"the context of {audit.boundary} steps is bit-identical in all {count} clips: no leak")
     return "\n".join([*lines, *(f"not audited: {reason}" for reason in audit.undecodable)])

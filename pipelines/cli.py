@@ -113,7 +113,7 @@ def baselines(config: str, as_json: bool, overrides: tuple[str, ...]) -> None:
 def audit(directory: str, config: str, clips: int, as_json: bool, overrides: tuple[str, ...]) -> None:
     """Prove that a cache holds what its encoder gives, and that contexts have not seen the future.
 
-    Encodes some clips again, then changes every frame after a split and looks whether a context moves.
+    Encodes some clips again, then changes every frame after a boundary and looks whether a context moves.
     """
     resolved = _load(config, overrides)
     from . import audit as stage

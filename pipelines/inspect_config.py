@@ -19,7 +19,7 @@ from flcache.config import Config, ResolvedConfig, as_dict
 from flcache.config.yaml_lines import Origin, shown
 from flcache.encoder import EncoderDescription, describe_encoder, seen_until
 from flcache.errors import ConfigError, FlcacheError
-from flcache.leak import check_split, middle_split
+from flcache.leak import check_boundary, middle_boundary
 from flcache.predictor import build_predictor, training_memory_bytes
 from flcache.videos import Video, VideoFolder, needs_duration, plan_clips, read_annotations
 
@@ -137,8 +137,8 @@ def _latents(config: Config, encoder: EncoderDescription | None, shape: Shape | 
         return ["unknown: see the errors"]
     steps, height, width, channels = shape
     seen = findings.attempt(lambda: seen_until(encoder.context, steps)) or list(range(steps))
-    context_steps, mode = config.training.context_steps or middle_split(seen), encoder.context.mode
-    leak = findings.attempt(lambda: check_split(seen, context_steps, allow_leak=config.allow_leak))
+    context_steps, mode = config.training.context_steps or middle_boundary(seen), encoder.context.mode
+    leak = findings.attempt(lambda: check_boundary(seen, context_steps, allow_leak=config.allow_leak))
     clip_bytes = get_codec(config.cache.codec).clip_bytes(shape)
     return [
         f"shape    {steps} x {height} x {width} x {channels} (steps, rows, columns, channels)",

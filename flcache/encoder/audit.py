@@ -22,7 +22,7 @@ class Distance:
 
 @dataclass(frozen=True)
 class FutureTest:
-    """What changing every pixel after a split did to one clip."""
+    """What changing every pixel after a boundary did to one clip."""
 
     context: Distance
     targets: Distance
@@ -38,10 +38,10 @@ def distance(before: Tensor, after: Tensor) -> Distance:
 
 
 @torch.inference_mode()
-def change_future(model: LatentVideoModel, frames: Tensor, split: int) -> tuple[Tensor, FutureTest]:
-    """Latents (T, H, W, D) of `frames` (F, h, w, 3) uint8, and what inverting every pixel from step `split` on does."""
-    first = split * model.tubelet_size
+def change_future(model: LatentVideoModel, frames: Tensor, boundary: int) -> tuple[Tensor, FutureTest]:
+    """Latents (T, H, W, D) of `frames` (F, h, w, 3) uint8, and what inverting every later pixel does."""
+    first = boundary * model.tubelet_size
     changed = torch.cat((frames[:first], 255 - frames[first:]))
     before, after = model([frames])[0], model([changed])[0]  # in passes of the same size, which rounding depends on
-    test = FutureTest(distance(before[:split], after[:split]), distance(before[split:], after[split:]))
+    test = FutureTest(distance(before[:boundary], after[:boundary]), distance(before[boundary:], after[boundary:]))
     return before, test

@@ -17,7 +17,7 @@ from torch import Tensor
 from flcache.batch import LatentBatch
 from flcache.errors import DataError
 from flcache.evaluation.ridge import RidgeMoments
-from flcache.leak import check_split, legal_splits
+from flcache.leak import check_boundary, legal_boundaries
 
 Predict = Callable[[Tensor, Tensor, Tensor], Tensor]
 """context (B, Tc, H, W, D), context_times (B, Tc), target_times (B, Tt), in seconds -> (B, Tt, H, W, D)."""
@@ -83,22 +83,22 @@ def fit_baselines(
     """Every baseline, those that are fitted to `batches` of training clips included.
 
     `batches` are standardised; each clip is looked at once. Ridge looks at `ridge_steps` past steps, or at as many as
-    the context has, predicts `horizons` steps (None: as far as the clips go), and learns from splits that are legal for
-    contexts of that `seen_until`, or from all with `allow_leak`. Raises DataError if there is no clip, LeakError if no
-    split is legal.
+    the context has, predicts `horizons` steps (None: as far as the clips go), and learns from boundaries that are legal
+    for that `seen_until`, or from all with `allow_leak`. Raises DataError if there is no clip, LeakError if no
+    boundary is legal.
     """
     stream = iter(batches)
     first = next(stream, None)
     if first is None:
         raise DataError('no training clips to fit baselines to: "dataset.train" has no encoded clips')
-    check_split(seen_until, first.context_steps, allow_leak=allow_leak)
-    splits = range(1, len(seen_until)) if allow_leak else legal_splits(seen_until)
+    check_boundary(seen_until, first.context_steps, allow_leak=allow_leak)
+    boundaries = range(1, len(seen_until)) if allow_leak else legal_boundaries(seen_until)
     ahead = first.target_times[:, :horizons].shape[1]
     mean = _PositionMean()
     moments = RidgeMoments(min(ridge_steps, first.context_steps), ahead)
     for batch in chain([first], stream):
         mean.add(batch)
-        moments.add(batch, splits)
+        moments.add(batch, boundaries)
     return {**BASELINES, "dataset_mean": mean.finish(), "ridge": moments.fit()}
 
 

@@ -28,7 +28,7 @@ from flcache.errors import DataError
 STRENGTHS = (1e-6, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0, 1000.0)
 """Ridges to choose from, as fractions of the mean variance of a feature; the last leaves little more than constants."""
 ROWS_PER_CLIP = 256
-"""Of a clip's splits times positions, which are far more rows than there are weights."""
+"""Of a clip's boundaries times positions, which are far more rows than there are weights."""
 HELD_OUT_EVERY = 8
 """Every which clip chooses the strength."""
 
@@ -148,20 +148,20 @@ class RidgeMoments:
     def rows(self) -> int:
         return sum(part.rows for part in self._sums.values())
 
-    def add(self, batch: LatentBatch, splits: Sequence[int]) -> None:
-        """Learn from the targets' latents of `batch` what follows its steps before each of `splits`."""
-        usable = [split for split in splits if split >= self._steps]
+    def add(self, batch: LatentBatch, boundaries: Sequence[int]) -> None:
+        """Learn from the targets' latents of `batch` what follows its steps before each of `boundaries`."""
+        usable = [boundary for boundary in boundaries if boundary >= self._steps]
         positions = batch.targets.shape[2] * batch.targets.shape[3]
         stride = math.ceil(len(usable) * positions / ROWS_PER_CLIP)
         held_out = (self._clips + torch.arange(len(batch))) % HELD_OUT_EVERY == 1
-        for number, split in enumerate(usable):
+        for number, boundary in enumerate(usable):
             # every position has its turn, whatever the stride
             chosen = slice((number + self._batches) % stride, None, stride)
-            ahead = batch.valid[:, split : split + self._horizons].cpu().long().cumprod(1).sum(1)  # (B,)
+            ahead = batch.valid[:, boundary : boundary + self._horizons].cpu().long().cumprod(1).sum(1)  # (B,)
             for (reach, end), held in product(pairwise([*self._reaches, self._horizons + 1]), (False, True)):
                 clips = ((reach <= ahead) & (ahead < end) & (held_out == held)).nonzero()[:, 0]
                 if len(clips):
-                    self._add(batch.targets, clips, split, chosen, reach, held)
+                    self._add(batch.targets, clips, boundary, chosen, reach, held)
         self._clips += len(batch)
         self._batches += 1
 
@@ -180,8 +180,8 @@ class RidgeMoments:
         weights, constants, choices = zip(*maps, strict=True)
         return Ridge(torch.stack(weights), torch.stack(constants), self._steps, choices)
 
-    def _add(self, latents: Tensor, clips: Tensor, split: int, chosen: slice, reach: int, held_out: bool) -> None:
-        rows = latents[clips.to(latents.device), split - self._steps : split + reach].flatten(2, 3)
+    def _add(self, latents: Tensor, clips: Tensor, boundary: int, chosen: slice, reach: int, held_out: bool) -> None:
+        rows = latents[clips.to(latents.device), boundary - self._steps : boundary + reach].flatten(2, 3)
         rows = _double(rows[:, :, chosen]).transpose(1, 2)  # (b, p, k + reach, D)
         features, targets = rows[:, :, : self._steps].flatten(2), rows[:, :, self._steps :]
         key = held_out, reach

@@ -21,7 +21,7 @@ from flcache.evaluation.retrieval import Gallery
 from flcache.evaluation.sampling import SampleScores, Sampling, join_samples, score_samples
 from flcache.evaluation.spread import SpreadMoments
 from flcache.evaluation.summary import ClipScores, relative, summarise
-from flcache.leak import check_split
+from flcache.leak import check_boundary
 
 
 @torch.no_grad()
@@ -40,9 +40,9 @@ def evaluate(
 ) -> EvaluationResult:
     """Score `predict` on the targets of `batches`, up to `horizons` steps ahead (None: as far as the clips go).
 
-    All batches have the same steps and split. `sampling` takes the place of `predict` for a generative predictor: it is
-    asked for several futures of every context, of its first clips alone. `video_of` says which video a clip is of, as
-    `number_videos` takes it. Baselines see the context that the targets' encoder makes; where that is not the context's
+    All batches have the same steps and boundary. `sampling` takes the place of `predict` for a generative predictor: it
+    is asked for several futures of every context, of its first clips alone. `video_of` says which video a clip is of,
+    as `number_videos` takes it. Baselines see the context that the targets' encoder makes; where that is not the context's
     (the encoder trains), errors are relative to the targets' variance. Memory is a batch, a few numbers a clip, and
     what `retrieval` and `spread` keep of the first clips. Raises LeakError if the contexts have seen the future, which
     `seen_until` tells, and `allow_leak` is False; DataError if there are no batches.
@@ -50,7 +50,7 @@ def evaluate(
     found = _Found(horizons, {name: [] for name in baselines})
     leak = False
     for batch in batches:
-        leak |= check_split(seen_until, batch.context_steps, allow_leak=allow_leak)
+        leak |= check_boundary(seen_until, batch.context_steps, allow_leak=allow_leak)
         if sampling is not None:
             batch = _first(batch, sampling.max_clips - len(found.ids))
         found.add(batch.to(device), predict, baselines, sampling)

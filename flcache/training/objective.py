@@ -18,7 +18,7 @@ from torch.nn import functional
 
 from flcache.batch import LatentBatch
 from flcache.errors import TrainingError
-from flcache.leak import check_split, legal_splits
+from flcache.leak import check_boundary, legal_boundaries
 from flcache.predictor import Forecast
 from flcache.training.options import Distance, Objective
 
@@ -50,9 +50,9 @@ def legal_training_boundaries(seen_until: Sequence[int], *, allow_leak: bool) ->
     """
     if allow_leak:
         return list(range(1, len(seen_until)))
-    legal = legal_splits(seen_until)
+    legal = legal_boundaries(seen_until)
     if not legal:
-        check_split(seen_until, 1)
+        check_boundary(seen_until, 1)
     return legal
 
 

@@ -49,7 +49,7 @@ class TrainingOptions:
     accumulate: Positive = 1
     """Batches per optimiser step."""
     context_steps: Positive | None = None
-    """Steps the evaluation's predictor sees; null is half of the clip, or the nearest split that does not leak."""
+    """Steps the evaluation's predictor sees; null is half of the clip, or the nearest boundary that does not leak."""
     objective: Objective = field(default_factory=Objective, metadata={"inline": True})
     learning_rate: PositiveFloat = 5e-4
     """The rate after the warm-up."""

@@ -26,7 +26,7 @@ from flcache.cache import (
 from flcache.config import Config
 from flcache.encoder import LatentVideoModel, first_form
 from flcache.errors import CacheError, ConfigError, DataError
-from flcache.leak import check_split, middle_split
+from flcache.leak import check_boundary, middle_boundary
 from flcache.training import Source, VideoSource, WorldModel
 from flcache.videos import DecodePool, PlannedClip, VideoFolder, planned_clips
 
@@ -140,7 +140,7 @@ def _live(config: Config, reading: Reading, pool: DecodePool, device: str) -> La
     frames = config.clip.frames
     latent_shape, seen_until = model.latent_shape(frames), model.seen_until(frames)
     context_steps = _context_steps(config, seen_until)
-    leak = check_split(seen_until, context_steps, allow_leak=config.allow_leak)
+    leak = check_boundary(seen_until, context_steps, allow_leak=config.allow_leak)
     clips, folder = _live_clips(config, reading.split, latent_shape)
     sampler = EpochSampler(
         len(clips),
@@ -185,7 +185,7 @@ def _live_clips(
 
 
 def _context_steps(config: Config, seen_until: Sequence[int]) -> int:
-    return config.training.context_steps or middle_split(seen_until)
+    return config.training.context_steps or middle_boundary(seen_until)
 
 
 def _live_spec(config: Config, model: LatentVideoModel) -> CacheSpec:

@@ -11,7 +11,7 @@ import torch
 from flcache.encoder import ContextRule, EncoderSource, LatentVideoModel, describe_encoder, load_encoder, seen_until
 from flcache.encoder.context import MODES, passes
 from flcache.errors import EncoderError, LeakError
-from flcache.leak import check_split, legal_splits, middle_split
+from flcache.leak import check_boundary, legal_boundaries, middle_boundary
 
 FRAMES, STEPS, SIZE = 16, 8, 32
 VJEPA2: dict[str, Any] = {
@@ -72,26 +72,26 @@ def name(rule: ContextRule) -> str:
 
 
 @pytest.mark.parametrize("rule", RULES, ids=name)
-def test_contexts_of_legal_splits_keep_every_bit_under_any_change_of_later_pixels(rule: ContextRule) -> None:
+def test_contexts_of_legal_boundaries_keep_every_bit_under_any_change_of_later_pixels(rule: ContextRule) -> None:
     model, frames = build(rule), random_frames(0)
     before = model(frames)
-    legal = legal_splits(model.seen_until(FRAMES))
+    legal = legal_boundaries(model.seen_until(FRAMES))
     assert bool(legal) == (rule.mode != "full")
     for seed in range(9 if legal else 0):
-        split = random.Random(seed).choice(legal)
-        after = model(changed_from(frames, split * model.tubelet_size, seed))
-        assert torch.equal(before[:, :split], after[:, :split]), (split, seed)
-        assert not torch.equal(before[:, split:], after[:, split:]), (split, seed)
+        boundary = random.Random(seed).choice(legal)
+        after = model(changed_from(frames, boundary * model.tubelet_size, seed))
+        assert torch.equal(before[:, :boundary], after[:, :boundary]), (boundary, seed)
+        assert not torch.equal(before[:, boundary:], after[:, boundary:]), (boundary, seed)
 
 
 @pytest.mark.parametrize("rule", RULES, ids=name)
-def test_contexts_of_illegal_splits_move(rule: ContextRule) -> None:
-    """The rule forbids no more than it must: behind every illegal split the context really does see the future."""
+def test_contexts_of_illegal_boundaries_move(rule: ContextRule) -> None:
+    """The rule forbids no more than it must: behind every illegal boundary the context really does see the future."""
     model, frames = build(rule), random_frames(0, clips=1)
     before, seen = model(frames), model.seen_until(FRAMES)
-    for split in sorted(set(range(1, len(seen))) - set(legal_splits(seen))):
-        after = model(changed_from(frames, split * model.tubelet_size, seed=0))
-        assert not torch.equal(before[:, :split], after[:, :split]), split
+    for boundary in sorted(set(range(1, len(seen))) - set(legal_boundaries(seen))):
+        after = model(changed_from(frames, boundary * model.tubelet_size, seed=0))
+        assert not torch.equal(before[:, :boundary], after[:, :boundary]), boundary
 
 
 @pytest.mark.parametrize("rule", RULES, ids=name)
@@ -152,7 +152,7 @@ def test_windows_make_a_model_of_a_fixed_number_of_frames_honest() -> None:
     model = build(ContextRule("window", window=4), VIDEOMAE)
     frames = random_frames(3)
     before, after = model(frames), model(changed_from(frames, 8, seed=0))
-    assert legal_splits(model.seen_until(FRAMES)) == [4]
+    assert legal_boundaries(model.seen_until(FRAMES)) == [4]
     assert torch.equal(before[:, :4], after[:, :4]) and not torch.equal(before[:, 4:], after[:, 4:])
     with pytest.raises(EncoderError, match=r"encode\.context=window and encode\.window=4"):
         build(ContextRule("step"), VIDEOMAE)(frames)
@@ -170,28 +170,30 @@ def test_an_image_encoder_takes_every_step_alone_whatever_is_asked() -> None:
 
 
 @pytest.mark.parametrize("rule", RULES, ids=name)
-def test_illegal_splits_are_refused_with_the_modes_that_would_do(rule: ContextRule) -> None:
+def test_illegal_boundaries_are_refused_with_the_modes_that_would_do(rule: ContextRule) -> None:
     steps = FRAMES if rule.repeat_frames else STEPS
     seen = seen_until(rule, steps)
-    for split in range(1, steps):
-        if split in legal_splits(seen):
-            assert check_split(seen, split) is False
+    for boundary in range(1, steps):
+        if boundary in legal_boundaries(seen):
+            assert check_boundary(seen, boundary) is False
             continue
-        wanted = rf"encode.context=step.*encode.window. that divides {split}.*encode.prefix_steps={split}.*allow_leak"
+        wanted = (
+            rf"encode.context=step.*encode.window. that divides {boundary}.*encode.prefix_steps={boundary}.*allow_leak"
+        )
         with pytest.raises(LeakError, match=wanted):
-            check_split(seen, split)
-        assert check_split(seen, split, allow_leak=True) is True
+            check_boundary(seen, boundary)
+        assert check_boundary(seen, boundary, allow_leak=True) is True
 
 
 def test_the_modes_that_an_error_names_would_do() -> None:
-    for split in range(1, STEPS):
-        windows = [ContextRule("window", window=k) for k in range(1, split + 1) if split % k == 0]
-        for rule in (ContextRule("step"), *windows, ContextRule("prefix", prefix_steps=split)):
-            assert check_split(seen_until(rule, STEPS), split) is False
+    for boundary in range(1, STEPS):
+        windows = [ContextRule("window", window=k) for k in range(1, boundary + 1) if boundary % k == 0]
+        for rule in (ContextRule("step"), *windows, ContextRule("prefix", prefix_steps=boundary)):
+            assert check_boundary(seen_until(rule, STEPS), boundary) is False
 
 
 def test_the_middle_is_the_nearest_legal_split() -> None:
-    assert [middle_split(seen_until(rule, 8)) for rule in RULES] == [4, 4, 4, 4, 3, 4, 1, 3, 7, 4, 4]
+    assert [middle_boundary(seen_until(rule, 8)) for rule in RULES] == [4, 4, 4, 4, 3, 4, 1, 3, 7, 4, 4]
 
 
 @pytest.mark.parametrize(

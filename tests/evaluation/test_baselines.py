@@ -166,7 +166,7 @@ def test_ridge_learns_from_at_most_so_many_rows_of_a_clip(monkeypatch: pytest.Mo
     torch.testing.assert_close(prediction, val.target, atol=1e-2, rtol=1e-2)
 
 
-def test_padding_and_illegal_splits_teach_the_ridge_nothing() -> None:
+def test_padding_and_illegal_boundaries_teach_the_ridge_nothing() -> None:
     """The law holds at steps 4 and 5 alone; elsewhere is garbage, which is padded or not legal."""
     batch = clips(autoregressive(32, seed=0), valid_steps=6)
     batch.latents[:, 6:] = 1e6

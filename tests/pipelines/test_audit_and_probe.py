@@ -30,7 +30,7 @@ def printed(capsys: pytest.CaptureFixture[str]) -> Any:
 
 
 @pytest.mark.parametrize(
-    ("overrides", "seen_until", "split"),
+    ("overrides", "seen_until", "boundary"),
     [
         ([], [0, 1, 2, 3], 2),
         (["encode.repeat_frames=true", "clip.frames=5"], [0, 1, 2, 3, 4], 2),
@@ -39,7 +39,7 @@ def printed(capsys: pytest.CaptureFixture[str]) -> Any:
     ],
 )
 def test_every_honest_mode_encodes_trains_evaluates_and_is_proven_to_be_honest(
-    config_file: Path, overrides: list[str], seen_until: list[int], split: int, capsys: pytest.CaptureFixture[str]
+    config_file: Path, overrides: list[str], seen_until: list[int], boundary: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = load_config(config_file, overrides)
     encode.run(config)
@@ -48,13 +48,13 @@ def test_every_honest_mode_encodes_trains_evaluates_and_is_proven_to_be_honest(
     capsys.readouterr()
     audit.run(cache.path, config, clips=3, as_json=True)
     found = printed(capsys)
-    assert found["ok"] is True and found["legal"] is True and found["split"] == split
+    assert found["ok"] is True and found["legal"] is True and found["boundary"] == boundary
     assert found["clips"] == found["contexts_bit_identical"] == 3 and found["contexts_moved_by"] == 0
     assert found["targets_moved_by"] > 0.01 and found["distance_to_cache"] < 1e-4
     train.run(config)
     evaluate.run(config, as_json=True)
     rows = printed(capsys)["horizons"]
-    assert len(rows) == len(seen_until) - split
+    assert len(rows) == len(seen_until) - boundary
     assert set(rows[0]["skill"]) == {"copy_last", "mean_of_context", "linear", "dataset_mean", "ridge"}
 
 

@@ -70,7 +70,7 @@ class LatentCache:
         self.spec = read_spec(self.store)
         self._plan = PlanTable(self.store)
         self._commits = read_commits(self.store, fingerprint=self.spec.fingerprint)
-        self._check_split(split)
+        self._check_boundary(split)
         self._check_commits()
         self._selected = [commit for commit in self._commits if split in (None, commit.split)]
         self._ends = list(accumulate(commit.clips for commit in self._selected))
@@ -107,7 +107,7 @@ class LatentCache:
 
     def clips(self, split: str) -> int:
         """Good clips of `split` that are committed."""
-        self._check_split(split)
+        self._check_boundary(split)
         return sum(commit.clips for commit in self._commits if commit.split == split)
 
     def select(self, *, labels: Collection[str] | None = None, ids: Collection[str] | None = None) -> LatentCache:
@@ -285,6 +285,6 @@ class LatentCache:
                     f"failures in {commit.tar_bytes} bytes, {count} clips are planned; {repair_hint(self.store)}"
                 )
 
-    def _check_split(self, split: str | None) -> None:
+    def _check_boundary(self, split: str | None) -> None:
         if split is not None and split not in self.splits:
             raise CacheError(f"{self.store}: no split {split!r}; there are {', '.join(self.splits) or 'none'}")

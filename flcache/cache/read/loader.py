@@ -22,7 +22,7 @@ from flcache.cache.read.delivery import CudaDelivery, Decoder, Delivery, HostDel
 from flcache.cache.read.mixture import Mixture
 from flcache.cache.read.ring import BatchBuffer, BufferShape, make_buffer, read_ahead
 from flcache.errors import CacheError
-from flcache.leak import check_split
+from flcache.leak import check_boundary
 from flcache.sampling.sampler import EpochSampler
 
 SPARE_BUFFERS = 2
@@ -47,8 +47,8 @@ class LatentLoader(IterableDataset[LatentBatch]):
     An iterable for a plain loop, Accelerate or Lightning, to be used as it is: it needs no `DataLoader` (one with
     `batch_size=None` and no workers does no harm) and no `prepare`, as `rank` and `world_size` say what to read.
 
-    Raises LeakError for a split at `context_steps` that leaks, unless `allow_leak`; CacheError for a cache, batch size
-    and number of ranks that give no batch; while iterating, DamagedError for a clip that is not what was written.
+    Raises LeakError if a context of `context_steps` leaks, unless `allow_leak`; CacheError for a cache, batch size and
+    number of ranks that give no batch; while iterating, DamagedError for a clip that is not what was written.
     """
 
     def __init__(
@@ -172,4 +172,4 @@ class LatentLoader(IterableDataset[LatentBatch]):
     def _leaks(self, cache: LatentCache, context_steps: int, allow_leak: bool) -> bool:
         start, stop = self._window
         seen_until = [seen - start for seen in cache.seen_until[start:stop]]
-        return check_split(seen_until, context_steps, allow_leak=allow_leak)
+        return check_boundary(seen_until, context_steps, allow_leak=allow_leak)

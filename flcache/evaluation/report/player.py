@@ -76,7 +76,7 @@ class _FrameBudget:
 
 
 def player_content(clips: Sequence[RolledClip], basis: ColourBasis) -> dict[str, Any]:
-    """Everything the player needs, as plain values; pictures are data URIs. The clips have the same steps and split."""
+    """What the player needs, as plain values; pictures are data URIs. The clips have the same steps and boundary."""
     limit = _error_limit(clips)
     frames = _FrameBudget(frame_side(sum(len(clip.times) for clip in clips)), FRAME_BYTES // len(clips))
     return {
