@@ -18,11 +18,11 @@ from flcache import evaluation
 from flcache.cache import LatentCache
 from flcache.config import load_config
 from flcache.encoder import EncoderSource, LatentVideoModel, load_encoder
-from flcache.errors import CacheError, DataError, EncoderError, LeakError, SpecMismatch
+from flcache.errors import CacheError, ConfigError, DataError, LeakError, SpecMismatch
 from flcache.evaluation import copy_last
 from flcache.pipelines import audit, baselines, encode, evaluate, probe, train
+from flcache.pipelines.setup.model import build_world_model
 from flcache.pipelines.setup.source import Reading, known_videos, open_source
-from flcache.pipelines.train import build_world_model
 
 
 def printed(capsys: pytest.CaptureFixture[str]) -> Any:
@@ -105,8 +105,8 @@ def test_audit_with_another_configuration_is_refused(encoded: Path) -> None:
 
 def test_settings_that_do_not_belong_together_are_errors(encoded: Path) -> None:
     for override, message in (("encode.window=2", "encode.window"), ("encode.prefix_steps=1", "encode.prefix_steps")):
-        with pytest.raises(EncoderError, match=message):
-            encode.run(load_config(encoded, [override]))
+        with pytest.raises(ConfigError, match=message):
+            load_config(encoded, [override])
 
 
 def test_baselines_need_no_training(encoded: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
