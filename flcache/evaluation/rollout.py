@@ -40,12 +40,13 @@ def evaluate(
 ) -> EvaluationResult:
     """Score `predict` on the targets of `batches`, up to `horizons` steps ahead (None: as far as the clips go).
 
-    All batches have the same steps and boundary. `sampling` takes the place of `predict` for a generative predictor: it
-    is asked for several futures of every context, of its first clips alone. `video_of` says which video a clip is of,
-    as `number_videos` takes it. Baselines see the context that the targets' encoder makes; where that is not the
-    context's (the encoder trains), errors are relative to the targets' variance. Memory is a batch, a few numbers a clip, and
-    what `retrieval` and `spread` keep of the first clips. Raises LeakError if the contexts have seen the future, which
-    `seen_until` tells, and `allow_leak` is False; DataError if there are no batches.
+    All batches have the same steps and boundary. `sampling` takes the place of `predict` for a generative
+    predictor: it is asked for several futures of every context, of its first clips alone. `video_of` says which
+    video a clip is of, as `number_videos` takes it. Baselines see the context that the targets' encoder makes;
+    where that is not the context's (the encoder trains), errors are relative to the targets' variance. Memory is a
+    batch, a few numbers a clip, and what `retrieval` and `spread` keep of the first clips. Raises LeakError if the
+    contexts have seen the future, which `seen_until` tells, and `allow_leak` is False; DataError if there are no
+    batches.
     """
     found = _Found(horizons, {name: [] for name in baselines})
     leak = False
