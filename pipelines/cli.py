@@ -14,7 +14,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
@@ -252,8 +252,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """The entry point: runs a command, and turns what went wrong into one line and an exit code."""
     if not sys.warnoptions:
         warnings.simplefilter("ignore")  # of libraries, meant for us; `python -W default -m ...` shows them
-    _end_on_signals()
-    sys.exit(_exit_code(arguments))
+    ended = _end_on_signals()
+    try:
+        code = _exit_code(arguments)
+    finally:  # whatever the unwinding has met, such as a terminal that is gone
+        if ended:
+            ended[0].leave()
+    sys.exit(code)
 
 
 class _EndedBy(BaseException):
@@ -261,26 +266,39 @@ class _EndedBy(BaseException):
 
     def __init__(self, number: int) -> None:
         super().__init__(number)
-        self.text, self.code = f"ended by {signal.Signals(number).name}", 128 + number
+        self._number = number
+
+    def leave(self) -> NoReturn:
+        """Say so and exit, without the seconds that a busy machine takes to take the interpreter apart."""
+        try:
+            _say(f"ended by {signal.Signals(self._number).name}", 0)
+            sys.stdout.flush()
+        finally:
+            os._exit(128 + self._number)
 
 
-def _end_on_signals() -> None:
-    """From now on SIGTERM and SIGHUP unwind the command, as Ctrl-C does, within `_TIDY_S` seconds."""
+def _end_on_signals() -> list[_EndedBy]:
+    """From now on SIGTERM and SIGHUP unwind the command, as Ctrl-C does; the list then holds which it was.
+
+    What cannot be unwound within `_TIDY_S` seconds is left as it is.
+    """
+    ended: list[_EndedBy] = []
+
+    def unwind(number: int, _: object) -> None:
+        ended.append(_EndedBy(number))
+        for other in (signal.SIGTERM, signal.SIGHUP):  # a second one must not disturb the tidying
+            signal.signal(other, signal.SIG_IGN)
+        last_resort = threading.Timer(_TIDY_S, ended[0].leave)
+        last_resort.daemon = True
+        last_resort.start()
+        raise ended[0]
+
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) == signal.SIG_DFL:  # `nohup` ignores SIGHUP
-            signal.signal(number, _unwind)
+            signal.signal(number, unwind)
             # A forked worker, such as a DataLoader's, is to die as usual.
             os.register_at_fork(after_in_child=partial(signal.signal, number, signal.SIG_DFL))
-
-
-def _unwind(number: int, _: object) -> None:
-    ended = _EndedBy(number)
-    for other in (signal.SIGTERM, signal.SIGHUP):  # a second one must not disturb the tidying
-        signal.signal(other, signal.SIG_IGN)
-    last_resort = threading.Timer(_TIDY_S, lambda: os._exit(_say(ended.text, ended.code)))
-    last_resort.daemon = True
-    last_resort.start()
-    raise ended
+    return ended
 
 
 def _exit_code(arguments: Sequence[str] | None) -> int:
@@ -293,8 +311,6 @@ def _exit_code(arguments: Sequence[str] | None) -> int:
         return error.exit_code
     except (click.Abort, KeyboardInterrupt):
         return _say("interrupted", 130)
-    except _EndedBy as ended:
-        return _say(ended.text, ended.code)
     except FlcacheError as error:
         return _say(str(error), 1)
     except BrokenPipeError:

@@ -88,7 +88,7 @@ def write_plan(location: Location, plan: pd.DataFrame) -> pd.DataFrame:
     and goes on without them. Raises CacheError saying what has changed.
     """
     store, fresh = open_store(location), _table(plan)
-    if not store.exists(PLAN) or len(_compare(store, fresh)[1]):
+    if not store.exists(PLAN) or _extended(store, fresh) is not None:
         with store.lock(PLAN):
             _add(store, fresh)
     store.remove_leftovers(PLAN)
@@ -101,15 +101,13 @@ def _add(store: Store, fresh: Any) -> None:
         check_clip_ids(fresh["clip_id"].to_pylist())
         if store.write_new(PLAN, _content(fresh)):
             return
-    found, added = _compare(store, fresh)  # also where another was first, and there is no lock
-    if len(added):
-        table = pa.concat_tables([found, added]).sort_by(_SORTING)
-        check_clip_ids(table["clip_id"].to_pylist())
+    table = _extended(store, fresh)  # also where another was first, and there is no lock
+    if table is not None:
         store.write(PLAN, _content(table))
 
 
-def _compare(store: Store, fresh: Any) -> tuple[Any, Any]:
-    """The plan on disk, and the rows of `fresh` whose split it lacks. Raises CacheError if others differ from it."""
+def _extended(store: Store, fresh: Any) -> Any | None:
+    """The plan on disk with the splits of `fresh` that it lacks, None if it lacks none; CacheError if one differs."""
     found = _read_table(store, COLUMNS)
     fresh = fresh.select(found.column_names)
     known = set(found["split"].unique().to_pylist())
@@ -117,7 +115,12 @@ def _compare(store: Store, fresh: Any) -> tuple[Any, Any]:
         if split in known:
             _check_same(store, split, _rows_of(found, split), _rows_of(fresh, split))
     is_known = pa.compute.is_in(fresh["split"], pa.array(sorted(known), pa.string()))
-    return found, fresh.filter(pa.compute.invert(is_known))
+    added = fresh.filter(pa.compute.invert(is_known))
+    if not len(added):
+        return None
+    table = pa.concat_tables([found, added]).sort_by(_SORTING)
+    check_clip_ids(table["clip_id"].to_pylist())
+    return table
 
 
 def read_plan(location: Location) -> pd.DataFrame:
