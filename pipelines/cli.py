@@ -1,16 +1,20 @@
 """The command line: every command loads its configuration, then its stage, and nothing else.
 
-Exit 0 done, 1 the data or the configuration is wrong (one line), 2 usage, 130 interrupted.
+Exit 0 done, 1 the data or the configuration is wrong (one line), 2 usage, 130 interrupted, 143 ended by SIGTERM,
+129 by SIGHUP.
 """
 
 from __future__ import annotations
 
 import os
+import signal
 import sys
+import threading
 import warnings
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
@@ -20,6 +24,7 @@ if TYPE_CHECKING:
     from flcache.config import ResolvedConfig
 
 _Command = Callable[..., None]
+_TIDY_S = 4.0
 
 _CONFIG = click.option("--config", "-c", required=True, metavar="C", help="A YAML file, or the name of a shipped one.")
 _OVERRIDES = click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...", callback=lambda *given: _pairs(given[2]))
@@ -247,7 +252,53 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """The entry point: runs a command, and turns what went wrong into one line and an exit code."""
     if not sys.warnoptions:
         warnings.simplefilter("ignore")  # of libraries, meant for us; `python -W default -m ...` shows them
-    sys.exit(_exit_code(arguments))
+    ended = _end_on_signals()
+    try:
+        code = _exit_code(arguments)
+    finally:  # whatever the unwinding has met, such as a terminal that is gone
+        if ended:
+            ended[0].leave()
+    sys.exit(code)
+
+
+class _EndedBy(BaseException):
+    """A signal that ends the process; not an Exception, so that only `finally` and `with` see it pass."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self._number = number
+
+    def leave(self) -> NoReturn:
+        """Say so and exit, without the seconds that a busy machine takes to take the interpreter apart."""
+        try:
+            _say(f"ended by {signal.Signals(self._number).name}", 0)
+            sys.stdout.flush()
+        finally:
+            os._exit(128 + self._number)
+
+
+def _end_on_signals() -> list[_EndedBy]:
+    """From now on SIGTERM and SIGHUP unwind the command, as Ctrl-C does; the list then holds which it was.
+
+    What cannot be unwound within `_TIDY_S` seconds is left as it is.
+    """
+    ended: list[_EndedBy] = []
+
+    def unwind(number: int, _: object) -> None:
+        ended.append(_EndedBy(number))
+        for other in (signal.SIGTERM, signal.SIGHUP):  # a second one must not disturb the tidying
+            signal.signal(other, signal.SIG_IGN)
+        last_resort = threading.Timer(_TIDY_S, ended[0].leave)
+        last_resort.daemon = True
+        last_resort.start()
+        raise ended[0]
+
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) == signal.SIG_DFL:  # `nohup` ignores SIGHUP
+            signal.signal(number, unwind)
+            # A forked worker, such as a DataLoader's, is to die as usual.
+            os.register_at_fork(after_in_child=partial(signal.signal, number, signal.SIG_DFL))
+    return ended
 
 
 def _exit_code(arguments: Sequence[str] | None) -> int:

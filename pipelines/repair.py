@@ -25,8 +25,20 @@ from .setup.progress import verify_with_progress
 
 
 def run(directory: Path | str, config: Config) -> None:
-    """Repair the cache at `directory`. Raises CacheError where what is encoded anew is not what was committed."""
+    """Repair the cache at `directory`. Raises CacheError where what is encoded anew is not what was committed.
+
+    Raises it too where another repair is at work: each would set aside what the other has encoded.
+    """
     store = open_store(directory)
+    if not any(store.names()):
+        read_spec(store)  # says that there is no cache, and makes no folder
+    with store.lock("repair", wait=False) as alone:
+        if not alone:
+            raise CacheError(f"{store}: another repair is at work on this cache; let it finish, then run this again")
+        _repair(store, config)
+
+
+def _repair(store: Store, config: Config) -> None:
     config = replace(config, cache=replace(config.cache, dir=str(store)))
     _repair_spec(store, config)
     found = verify_with_progress(store)

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from flcache.cache.read.mixture import Mixture
     from flcache.cache.write.calibration import CODEC_CALIBRATION_CLIPS, Calibrator, is_calibrated
     from flcache.cache.write.importing import LatentFiles, ManifestRow, read_latents, read_manifest
-    from flcache.cache.write.shard import EncodedClip, ShardWriter
+    from flcache.cache.write.shard import EncodedClip, ShardBusy, ShardWriter, remove_shard_leftovers
     from flcache.cache.write.writer import CacheWriter, ClipInfo
     from flcache.sampling.order import epoch_order, mixture_order, rank_share
     from flcache.sampling.sampler import EpochSampler
@@ -70,6 +70,7 @@ __all__ = [
     "ManifestRow",
     "Mixture",
     "PayloadLayout",
+    "ShardBusy",
     "ShardWriter",
     "SplitProgress",
     "ValueRangeError",
@@ -100,6 +101,7 @@ __all__ = [
     "reduced_shape",
     "reduction_fields",
     "register_codec",
+    "remove_shard_leftovers",
     "stage_of",
     "summary",
     "verify_cache",

@@ -76,6 +76,8 @@ class ShardCommitted:
     """A shard exists, by this run or by another that was faster."""
 
     commit: Commit
+    by_another: bool = False
+    """Then this run has told nothing of its clips."""
 
 
 Event = ClipDone | ClipFailed | ShardCommitted

@@ -25,8 +25,14 @@ Decoded = tuple[PlannedClip, DecodedClip | DecodeError]
 def run_task(
     job: EncodeJob, task: ShardTask, model: LatentVideoModel, pool: DecodePool, on_event: Callable[[Event], None]
 ) -> None:
-    """Encode and commit one shard. Bad clips are recorded and left out; raises CacheError where writing fails."""
-    with ShardWriter(job.cache, task.split, task.shard, job.spec, min_cosine=job.min_cosine) as writer:
+    """Encode and commit one shard, unless another run has. Bad clips are recorded and left out.
+
+    Raises ShardBusy where another run is at it now, CacheError where writing fails.
+    """
+    with ShardWriter(job.cache, task.split, task.shard, job.spec, min_cosine=job.min_cosine, wait=False) as writer:
+        if commit := writer.committed:
+            on_event(ShardCommitted(commit, by_another=True))
+            return
         decoded = decode_planned(pool, VideoFolder(job.video_root), task.clips)
         for clip in encode_clips(model, decoded, job.batch_size):
             on_event(_store(writer, clip))

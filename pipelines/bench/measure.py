@@ -106,9 +106,10 @@ def _ring(folder: Path, threads: int) -> tuple[Callable[[], Iterable[Any]], int]
     descriptors: dict[int, int] = {}
     for index in range(len(cache)):
         shard, row = cache.locate(index)
+        offset = int(cache.reader(shard).rows["payloads"]["offset"][row, 0])
         path = cache.path / "shards" / f"{cache.commits[shard].name}.tar"
         descriptors.setdefault(shard, os.open(path, os.O_RDONLY))
-        places.append((descriptors[shard], int(cache.reader(shard).rows["payloads"]["offset"][row, 0])))
+        places.append((descriptors[shard], offset))
     buffers = [torch.zeros(BATCH_SIZE, num_bytes, dtype=torch.uint8) for _ in range(threads + SPARE_BUFFERS)]
     views = [[memoryview(clip) for clip in buffer.numpy()] for buffer in buffers]
     pool = ThreadPoolExecutor(threads)

@@ -21,6 +21,7 @@ from flcache.cache import (
     finalize_statistics,
     is_calibrated,
     is_committed,
+    remove_shard_leftovers,
     write_plan,
 )
 from flcache.cache.storage import Location
@@ -49,6 +50,7 @@ def encode_missing(
     plans = [assign_split(config, spec.latent_shape, split) for split in splits]
     plan = write_plan(location, pd.concat(plans, ignore_index=True))
     _encode(_job(location, config, spec, model), _pending(location, plan, splits, part), model)
+    remove_shard_leftovers(location)
     finalize_statistics(location)
 
 
@@ -140,6 +142,9 @@ def _encode(job: EncodeJob, tasks: Sequence[ShardTask], model: LatentVideoModel)
         def show(event: Event) -> None:
             if not isinstance(event, ShardCommitted):
                 progress.advance(failed=isinstance(event, ClipFailed))
+            elif event.by_another:
+                for number in range(event.commit.clips + event.commit.failed):
+                    progress.advance(failed=number < event.commit.failed)
 
         local.run(job, tasks, show, model=model)
 

@@ -21,6 +21,7 @@ from flcache.cache import (
     is_calibrated,
     is_committed,
     read_plan,
+    remove_shard_leftovers,
     write_plan,
 )
 from flcache.cache.storage import Location
@@ -119,6 +120,7 @@ def fill_cache(cache_dir: Location, spec: CacheSpec) -> None:
     for (split, shard), rows in read_plan(cache_dir).groupby(["split", "shard"]):
         if not is_committed(cache_dir, split, shard):
             write_shard(cache_dir, spec, split, shard, rows)
+    remove_shard_leftovers(cache_dir)
     finalize_statistics(cache_dir)
 
 

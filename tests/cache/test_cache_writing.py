@@ -11,8 +11,9 @@ import sys
 import tarfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from subprocess import PIPE
 
 import numpy as np
 import pytest
@@ -22,6 +23,7 @@ from flcache.cache import (
     EncodedClip,
     Failure,
     LatentCache,
+    ShardBusy,
     ShardWriter,
     ValueRangeError,
     get_codec,
@@ -154,7 +156,10 @@ def test_shard_of_failures_only(tmp_path: Path) -> None:
 def test_commit_of_another_run_stands(tmp_path: Path) -> None:
     spec = plan_cache(tmp_path)
     row = next(read_plan(tmp_path).itertuples())
-    with ShardWriter(tmp_path, "train", 0, spec) as first, ShardWriter(tmp_path, "train", 0, spec) as second:
+    with ExitStack() as both:
+        first = both.enter_context(ShardWriter(tmp_path, "train", 0, spec))
+        (tmp_path / "shards" / ".train-000000.tar.lock.tmp").unlink()  # as where a file system has no locks
+        second = both.enter_context(ShardWriter(tmp_path, "train", 0, spec))
         for writer in (first, second):
             writer.add(encoded_clip(row))
         commit = first.commit()
@@ -162,6 +167,62 @@ def test_commit_of_another_run_stands(tmp_path: Path) -> None:
         assert second.commit() == commit
     assert file_bytes(tmp_path / "commits") == before
     assert len(list(LatentCache(tmp_path))) == 1
+
+
+SHARD_0 = """
+import sys
+from small_cache import write_shard
+from flcache.cache import ShardWriter, read_plan, read_spec
+where, hold = sys.argv[1:]
+spec, plan = read_spec(where), read_plan(where)
+if hold == "hold":
+    with ShardWriter(where, "train", 0, spec):
+        print("writing", flush=True)
+        sys.stdin.read()
+print("starting", flush=True)
+write_shard(where, spec, "train", 0, plan[(plan["split"] == "train") & (plan["shard"] == 0)])
+"""
+
+
+def shard_0(cache_dir: Path, hold: str) -> subprocess.Popen[str]:
+    """Another process that writes shard 0, or stays in the middle of it."""
+    program = [sys.executable, "-c", SHARD_0, str(cache_dir), hold]
+    search_path = os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parents[2])])
+    process = subprocess.Popen(
+        program, stdin=PIPE, stdout=PIPE, text=True, env={**os.environ, "PYTHONPATH": search_path}
+    )
+    assert process.stdout and process.stdout.readline() in ("writing\n", "starting\n")
+    return process
+
+
+def test_a_shard_has_one_writer_until_that_one_ends_or_dies(tmp_path: Path) -> None:
+    spec = plan_cache(tmp_path)
+    commit = tmp_path / "commits" / "train-000000.json"
+    with shard_0(tmp_path, "hold") as first, shard_0(tmp_path, "no") as second:
+        try:
+            with pytest.raises(subprocess.TimeoutExpired):
+                second.wait(timeout=1.5)
+            assert not commit.exists()
+            first.kill()
+            assert second.wait(timeout=60) == 0 and commit.exists()
+        finally:
+            first.kill()
+            second.kill()
+    fill_cache(tmp_path, spec)
+    assert file_bytes(tmp_path) == file_bytes(make_cache(tmp_path.with_name("whole")))
+
+
+def test_a_busy_shard_is_told_at_once(tmp_path: Path) -> None:
+    spec = plan_cache(tmp_path)
+    with (
+        ShardWriter(tmp_path, "train", 0, spec),
+        ShardWriter(tmp_path, "train", 1, spec, wait=False),
+        pytest.raises(ShardBusy, match=r"train-000000\.tar: another run is writing it"),
+        ShardWriter(tmp_path, "train", 0, spec, wait=False),
+    ):
+        pass
+    with ShardWriter(tmp_path, "train", 0, spec, wait=False) as writer:
+        assert writer.committed is None
 
 
 def test_only_leftovers_of_dead_writers_of_that_file_go(tmp_path: Path) -> None:
@@ -173,7 +234,7 @@ def test_only_leftovers_of_dead_writers_of_that_file_go(tmp_path: Path) -> None:
             path.touch()
         LocalStore(tmp_path).remove_leftovers("shards/train-000000.tar")
         assert [path.exists() for path in dead] == [False, True]
-        assert len(list(shards.iterdir())) == 2
+        assert len(list(shards.iterdir())) == 3, "the file of shard 1, the writer's and its lock"
 
 
 @pytest.mark.parametrize(

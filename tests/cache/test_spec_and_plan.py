@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
+from threading import Barrier
 from typing import Any
 
 import pandas as pd
@@ -235,6 +238,41 @@ def test_other_plan_says_what_changed_and_touches_nothing(tmp_path: Path, messag
         write_plan(tmp_path, CHANGES[message](clips))
     write_plan(tmp_path, assign(clips))
     assert state(tmp_path) == before
+
+
+def at_once(*writes: Callable[[], Any]) -> list[Any]:
+    """What each returned or raised, all of them started together."""
+    together = Barrier(len(writes))
+
+    def run(write: Callable[[], Any]) -> Any:
+        together.wait()
+        try:
+            return write()
+        except CacheError as error:
+            return error
+
+    with ThreadPoolExecutor(len(writes)) as pool:
+        return list(pool.map(run, writes))
+
+
+def test_of_two_first_plans_one_stands_and_the_other_run_is_told(tmp_path: Path) -> None:
+    for number in range(10):
+        cache_dir = tmp_path / str(number)
+        plans = [assign(clip_table(9)), assign(clip_table(8))]
+        results = at_once(*(partial(write_plan, cache_dir, plan) for plan in plans))
+        refused = [result for result in results if isinstance(result, CacheError)]
+        kept = [result for result in results if not isinstance(result, CacheError)]
+        assert len(kept) == len(refused) == 1 and "are not those this cache was planned for" in str(refused[0])
+        assert read_plan(cache_dir).equals(kept[0])
+
+
+def test_splits_that_are_added_at_once_are_all_there(tmp_path: Path) -> None:
+    for number in range(10):
+        cache_dir = tmp_path / str(number)
+        splits = ("train", "val", "test")
+        results = at_once(*(partial(write_plan, cache_dir, assign(clip_table(4, split), split)) for split in splits))
+        assert not [result for result in results if isinstance(result, CacheError)]
+        assert set(read_plan(cache_dir)["split"]) == set(splits)
 
 
 def test_clip_in_two_splits_is_refused(tmp_path: Path) -> None:

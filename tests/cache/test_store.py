@@ -6,8 +6,10 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Barrier
@@ -111,6 +113,49 @@ def test_reads_are_bounded(store: LocalStore) -> None:
     assert read_part(store, NAME, 2, 3) == b"234"
     assert read_part(store, NAME, 8, 3) == b"89"
     assert read_part(store, NAME, 99, 3) == b""
+
+
+HOLDER = """
+import sys
+from pathlib import Path
+from flcache.cache.storage import LocalStore
+with LocalStore(Path(sys.argv[1])).lock(sys.argv[2]):
+    print("holding", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_a_lock_ends_with_its_block_or_its_process(store: LocalStore) -> None:
+    program = [sys.executable, "-c", HOLDER, str(store), NAME]
+    with subprocess.Popen(program, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout and process.stdout.readline() == "holding\n"
+        with store.lock(NAME, wait=False) as held, store.lock("other", wait=False) as other:
+            assert not held and other
+        store.remove_leftovers(NAME)
+        assert not list(store.names()) and len(list(store.unpublished())) == 1, "no file of the cache, but a temporary"
+        process.kill()
+        process.wait()
+    for _ in range(2):
+        with store.lock(NAME) as held, store.lock(NAME, wait=False) as again:
+            assert held and not again
+    assert not list(store.unpublished())
+
+
+def test_a_lock_is_held_by_one_at_a_time(store: LocalStore) -> None:
+    """Every holder removes the lock's file; whoever waited on that file must not take it for the lock."""
+    holders, most = 0, 0
+
+    def hold(_: int) -> None:
+        nonlocal holders, most
+        with store.lock(NAME):
+            holders += 1
+            most = max(most, holders)
+            time.sleep(1e-4)
+            holders -= 1
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(hold, range(400)))
+    assert most == 1 and holders == 0 and not list(store.unpublished())
 
 
 def test_what_is_no_plain_file_is_refused_at_once(store: LocalStore) -> None:
@@ -245,6 +290,9 @@ class MemoryStore:
         self.files.pop(name, None)
 
     def remove_leftovers(self, name: str) -> None: ...
+
+    def lock(self, name: str, *, wait: bool = True) -> AbstractContextManager[bool]:
+        return nullcontext(True)
 
 
 @pytest.mark.parametrize("codec", ["float16", "int8"])

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from flcache.cache.storage import LocalStore
 from flcache.config import load_config
 from flcache.errors import CacheError, DamagedError
 from flcache.pipelines import encode, repair, verify
@@ -95,3 +96,11 @@ def test_repair_with_another_encoder_changes_nothing(settings: list[str], cache_
     with pytest.raises(CacheError, match="another spec than the cache was made with"):
         repair.run(cache_dir, other)
     assert file_bytes(cache_dir) == damaged
+
+
+def test_a_second_repair_at_the_same_time_is_refused(cache_dir: Path, settings: list[str]) -> None:
+    flip(cache_dir / "shards" / "train-000001.tar")
+    before = file_bytes(cache_dir)
+    with LocalStore(cache_dir).lock("repair"), pytest.raises(CacheError, match="another repair is at work"):
+        repair.run(cache_dir, load_config("demo", settings))
+    assert file_bytes(cache_dir) == before

@@ -24,12 +24,13 @@ _CHUNK_BYTES = 2**22
 
 def set_aside(store: Store, split: str, shard: int) -> None:
     """Take a shard out of the cache without losing a byte. What an earlier repair has set aside stays the record."""
-    recorded = store.exists(_aside(shard_files(split, shard).commit))
-    for file in _files(split, shard):
-        if recorded:
-            store.remove(file)
-        else:
-            store.move(file, _aside(file))
+    with store.lock(shard_files(split, shard).tar):
+        recorded = store.exists(_aside(shard_files(split, shard).commit))
+        for file in _files(split, shard):
+            if recorded:
+                store.remove(file)
+            else:
+                store.move(file, _aside(file))
 
 
 def shards_aside(store: Store) -> list[tuple[str, int]]:
@@ -63,9 +64,10 @@ def prove(store: Store, split: str, shard: int) -> bool:
 def put_back(store: Store, split: str, shard: int) -> None:
     """Undo `set_aside`, replacing whatever is there now; the commit leaves first and comes back last."""
     files = _files(split, shard)
-    store.remove(files[0])
-    for file in reversed(files):
-        store.move(_aside(file), file)
+    with store.lock(shard_files(split, shard).tar):
+        store.remove(files[0])
+        for file in reversed(files):
+            store.move(_aside(file), file)
 
 
 def spec_waits(store: Store) -> bool:

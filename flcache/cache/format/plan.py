@@ -87,24 +87,40 @@ def write_plan(location: Location, plan: pd.DataFrame) -> pd.DataFrame:
     A split that is already there must be the same in every column that the plan on disk has: an older plan lacks some,
     and goes on without them. Raises CacheError saying what has changed.
     """
-    fresh = _table(plan)
-    store = open_store(location)
+    store, fresh = open_store(location), _table(plan)
+    if not store.exists(PLAN) or _extended(store, fresh) is not None:
+        with store.lock(PLAN):
+            _add(store, fresh)
+    store.remove_leftovers(PLAN)
+    return read_plan(store)
+
+
+def _add(store: Store, fresh: Any) -> None:
+    """Under the lock: write the rows of `fresh` that the plan lacks by now."""
     if not store.exists(PLAN):
-        check_clip_ids(plan["clip_id"])
-        _write_table(store, fresh)
-        return read_plan(store)
+        check_clip_ids(fresh["clip_id"].to_pylist())
+        if store.write_new(PLAN, _content(fresh)):
+            return
+    table = _extended(store, fresh)  # also where another was first, and there is no lock
+    if table is not None:
+        store.write(PLAN, _content(table))
+
+
+def _extended(store: Store, fresh: Any) -> Any | None:
+    """The plan on disk with the splits of `fresh` that it lacks, None if it lacks none; CacheError if one differs."""
     found = _read_table(store, COLUMNS)
     fresh = fresh.select(found.column_names)
     known = set(found["split"].unique().to_pylist())
     for split in fresh["split"].unique().to_pylist():
         if split in known:
             _check_same(store, split, _rows_of(found, split), _rows_of(fresh, split))
-    added = fresh.filter(pa.compute.invert(pa.compute.is_in(fresh["split"], pa.array(sorted(known), pa.string()))))
-    if len(added):
-        table = pa.concat_tables([found, added]).sort_by(_SORTING)
-        check_clip_ids(table["clip_id"].to_pylist())
-        _write_table(store, table)
-    return read_plan(store)
+    is_known = pa.compute.is_in(fresh["split"], pa.array(sorted(known), pa.string()))
+    added = fresh.filter(pa.compute.invert(is_known))
+    if not len(added):
+        return None
+    table = pa.concat_tables([found, added]).sort_by(_SORTING)
+    check_clip_ids(table["clip_id"].to_pylist())
+    return table
 
 
 def read_plan(location: Location) -> pd.DataFrame:
@@ -187,10 +203,10 @@ def _rows_of(table: Any, split: str) -> Any:
     return table.filter(pa.compute.equal(table["split"], split))
 
 
-def _write_table(store: Store, table: Any) -> None:
+def _content(table: Any) -> bytes:
     buffer = BytesIO()
     pq.write_table(table, buffer, compression="zstd", version="2.6")
-    store.write(PLAN, buffer.getvalue())
+    return buffer.getvalue()
 
 
 def _read_table(store: Store, columns: Iterable[str]) -> Any:

@@ -2,6 +2,7 @@
 
 A file is written under a temporary name in its own folder, synced, renamed, and the folder synced. The writer holds a
 lock on its temporary file. The lock ends with the process, so an unlocked temporary file is what a killed run left.
+The lock of a name is a temporary file of a fixed name, which exists while the lock is held.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ _ADVICE = {
     errno.ENOTDIR: "a file lies where a folder is needed; choose another cache.dir",
     errno.EEXIST: "a file lies where a folder is needed; choose another cache.dir",
 }
+_LOCKABLE = os.O_RDWR | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 @contextmanager
@@ -131,6 +133,21 @@ class LocalStore:
     def remove_leftovers(self, name: str) -> None:
         remove_leftovers(self._path(name))
 
+    @contextmanager
+    def lock(self, name: str, *, wait: bool = True) -> Iterator[bool]:
+        final = self._path(name)
+        path = final.with_name(f".{final.name}.lock.tmp")
+        with storage_errors(path):
+            make_folder(path.parent)
+            descriptor = _take_lock(path, wait=wait)
+        try:
+            yield descriptor is not None
+        finally:
+            if descriptor is not None:
+                with suppress(OSError):  # whoever takes the lock next removes it
+                    path.unlink()
+                os.close(descriptor)
+
     def _path(self, name: str) -> Path:
         if not name or "\0" in name or any(part in ("", ".", "..") for part in name.split("/")):
             raise CacheError(f"{self}: {name!r} is not the name of a file below it")
@@ -212,6 +229,7 @@ class TemporaryFile:
             try:
                 os.link(self.path, self.final)
             except FileExistsError:
+                os.close(_open_plain(self.final))  # raises where it is a pipe or the like
                 return False
             except OSError:  # no hard links here
                 if self.final.exists():
@@ -243,9 +261,37 @@ class TemporaryFile:
 def remove_leftovers(final: Path) -> None:
     """Delete temporary files of `final` that no living process has locked."""
     for leftover in final.parent.glob(f".{final.name}.*.tmp"):
-        with suppress(OSError), leftover.open("r+b") as stream:
+        with suppress(OSError), os.fdopen(os.open(leftover, _LOCKABLE), "r+b", buffering=0) as stream:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
             leftover.unlink()
+
+
+def _take_lock(path: Path, *, wait: bool) -> int | None:
+    """A descriptor that holds the lock until it is closed; None if another holds it and `wait` is False."""
+    while True:
+        descriptor = os.open(path, _LOCKABLE | os.O_CREAT, 0o666)
+        try:
+            if not _flock(descriptor, wait=wait):
+                os.close(descriptor)
+                return None
+            with suppress(FileNotFoundError):  # else the one who held it has removed it meanwhile
+                if os.path.samestat(os.fstat(descriptor), path.stat(follow_symlinks=False)):
+                    return descriptor
+        except BaseException:
+            os.close(descriptor)
+            raise
+        os.close(descriptor)
+
+
+def _flock(descriptor: int, *, wait: bool) -> bool:
+    """False if another holds the lock and `wait` is False."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # a file system without locks
+        return True
+    return True
 
 
 def make_folder(folder: Path) -> None:

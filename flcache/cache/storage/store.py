@@ -7,6 +7,7 @@ of one line. `str(store)` is what a user knows the cache by: its folder.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Protocol
 
@@ -72,6 +73,13 @@ class Store(Protocol):
 
     def remove_leftovers(self, name: str) -> None:
         """Delete what killed writers of `name` have left. A writer that is alive keeps its file."""
+
+    def lock(self, name: str, *, wait: bool = True) -> AbstractContextManager[bool]:
+        """Hold the lock of `name`, alone among all threads and processes; True inside of the block.
+
+        It ends with the block or the process. With `wait=False`, False where another holds it now. It binds only those
+        who ask for it, is not reentrant, and always True where the store has no locks.
+        """
 
 
 Location = str | Path | Store

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
@@ -14,9 +15,17 @@ from numpy.typing import NDArray
 
 from flcache.cache.codecs.fidelity import Fidelity, measure, merge
 from flcache.cache.codecs.protocol import ValueRangeError, encode_and_decode
-from flcache.cache.format.commit import Commit, Failure, failures_bytes, is_committed, read_commit, write_commit
+from flcache.cache.format.commit import (
+    Commit,
+    Failure,
+    committed_shards,
+    failures_bytes,
+    is_committed,
+    read_commit,
+    write_commit,
+)
 from flcache.cache.format.index import PADDED, Rows, index_bytes, row_dtype
-from flcache.cache.format.names import CHANNELS_MEMBER, FINGERPRINT_MEMBER, shard_files
+from flcache.cache.format.names import CHANNELS_MEMBER, FINGERPRINT_MEMBER, parse_shard_name, shard_files
 from flcache.cache.format.plan import check_clip_ids
 from flcache.cache.format.record import canonical_json
 from flcache.cache.format.spec import CacheSpec
@@ -49,19 +58,34 @@ class EncodedClip:
     """Anything else to keep in the clip's JSON."""
 
 
+class ShardBusy(CacheError):
+    """Another process, or another thread of this one, is writing the shard."""
+
+
 class ShardWriter:
     """Writes shard `shard` of `split` to the cache at `location`; nothing of it exists until `commit`.
 
-    Used as a context manager: leaving it without `commit` discards everything. Clips and failures come in slot order;
-    memory is one clip. Every failed write is a CacheError that says what to do.
+    Used as a context manager: entering it waits until no other writes the shard, leaving it without `commit` discards
+    everything. Clips and failures come in slot order; memory is one clip. Every failed write is a CacheError that says
+    what to do.
     """
 
     def __init__(
-        self, location: Location, split: str, shard: int, spec: CacheSpec, *, min_cosine: float | None = None
+        self,
+        location: Location,
+        split: str,
+        shard: int,
+        spec: CacheSpec,
+        *,
+        min_cosine: float | None = None,
+        wait: bool = True,
     ) -> None:
-        """`min_cosine` is how close every stored latent vector must be to the one it is made from."""
+        """`min_cosine` is how close every stored latent vector must be to the one it is made from.
+
+        With `wait=False` entering raises ShardBusy where another writes the shard.
+        """
         self._store, self._split, self._shard, self._spec = open_store(location), split, shard, spec
-        self._min_cosine = min_cosine
+        self._min_cosine, self._wait = min_cosine, wait
         self._files = shard_files(split, shard)
         self._rows: list[tuple[Any, ...]] = []
         self._failures: list[Failure] = []
@@ -72,19 +96,27 @@ class ShardWriter:
         self._next_slot = 0
 
     def __enter__(self) -> ShardWriter:
-        self._new_tar = self._store.create(self._files.tar)
-        self._tar = TarStream(self._new_tar)
-        try:
+        with ExitStack() as undo:
+            if not undo.enter_context(self._store.lock(self._files.tar, wait=self._wait)):
+                raise ShardBusy(f"{self._store}/{self._files.tar}: another run is writing it; let it finish")
+            self._new_tar = self._store.create(self._files.tar)
+            undo.callback(self._new_tar.discard)
+            self._tar = TarStream(self._new_tar)
             self._tar.add(FINGERPRINT_MEMBER, self._spec.fingerprint.encode())
-        except BaseException:
-            self._new_tar.discard()
-            raise
+            self._undo = undo.pop_all()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._new_tar.discard()
+        self._undo.close()
+
+    @property
+    def committed(self) -> Commit | None:
+        """The commit, if the shard has one by now: of this writer, or of another before it was entered."""
+        if not is_committed(self._store, self._split, self._shard):
+            return None
+        return read_commit(self._store, self._split, self._shard)
 
     def add(self, clip: EncodedClip) -> None:
         """Store a clip. Raises ValueRangeError, with nothing written, for values that the codec cannot hold.
@@ -109,9 +141,9 @@ class ShardWriter:
         self._failures.append(failure)
 
     def commit(self) -> Commit:
-        """Put everything under its final name, the commit last. A commit that another run made meanwhile stands."""
-        if is_committed(self._store, self._split, self._shard):
-            return read_commit(self._store, self._split, self._shard)
+        """Put everything under its final name, the commit last. A commit that another run has made stands."""
+        if standing := self.committed:
+            return standing
         self._tar.add(CHANNELS_MEMBER, self._sums.sums.astype("<f8").tobytes())
         tar_digest = self._tar.finish()
         index = index_bytes(self._index_rows())
@@ -214,3 +246,12 @@ class ShardWriter:
         else:  # a killed run may have left one
             self._store.remove_leftovers(self._files.failures)
             self._store.remove(self._files.failures)
+
+
+def remove_shard_leftovers(location: Location) -> None:
+    """Delete what runs that were killed have left of shards that are committed now."""
+    store = open_store(location)
+    names = {file.rpartition("/")[2].lstrip(".").partition(".")[0] for file in store.unpublished()}
+    left = {parse_shard_name(name) for name in names}
+    for split, shard in set(committed_shards(store)) & left if left else ():
+        store.remove_leftovers(shard_files(split, shard).tar)

@@ -26,7 +26,7 @@ from flcache.cache.format.statistics import TRAINING_SPLIT, finalize_statistics
 from flcache.cache.options import CacheOptions
 from flcache.cache.storage import Location, local_path, open_store
 from flcache.cache.write.calibration import CODEC_CALIBRATION_CLIPS, Calibrator, is_calibrated
-from flcache.cache.write.shard import EncodedClip, ShardWriter
+from flcache.cache.write.shard import EncodedClip, ShardWriter, remove_shard_leftovers
 from flcache.errors import CacheError, DataError
 
 DECODER = "elsewhere"
@@ -111,11 +111,15 @@ class CacheWriter:
             shard, wanted = int(rows["shard"].iloc[0]), [numbers[clip_id] for clip_id in rows["clip_id"]]
             if is_committed(self._store, split, shard):
                 supply.skip(len(wanted))
-            else:
-                with ShardWriter(self._store, split, shard, spec, min_cosine=self._min_cosine) as writer:
-                    failures += _fill(writer, [infos[number] for number in wanted], wanted, supply, on_clip)
-                    writer.commit()
+                continue
+            with ShardWriter(self._store, split, shard, spec, min_cosine=self._min_cosine) as writer:
+                if writer.committed:  # by another that was waited for
+                    supply.skip(len(wanted))
+                    continue
+                failures += _fill(writer, [infos[number] for number in wanted], wanted, supply, on_clip)
+                writer.commit()
         supply.finish()
+        remove_shard_leftovers(self._store)
         finalize_statistics(self._store)
         return failures
 

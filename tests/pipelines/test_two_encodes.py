@@ -1,0 +1,110 @@
+"""Two runs of one encode share its shards, each encoded once, and what one leaves when it is killed the other does."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import pickle
+import signal
+import subprocess
+import sys
+from multiprocessing.synchronize import Barrier
+from pathlib import Path
+
+import pytest
+from small_run import tree
+
+from flcache.cache import LatentCache, create_or_check, read_plan, write_plan
+from flcache.config import load_config
+from flcache.engines import ClipDone, EncodeJob, Event, ShardTask, local
+from flcache.videos import planned_clips
+
+Queue = multiprocessing.SimpleQueue
+NEVER = 10**9
+
+
+@pytest.fixture
+def content(encoded: Path, tmp_path: Path) -> bytes:
+    """The pickled job and tasks of what `encoded` holds, into a cache without shards."""
+    config = load_config(encoded)
+    cache = LatentCache(str(config.cache.dir))
+    create_or_check(tmp_path / "cache", cache.spec.hard, cache.spec.soft)
+    write_plan(tmp_path / "cache", read_plan(cache.path))
+    job = EncodeJob(
+        cache=tmp_path / "cache",
+        video_root=Path(str(config.dataset.root)),
+        spec=cache.spec,
+        encoder=config.encoder,
+        context=config.encode.context,
+        device="cpu",
+        decode_workers=1,
+        decode_timeout_s=60.0,
+        batch_size=config.encode.batch_size,
+    )
+    shards = read_plan(cache.path).groupby(["split", "shard"])
+    return pickle.dumps(
+        (job, [ShardTask(split, int(shard), tuple(planned_clips(rows))) for (split, shard), rows in shards])
+    )
+
+
+def share(content: bytes, together: Barrier, told: Queue[tuple[int, int]], die_at_clip: int) -> None:
+    """Encode what is missing, and tell how many clips and shards were encoded here and how many by another."""
+    job, tasks = pickle.loads(content)
+    model = job.load_model()
+    clips, others = 0, 0
+
+    def count(event: Event) -> None:
+        nonlocal clips, others
+        clips += isinstance(event, ClipDone)
+        others += event.commit.clips if getattr(event, "by_another", False) else 0
+        if clips == die_at_clip:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    together.wait()
+    local.run(job, tasks, count, model=model)
+    told.put((clips, others))
+
+
+def run_together(content: bytes, *die_at_clip: int) -> list[tuple[int, int]]:
+    """What each run told that was not killed."""
+    context = multiprocessing.get_context("spawn")
+    together, told = context.Barrier(len(die_at_clip)), context.SimpleQueue()
+    runs = [context.Process(target=share, args=(content, together, told, clip)) for clip in die_at_clip]
+    for run in runs:
+        run.start()
+    for run in runs:
+        run.join(timeout=240)
+        run.kill()
+    assert [run.exitcode for run in runs] == [0 if clip == NEVER else -signal.SIGKILL for clip in die_at_clip]
+    return [told.get() for clip in die_at_clip if clip == NEVER]
+
+
+def shards_of(cache_dir: Path) -> dict[str, bytes]:
+    """Its files but the spec, whose statistics only a stage adds; temporary ones too."""
+    return {name: content for name, content in tree(cache_dir).items() if name != "spec.json"}
+
+
+def test_two_runs_share_the_work_and_give_the_bytes_of_one(content: bytes, encoded: Path, tmp_path: Path) -> None:
+    told = run_together(content, NEVER, NEVER)
+    clips = len(LatentCache(encoded.parent / "cache"))
+    assert sum(here for here, _ in told) == clips, "a clip was encoded twice, or by nobody"
+    assert all(0 < here < clips for here, _ in told), "one did everything"
+    assert [here + others for here, others in told] == [clips, clips], "progress did not reach its end"
+    assert shards_of(tmp_path / "cache") == shards_of(encoded.parent / "cache")
+
+
+def test_what_a_killed_run_leaves_is_done_by_the_other(content: bytes, encoded: Path, tmp_path: Path) -> None:
+    [(here, others)] = run_together(content, 6, NEVER)  # shards have four clips: it dies in the middle of its second
+    clips = len(LatentCache(encoded.parent / "cache"))
+    assert here + others == clips and 0 < others <= 6
+    assert shards_of(tmp_path / "cache") == shards_of(encoded.parent / "cache")
+
+
+def test_two_commands_at_once_both_finish(config_file: Path, encoded: Path) -> None:
+    """From nothing: spec and plan are made at once, too."""
+    command = [sys.executable, "-m", "flcache.pipelines.cli", "encode", "--config", str(config_file)]
+    runs = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    outputs = [run.communicate(timeout=240) for run in runs]
+    assert [run.returncode for run in runs] == [0, 0], outputs
+    assert all("24 clips of 24 cached" in out for out, _ in outputs)
+    assert tree(config_file.parent / "cache") == tree(encoded.parent / "cache")
