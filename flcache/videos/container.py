@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -80,10 +80,7 @@ def open_video(path: Path, *, max_pixels: int = ClipRule.max_bytes // 3) -> Iter
         if stream is None:
             raise DecodeError(f"{path}: there is no video stream in it", reason="no video stream")
         if not stream.codec_context.width:
-            raise DecodeError(
-                f"{path}: its {stream.codec_context.name} stream has no readable picture size",
-                reason="undecodable frame",
-            )
+            raise _without_size(path, stream, max_pixels)
         stream.thread_count = 1  # parallelism is over clips, and damage is met in file order
         stream.codec_context.options = {"max_pixels": str(max_pixels)}
         yield container, stream
@@ -134,20 +131,32 @@ def magic(path: Path) -> str | None:
     return MATROSKA if start[:4] == _MATROSKA_MAGIC else "avi" if start[:4] == b"RIFF" else None
 
 
+def _without_size(path: Path, stream: Any, max_pixels: int) -> DecodeError:
+    """The error for a stream whose size FFmpeg leaves open: it could not read it, or would not go above the limit."""
+    if "exceeds specified max pixel count" in _logged(path, max_pixels):
+        words = f"its pictures have more than {max_pixels} pixels, and clip.max_bytes no room for them; scale it down"
+        return DecodeError(f"{path}: {words}", reason="too large")
+    words = f"its {stream.codec_context.name} stream has no readable picture size"
+    return DecodeError(f"{path}: {words}", reason="undecodable frame")
+
+
 def _words_of_ffmpeg(path: Path, error: Exception) -> str:
     """What it logs ("moov atom not found") beside its error, which is mostly "invalid data"."""
+    words = _logged(path, ClipRule.max_bytes // 3)
+    return "; ".join([*([words] if words else []), getattr(error, "strerror", None) or str(error)])
+
+
+def _logged(path: Path, max_pixels: int) -> str:
+    """The errors that FFmpeg logs while it opens the file."""
     import av
 
     level, skips_repeated = av.logging.get_level(), av.logging.get_skip_repeated()
     av.logging.set_level(av.logging.ERROR)
     av.logging.set_skip_repeated(False)
     try:
-        with av.logging.Capture() as logs, av.open(file_url(path), options=_limits(ClipRule.max_bytes // 3)):
-            pass
-    except (av.FFmpegError, OSError):
-        words = [message.strip() for _, _, message in logs if message.strip()]
-        return "; ".join([*dict.fromkeys(words), getattr(error, "strerror", None) or str(error)])
+        with av.logging.Capture() as logs, suppress(av.FFmpegError, OSError):
+            av.open(file_url(path), options=_limits(max_pixels)).close()
     finally:
         av.logging.set_level(level)
         av.logging.set_skip_repeated(skips_repeated)
-    return str(error)
+    return "; ".join(dict.fromkeys(message.strip() for _, _, message in logs if message.strip()))
