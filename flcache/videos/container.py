@@ -72,7 +72,7 @@ def open_video(path: Path, *, max_pixels: int = ClipRule.max_bytes // 3) -> Iter
 
     try:
         _check_regular(path)
-        container = av.open(file_url(path), options=_limits(max_pixels))
+        container = av.open(file_url(path), options=_limits(max_pixels), metadata_errors="replace")
     except (av.FFmpegError, OSError) as error:
         raise _not_opened(path, error) from None
     with container:
@@ -155,7 +155,7 @@ def _logged(path: Path, max_pixels: int) -> str:
     av.logging.set_skip_repeated(False)
     try:
         with av.logging.Capture() as logs, suppress(av.FFmpegError, OSError):
-            av.open(file_url(path), options=_limits(max_pixels)).close()
+            av.open(file_url(path), options=_limits(max_pixels), metadata_errors="replace").close()
     finally:
         av.logging.set_level(level)
         av.logging.set_skip_repeated(skips_repeated)

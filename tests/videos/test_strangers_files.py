@@ -226,3 +226,16 @@ def test_only_regular_files_are_opened(make: Callable[[Path], object], words: st
         with pytest.raises(DecodeError, match=f"this is {words}") as error:
             open_it(path)
         assert error.value.reason == "not readable"
+
+
+def test_a_title_that_is_no_text_does_not_matter(tmp_path: Path) -> None:
+    path = tmp_path / "video.mkv"
+    with av.open(str(path), "w") as sink:
+        sink.metadata["title"] = "a title"
+        stream: Any = sink.add_stream("libx264", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        sink.mux(stream.encode(av.VideoFrame.from_ndarray(np.zeros((48, 64, 3), np.uint8), format="rgb24")))
+        sink.mux(stream.encode(None))
+    path.write_bytes(path.read_bytes().replace(b"a title", b"\xff\xfe\x80\x81\xc3\x28\xff"))
+    assert probe(path).width == 64
+    assert is_dark(decode_clip(path, ClipRequest(1, 0.0, None, 1, "pad")))
