@@ -21,8 +21,9 @@ from flcache.config import Config
 from flcache.encoder import Distance, FutureTest, LatentVideoModel, change_future, distance
 from flcache.errors import CacheError, DataError, DecodeError, LeakError, SpecMismatch
 from flcache.leak import legal_boundaries, middle_boundary
-from flcache.videos import DecodedClip, DecodePool, VideoFolder, decode_planned, planned_clips
+from flcache.videos import DecodedClip, VideoFolder, decode_planned, planned_clips
 
+from .setup.clips import open_pool
 from .setup.encoder import hard_spec, load_configured_encoder
 
 TOLERANCE = 0.02
@@ -144,7 +145,7 @@ def _decode(
     plan = read_plan(cache.path).set_index(["split", "clip_id"], drop=False)
     rows = plan.loc[[(cache[index].split, cache.clip_id(index)) for index in indices]]
     folder = VideoFolder(Path(config.require("dataset.root")))
-    with DecodePool(config.encode.decode_workers, config.encode.decode_timeout_s) as pool:
+    with open_pool(config) as pool:
         decoding = decode_planned(pool, folder, planned_clips(rows))
         yield from ((index, decoded) for index, (_, decoded) in zip(indices, decoding, strict=True))
 

@@ -12,7 +12,7 @@ from flcache.cache import CacheSpec, Commit, Failure, latent_differences
 from flcache.cache.storage import Location
 from flcache.encoder import ContextRule, EncoderSource, LatentVideoModel, hard_keys, load_encoder
 from flcache.errors import SpecMismatch
-from flcache.videos import DecodePool, PlannedClip
+from flcache.videos import ClipRule, DecodePool, PlannedClip
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,8 @@ class EncodeJob:
     """Clips of neighbouring slots that go through the encoder together."""
     min_cosine: float | None = None
     """How close every stored latent vector must be to the encoder's."""
+    max_clip_bytes: int = ClipRule.max_bytes
+    """A clip whose frames take more fails."""
 
     def load_model(self) -> LatentVideoModel:
         """The encoder. Raises EncoderError if it cannot be loaded, SpecMismatch if it is not the one of the spec."""
@@ -45,7 +47,7 @@ class EncodeJob:
         return model
 
     def open_pool(self) -> DecodePool:
-        return DecodePool(self.decode_workers, self.decode_timeout_s)
+        return DecodePool(self.decode_workers, self.decode_timeout_s, max_bytes=self.max_clip_bytes)
 
 
 @dataclass(frozen=True)

@@ -1,17 +1,28 @@
-"""Opening a video file with PyAV: which stream is meant, what its header says, and why it cannot be opened."""
+"""Opening a video file with PyAV: which stream is meant, what its header says, and why it cannot be opened.
+
+A file may come from a stranger. Only regular files are opened, by absolute path and by the protocol `file` alone, and
+only as one of `CONTAINERS`: none of these names other files or addresses, as playlists do.
+"""
 
 from __future__ import annotations
 
+import os
+import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from flcache.errors import DecodeError
+from flcache.videos.options import ClipRule
+
+MP4, MATROSKA = "mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm"
+CONTAINERS = (MP4, MATROSKA, "avi", "mpegts", "mpeg", "flv", "asf")
+"""Every container that is read, by FFmpeg's name."""
 
 _MP4_ATOMS = (b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide")
-_MAGIC = (b"\x1aE\xdf\xa3", b"RIFF")
+_MATROSKA_MAGIC = b"\x1aE\xdf\xa3"
 
 
 @dataclass(frozen=True)
@@ -52,12 +63,16 @@ def declared_duration_s(container: Any, stream: Any) -> float | None:
 
 
 @contextmanager
-def open_video(path: Path) -> Iterator[tuple[Any, Any]]:
-    """The open container and its best video stream, which is the one that decord takes. Raises DecodeError."""
+def open_video(path: Path, *, max_pixels: int = ClipRule.max_bytes // 3) -> Iterator[tuple[Any, Any]]:
+    """The open container and its best video stream, which is the one that decord takes. Raises DecodeError.
+
+    No decoder makes a picture of more than `max_pixels`.
+    """
     import av
 
     try:
-        container = av.open(str(path))
+        _check_regular(path)
+        container = av.open(file_url(path), options=_limits(max_pixels), metadata_errors="replace")
     except (av.FFmpegError, OSError) as error:
         raise _not_opened(path, error) from None
     with container:
@@ -65,12 +80,28 @@ def open_video(path: Path) -> Iterator[tuple[Any, Any]]:
         if stream is None:
             raise DecodeError(f"{path}: there is no video stream in it", reason="no video stream")
         if not stream.codec_context.width:
-            raise DecodeError(
-                f"{path}: its {stream.codec_context.name} stream has no readable picture size",
-                reason="undecodable frame",
-            )
+            raise _without_size(path, stream, max_pixels)
         stream.thread_count = 1  # parallelism is over clips, and damage is met in file order
+        stream.codec_context.options = {"max_pixels": str(max_pixels)}
         yield container, stream
+
+
+def file_url(path: Path) -> str:
+    """What FFmpeg is given: a path alone could be read as an address (`http:/host/x.mp4`) or as a list of files."""
+    return f"file:{os.path.abspath(path)}"  # noqa: PTH100  (`..` after a symlink is the file system's to resolve)
+
+
+def _limits(max_pixels: int) -> dict[str, str]:
+    return {"protocol_whitelist": "file", "format_whitelist": ",".join(CONTAINERS), "max_pixels": str(max_pixels)}
+
+
+def _check_regular(path: Path) -> None:
+    """Raise where `path` is a pipe, a device or a folder: opening those may wait for ever."""
+    mode = path.stat().st_mode
+    if stat.S_ISREG(mode):
+        return
+    what = "a folder" if stat.S_ISDIR(mode) else "a pipe" if stat.S_ISFIFO(mode) else "a device or a socket"
+    raise DecodeError(f"{path}: this is {what}, not a file; remove it from the list of videos", reason="not readable")
 
 
 def _not_opened(path: Path, error: Exception) -> DecodeError:
@@ -88,25 +119,44 @@ def _not_opened(path: Path, error: Exception) -> DecodeError:
 
 def _starts_as_a_video(path: Path) -> bool:
     """Whether the first bytes are those of MP4 or MOV, Matroska or WebM, or AVI."""
+    return magic(path) is not None
+
+
+def magic(path: Path) -> str | None:
+    """The container by the first bytes alone: MP4 or MOV, Matroska or WebM, AVI; None for any other."""
     with path.open("rb") as stream:
         start = stream.read(8)
-    return start[4:] in _MP4_ATOMS or start[:4] in _MAGIC
+    if start[4:] in _MP4_ATOMS:
+        return MP4
+    return MATROSKA if start[:4] == _MATROSKA_MAGIC else "avi" if start[:4] == b"RIFF" else None
+
+
+def _without_size(path: Path, stream: Any, max_pixels: int) -> DecodeError:
+    """The error for a stream whose size FFmpeg leaves open: it could not read it, or would not go above the limit."""
+    if "exceeds specified max pixel count" in _logged(path, max_pixels):
+        words = f"its pictures have more than {max_pixels} pixels, and clip.max_bytes no room for them; scale it down"
+        return DecodeError(f"{path}: {words}", reason="too large")
+    words = f"its {stream.codec_context.name} stream has no readable picture size"
+    return DecodeError(f"{path}: {words}", reason="undecodable frame")
 
 
 def _words_of_ffmpeg(path: Path, error: Exception) -> str:
     """What it logs ("moov atom not found") beside its error, which is mostly "invalid data"."""
+    words = _logged(path, ClipRule.max_bytes // 3)
+    return "; ".join([*([words] if words else []), getattr(error, "strerror", None) or str(error)])
+
+
+def _logged(path: Path, max_pixels: int) -> str:
+    """The errors that FFmpeg logs while it opens the file."""
     import av
 
     level, skips_repeated = av.logging.get_level(), av.logging.get_skip_repeated()
     av.logging.set_level(av.logging.ERROR)
     av.logging.set_skip_repeated(False)
     try:
-        with av.logging.Capture() as logs, av.open(str(path)):
-            pass
-    except (av.FFmpegError, OSError):
-        words = [message.strip() for _, _, message in logs if message.strip()]
-        return "; ".join([*dict.fromkeys(words), getattr(error, "strerror", None) or str(error)])
+        with av.logging.Capture() as logs, suppress(av.FFmpegError, OSError):
+            av.open(file_url(path), options=_limits(max_pixels), metadata_errors="replace").close()
     finally:
         av.logging.set_level(level)
         av.logging.set_skip_repeated(skips_repeated)
-    return str(error)
+    return "; ".join(dict.fromkeys(message.strip() for _, _, message in logs if message.strip()))

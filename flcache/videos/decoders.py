@@ -17,6 +17,7 @@ from flcache.errors import ConfigError, DecodeError
 from flcache.videos import decord_reader, pyav_reader
 from flcache.videos.container import VideoInfo, probe
 from flcache.videos.frame_table import FrameTable, read_frame_table
+from flcache.videos.options import ClipRule
 
 __all__ = ["DECODERS", "ClipRequest", "DecodedClip", "VideoInfo", "decode_clip", "probe"]
 
@@ -56,27 +57,38 @@ class DecodedClip:
     """`decord` or `pyav`."""
 
 
-def decode_clip(path: Path, request: ClipRequest, *, decoder: str = "auto") -> DecodedClip:
-    """The clip `request` of the video at `path`. Raises DecodeError with the reason, naming the frame that fails."""
+def decode_clip(
+    path: Path, request: ClipRequest, *, decoder: str = "auto", max_bytes: int = ClipRule.max_bytes
+) -> DecodedClip:
+    """The clip `request` of the video at `path`. Raises DecodeError with the reason, naming the frame that fails.
+
+    A clip of more than `max_bytes` fails by what the header says of it; no decoder makes a larger picture either.
+    """
     if decoder not in DECODERS:
         raise ConfigError(f"decoder {decoder!r} is unknown; choose one of {', '.join(DECODERS)}")
-    table = read_frame_table(path)
+    max_pixels = max_bytes // (3 * request.frames)
+    table = read_frame_table(path, max_pixels=max_pixels)
+    if table.width * table.height > max_pixels:
+        raise _too_large(path, request, table, f"is more than clip.max_bytes={max_bytes}; raise that, or scale")
     indices, mask = _choose_frames(path, table, request)
     wanted, places = np.unique(indices, return_inverse=True)
     try:
-        frames, used = _read(path, table, wanted, decoder)
+        frames, used = _read(path, table, wanted, decoder, max_pixels)
         if len(wanted) < len(indices):
             frames = frames[places]
     except (MemoryError, BlockingIOError):  # EAGAIN: no room for the stack of a thread that converts colours
-        raise DecodeError(
-            f"{path}: {len(indices)} frames of {table.width}x{table.height} do not fit in memory; scale the video "
-            "down, or give a worker more memory",
-            reason="too large",
-        ) from None
+        raise _too_large(path, request, table, "do not fit in memory; lower clip.frames, or scale") from None
     return DecodedClip(frames, table.seconds[indices], mask, used)
 
 
-def _read(path: Path, table: FrameTable, wanted: NDArray[np.int64], decoder: str) -> tuple[NDArray[np.uint8], str]:
+def _too_large(path: Path, request: ClipRequest, table: FrameTable, words: str) -> DecodeError:
+    what = f"{request.frames} frames of {table.width}x{table.height}"
+    return DecodeError(f"{path}: {what} {words} the video down", reason="too large")
+
+
+def _read(
+    path: Path, table: FrameTable, wanted: NDArray[np.int64], decoder: str, max_pixels: int
+) -> tuple[NDArray[np.uint8], str]:
     """Frames `wanted` and the decoder that gave them."""
     obstacle = "another decoder was asked for" if decoder == "pyav" else decord_reader.obstacle(table)
     if obstacle is None:
@@ -90,7 +102,7 @@ def _read(path: Path, table: FrameTable, wanted: NDArray[np.int64], decoder: str
             f"{path}: decord is not to be trusted with this file: {obstacle}; use auto or pyav",
             reason="undecodable frame",
         )
-    return pyav_reader.read_frames(path, table, wanted), "pyav"
+    return pyav_reader.read_frames(path, table, wanted, max_pixels=max_pixels), "pyav"
 
 
 def _choose_frames(path: Path, table: FrameTable, request: ClipRequest) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:

@@ -1,13 +1,16 @@
 """Frames by decord, where its answer can be trusted.
 
 decord 0.6 seeks by counting pictures and paints over damage without a word. It is asked only for files whose pictures
-count plainly, and everything its FFmpeg logs while decoding is listened to: one error, and the answer is refused.
+count plainly, and everything its FFmpeg logs while decoding is listened to: one error, and the answer is refused. Its
+FFmpeg is an old one of its own, which takes the very same bytes for another container, or follows a playlist to other
+files: it must see the container, the number of frames, their times and their size that PyAV sees.
 """
 
 from __future__ import annotations
 
 import ctypes
 import importlib.util
+import os
 import sys
 import threading
 from collections.abc import Iterator
@@ -20,16 +23,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flcache.errors import DecodeError
-from flcache.videos.frame_table import FrameTable
+from flcache.videos.container import MATROSKA, MP4, magic
+from flcache.videos.frame_table import TOLERANCE_S, FrameTable
 
 _CODECS = ("h264", "mpeg4", "vp9")  # hevc: wrong frames after a seek; av1: no decoder in its FFmpeg
 _AV_LOG_ERROR = 16
+_AVIO_FLAG_READ = 1
 _CONCEALING = b"concealing"  # "concealing 40 DC, 40 AC, 40 MV errors in P frame", logged at level info
 _listening = threading.Lock()  # FFmpeg has one log callback a process
 
 
 def obstacle(table: FrameTable) -> str | None:
     """Why decord is not to be asked for frames of this file; None where it is."""
+    if table.container not in (MP4, MATROSKA):
+        return "its FFmpeg may take this container for a list of other files"
     if table.codec not in _CODECS:
         return f"it does not decode {table.codec} reliably"
     if table.pixel_format != "yuv420p" or table.width % 2 or table.height % 2:
@@ -46,7 +53,7 @@ def missing() -> str | None:
     """Why decord cannot be used on this machine at all; None where it can."""
     if importlib.util.find_spec("decord") is None:
         return "it is not installed (there are wheels for Linux x86_64 and Windows)"
-    return None if _ffmpeg_log() is not None else "this build of it gives no way to hear of damage"
+    return None if _ffmpeg("avutil") is not None else "this build of it gives no way to hear of damage"
 
 
 def read_frames(path: Path, table: FrameTable, wanted: NDArray[np.int64]) -> NDArray[np.uint8]:
@@ -54,22 +61,58 @@ def read_frames(path: Path, table: FrameTable, wanted: NDArray[np.int64]) -> NDA
 
     Raises DecodeError on the slightest sign of damage; PyAV then decides which frames are whole.
     """
-    import decord
-
+    name = os.path.abspath(path)  # noqa: PTH100  (anything else could be read as an address)
     with _listening, _errors_heard() as errors:
-        try:
-            # Any frame that decord recovered from its neighbour is too many: a fraction of 0 would mean "no limit".
-            reader = decord.VideoReader(str(path), num_threads=1, fault_tol=1e-9)
-            if len(reader) != table.num_packets:
-                raise _failure(path, f"decord counts {len(reader)} frames, the file has {table.num_packets}")
-            frames: NDArray[np.uint8] = reader.get_batch(table.ranks[wanted]).asnumpy()
-        except (decord.DECORDError, RuntimeError) as error:
-            raise _failure(path, f"decord: {str(error).splitlines()[0]}") from None
-        finally:
-            reader = None  # its thread must end before the callback goes
+        if not magic(path) == table.container == _container(name):
+            raise _failure(path, "decord takes it for another container")
+        frames = _read(path, name, table, wanted)
     if errors:
         raise _failure(path, f"decord hides damage: {errors[0]}")
     return frames
+
+
+def _read(path: Path, name: str, table: FrameTable, wanted: NDArray[np.int64]) -> NDArray[np.uint8]:
+    import decord
+
+    ranks, reader = table.ranks[wanted], None
+    try:
+        # Any frame that decord recovered from its neighbour is too many: a fraction of 0 would mean "no limit".
+        reader = decord.VideoReader(name, num_threads=1, fault_tol=1e-9)
+        count, starts = len(reader), reader.get_frame_timestamp(table.ranks)[:, 0]  # (N,) float32
+        if count != table.num_packets or np.abs(starts - starts[0] - table.seconds).max() > _tolerance_s(starts):
+            raise _failure(path, f"decord counts {count} frames at other times than the file's {table.num_packets}")
+        frames: NDArray[np.uint8] = reader.get_batch(ranks).asnumpy()
+    except (MemoryError, DecodeError):
+        raise
+    except Exception as error:  # its errors have no common base; whatever it throws, PyAV decides
+        raise _failure(path, f"decord: {next(iter(str(error).splitlines()), type(error).__name__)}") from None
+    finally:
+        reader = None  # its thread must end before the log's callback goes
+    if sorted(frames.shape[1:3]) != sorted((table.height, table.width)):  # rotated or not
+        raise _failure(path, f"decord returns pictures of {frames.shape[2]}x{frames.shape[1]}")
+    return frames
+
+
+def _tolerance_s(starts: NDArray[np.float32]) -> float:
+    """How far times may differ by rounding alone: they are float32."""
+    return TOLERANCE_S + 2 * float(np.spacing(np.abs(starts).max()))
+
+
+def _container(name: str) -> str | None:
+    """What decord's FFmpeg takes the file for; it opens nothing but that file."""
+    library = _ffmpeg("avformat")
+    if library is None:
+        return None
+    stream, container, text = ctypes.c_void_p(), ctypes.c_void_p(), os.fsencode(name)
+    if library.avio_open(ctypes.byref(stream), text, _AVIO_FLAG_READ) < 0:
+        return None
+    unlimited = ctypes.c_uint(0)
+    library.av_probe_input_buffer2(stream, ctypes.byref(container), text, None, unlimited, unlimited)
+    library.avio_closep(ctypes.byref(stream))
+    if not container:
+        return None
+    first_field: bytes = ctypes.cast(container, ctypes.POINTER(ctypes.c_char_p))[0]  # AVInputFormat.name
+    return first_field.decode()
 
 
 def _failure(path: Path, words: str) -> DecodeError:
@@ -79,7 +122,7 @@ def _failure(path: Path, words: str) -> DecodeError:
 @contextmanager
 def _errors_heard() -> Iterator[list[str]]:
     """What decord's FFmpeg logs of errors and of painting over them, instead of its writing to the terminal."""
-    log = _ffmpeg_log()
+    log = _ffmpeg("avutil")
     assert log is not None
     errors: list[str] = []
 
@@ -95,14 +138,14 @@ def _errors_heard() -> Iterator[list[str]]:
         log.av_log_set_callback(log.av_log_default_callback)
 
 
-@lru_cache(maxsize=1)
-def _ffmpeg_log() -> Any | None:
-    """The libavutil that decord's wheel brings along; None where it cannot be found."""
+@lru_cache
+def _ffmpeg(part: str) -> Any | None:
+    """The library of FFmpeg that decord's wheel brings along, such as `avutil`; None where it cannot be found."""
     import decord
 
     decord.logging.set_level(decord.logging.QUIET)
     package = Path(decord.__file__).parent
-    pattern = "avutil*.dll" if sys.platform == "win32" else "libavutil*.so*"
+    pattern = f"{part}*.dll" if sys.platform == "win32" else f"lib{part}*.so*"
     for folder in (package.parent / "decord.libs", package):
         for library in sorted(folder.glob(pattern)):
             return ctypes.CDLL(str(library))

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from flcache.errors import DecodeError
 from flcache.videos.container import declared_duration_s, open_video
+from flcache.videos.options import ClipRule
 
 TOLERANCE_S = 1e-3
 """A frame counts as on display this much early: Matroska rounds its times to milliseconds."""
@@ -40,6 +41,8 @@ class FrameTable:
     """False where the container (AVI) keeps decoding order only: then the k-th frame decoded is the k-th displayed."""
     has_leading_pictures: bool
     """Open groups of pictures: some come after a keyframe in the file and before it on display."""
+    container: str
+    """FFmpeg's name of it."""
     codec: str
     pixel_format: str
     width: int
@@ -64,9 +67,9 @@ class _Packet:
     is_discard: bool
 
 
-def read_frame_table(path: Path) -> FrameTable:
+def read_frame_table(path: Path, *, max_pixels: int = ClipRule.max_bytes // 3) -> FrameTable:
     """The frame table of the best video stream of `path`. Raises DecodeError with the reason where there is none."""
-    with open_video(path) as (container, stream):
+    with open_video(path, max_pixels=max_pixels) as (container, stream):
         packets, timed, reading_error = _demux(container, stream)
         shown = [packet for packet in packets if not packet.is_discard]
         if not shown:
@@ -88,6 +91,7 @@ def read_frame_table(path: Path) -> FrameTable:
             keyframes=np.array(sorted(packet.pts for packet in packets if packet.is_keyframe), dtype=np.int64),
             has_display_times=timed and len(np.unique(pts)) == len(pts),
             has_leading_pictures=_has_leading_pictures(packets),
+            container=container.format.name,
             codec=context.codec.canonical_name,
             pixel_format=context.pix_fmt or "",
             width=context.width,

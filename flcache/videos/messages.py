@@ -23,14 +23,15 @@ def send(channel: socket.socket, head: dict[str, Any], payload: memoryview | Non
         channel.sendall(payload)
 
 
-def receive(channel: socket.socket) -> tuple[dict[str, Any], np.ndarray[tuple[int], np.dtype[np.uint8]]]:
-    """The next message and its payload as bytes. Raises EOFError when the other side is gone."""
-    head_bytes, payload_bytes = _LENGTHS.unpack(_receive_exactly(channel, _LENGTHS.size).data)
-    head: dict[str, Any] = json.loads(bytes(_receive_exactly(channel, head_bytes)))
-    return head, _receive_exactly(channel, payload_bytes)
+def receive_head(channel: socket.socket) -> tuple[dict[str, Any], int]:
+    """The next message, and how many bytes of payload follow. Raises EOFError when the other side is gone."""
+    head_bytes, payload_bytes = _LENGTHS.unpack(receive_payload(channel, _LENGTHS.size).data)
+    head: dict[str, Any] = json.loads(bytes(receive_payload(channel, head_bytes)))
+    return head, payload_bytes
 
 
-def _receive_exactly(channel: socket.socket, count: int) -> np.ndarray[tuple[int], np.dtype[np.uint8]]:
+def receive_payload(channel: socket.socket, count: int) -> np.ndarray[tuple[int], np.dtype[np.uint8]]:
+    """The next `count` bytes."""
     content = np.empty(count, dtype=np.uint8)
     rest = content.data
     while rest:

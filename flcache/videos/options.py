@@ -39,6 +39,8 @@ class ClipRule:
     """Evenly spread over the video, each in the middle of its share; null for the whole video, clip after clip."""
     short: Literal["pad", "drop"] = "pad"
     """Videos shorter than a clip: `pad` repeats the last frame under a mask, `drop` leaves them out."""
+    max_bytes: Positive = 2 * 2**30
+    """Largest clip as decoded, frames x height x width x 3 bytes; a larger one fails before it is decoded."""
 
     def __post_init__(self) -> None:
         if self.frames < 1:
@@ -62,5 +64,5 @@ class ClipRule:
             raise ConfigError(f"clip.short is {self.short!r}; choose pad or drop")
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values, for the spec."""
-        return asdict(self)
+        """Plain values, for the spec; `max_bytes` decides no pixel."""
+        return {name: value for name, value in asdict(self).items() if name != "max_bytes"}

@@ -1,4 +1,4 @@
-"""Clips decoded by other processes, which may hang or crash without harm: decoders are native code and do both.
+"""Videos read by other processes, which may hang or crash without harm: FFmpeg is native code and does both.
 
 Each thread of the pool owns one worker process. A worker that takes too long or dies is replaced, and its clip tried
 once more. Workers end with the pool, and by themselves when this process is killed.
@@ -6,6 +6,7 @@ once more. Workers end with the pool, and by themselves when this process is kil
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import socket
@@ -13,9 +14,10 @@ import subprocess
 import sys
 import threading
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -23,25 +25,35 @@ import numpy as np
 
 from flcache.errors import DecodeError
 from flcache.videos import messages
-from flcache.videos.decoders import ClipRequest, DecodedClip
+from flcache.videos.decoders import ClipRequest, DecodedClip, VideoInfo
+from flcache.videos.look_ahead import LookAhead
+from flcache.videos.options import ClipRule
 
 K = TypeVar("K")
+R = TypeVar("R")
 
 ATTEMPTS = 2
 CLIPS_PER_WORKER = 256
 """Then it is replaced: decord's memory grows without bound (dmlc/decord issues 157 and 208)."""
 _LOOK_AHEAD = 2  # clips a worker
+_HEADERS_A_MESSAGE = 64
 _START_TIMEOUT_S = 120.0
 _PACKAGE_ROOT = Path(__file__).resolve().parents[2]
 
 
 class DecodePool:
-    """`workers` processes that decode clips, each within `timeout_s` seconds. A context manager."""
+    """`workers` processes that decode clips, each within `timeout_s` seconds. A context manager.
 
-    def __init__(self, workers: int, timeout_s: float, *, decoder: str = "auto") -> None:
+    A clip of more than `max_bytes` fails, and clips of no more than that wait decoded, beside the one taken next.
+    """
+
+    def __init__(
+        self, workers: int, timeout_s: float, *, decoder: str = "auto", max_bytes: int = ClipRule.max_bytes
+    ) -> None:
         self._workers = workers
         self._timeout_s = timeout_s
         self._decoder = decoder
+        self._max_bytes = max_bytes
         self._threads = ThreadPoolExecutor(workers, thread_name_prefix="decode")
         self._mine = threading.local()
         self._all: set[_Worker] = set()
@@ -65,19 +77,25 @@ class DecodePool:
 
         `items` is read at most two clips a worker ahead of what was taken.
         """
-        waiting: deque[tuple[K, Future[DecodedClip | DecodeError]]] = deque()
+        waiting: deque[tuple[int, K, Future[DecodedClip | DecodeError]]] = deque()
+        room = LookAhead(self._max_bytes)
         try:
-            for key, path, request in items:
-                waiting.append((key, self._threads.submit(self._decode_one, path, request)))
+            for number, (key, path, request) in enumerate(items):
+                waiting.append((number, key, self._threads.submit(self._decode_one, path, request, number, room)))
                 if len(waiting) >= _LOOK_AHEAD * self._workers:
-                    key, future = waiting.popleft()
-                    yield key, future.result()
+                    yield _first_of(waiting, room)
             while waiting:
-                key, future = waiting.popleft()
-                yield key, future.result()
+                yield _first_of(waiting, room)
         finally:
-            for _, future in waiting:
+            room.close()
+            for _, _, future in waiting:
                 future.cancel()
+
+    def probe(self, paths: Sequence[Path]) -> Iterator[VideoInfo | DecodeError]:
+        """The header of each file, or the error that has the reason, in the order of `paths`."""
+        batches = [paths[i : i + _HEADERS_A_MESSAGE] for i in range(0, len(paths), _HEADERS_A_MESSAGE)]
+        for infos in self._threads.map(self._probe_some, batches):
+            yield from infos
 
     @property
     def worker_pids(self) -> list[int]:
@@ -85,12 +103,25 @@ class DecodePool:
         with self._lock:
             return [worker.pid for worker in self._all]
 
-    def _decode_one(self, path: Path, request: ClipRequest) -> DecodedClip | DecodeError:
+    def _decode_one(self, path: Path, request: ClipRequest, number: int, room: LookAhead) -> DecodedClip | DecodeError:
         head = {"path": str(path), "decoder": self._decoder, **asdict(request)}
-        for attempt in range(1, ATTEMPTS + 1):
+        return self._tried(path, lambda worker: worker.decode(head, self._timeout_s, partial(room.let_in, number)))
+
+    def _probe_some(self, paths: Sequence[Path]) -> list[VideoInfo | DecodeError]:
+        """Headers by one message; where the worker is lost over it, each file by a message of its own."""
+        found = self._tried(
+            paths[0], lambda worker: worker.probe(paths, self._timeout_s), attempts=1 if len(paths) > 1 else ATTEMPTS
+        )
+        if not isinstance(found, DecodeError):
+            return found
+        return [found] if len(paths) == 1 else [info for path in paths for info in self._probe_some([path])]
+
+    def _tried(self, path: Path, ask: Callable[[_Worker], R], attempts: int = ATTEMPTS) -> R | DecodeError:
+        """What a worker answers; another is asked where the first hangs or dies."""
+        for attempt in range(1, attempts + 1):
             worker = self._my_worker()
             try:
-                return worker.decode(head, self._timeout_s)
+                return ask(worker)
             except _WorkerLost as lost:
                 failure = DecodeError(f"{path}: {lost}", reason=lost.reason, attempts=attempt)
                 self._drop(worker)
@@ -107,7 +138,7 @@ class DecodePool:
             self._drop(worker)
             worker = None
         if worker is None:
-            worker = _Worker()
+            worker = _Worker(self._max_bytes)
             with self._lock:
                 self._all.add(worker)
                 if self._closed:
@@ -122,6 +153,15 @@ class DecodePool:
         worker.close()
 
 
+def _first_of(
+    waiting: deque[tuple[int, K, Future[DecodedClip | DecodeError]]], room: LookAhead
+) -> tuple[K, DecodedClip | DecodeError]:
+    number, key, future = waiting.popleft()
+    clip = future.result()
+    room.took(number)
+    return key, clip
+
+
 class _WorkerLost(DecodeError):
     """A worker hung or died; another may not."""
 
@@ -129,15 +169,16 @@ class _WorkerLost(DecodeError):
 class _Worker:
     """One worker process and the socket to it."""
 
-    def __init__(self) -> None:
+    def __init__(self, max_bytes: int) -> None:
         self.clips_done = 0
+        self._max_bytes = max_bytes
         self._timed_out = False
         self._ready = False
         self._channel, theirs = socket.socketpair()
         with theirs:
-            command = [sys.executable, "-m", "flcache.videos.decode_worker", str(theirs.fileno()), str(os.getpid())]
+            arguments = (theirs.fileno(), os.getpid(), max_bytes)
             self._process = subprocess.Popen(
-                command,
+                [sys.executable, "-m", "flcache.videos.decode_worker", *map(str, arguments)],
                 pass_fds=(theirs.fileno(),),
                 stdin=subprocess.DEVNULL,
                 env={**os.environ, "PYTHONPATH": _with_package(os.environ.get("PYTHONPATH"))},
@@ -148,14 +189,18 @@ class _Worker:
     def pid(self) -> int:
         return self._process.pid
 
-    def decode(self, head: dict[str, Any], timeout_s: float) -> DecodedClip:
-        """The clip that `head` asks for. Raises DecodeError, which is _WorkerLost if the process hangs or dies."""
-        if not self._ready:
-            self._ready = bool(self._within(_START_TIMEOUT_S, None))
-        self.clips_done += 1
-        answer, payload = self._within(timeout_s, head)
+    def decode(self, head: dict[str, Any], timeout_s: float, let_in: Callable[[int], None]) -> DecodedClip:
+        """The clip that `head` asks for. Raises DecodeError, which is _WorkerLost if the process hangs or dies.
+
+        `let_in` is called with its bytes before they are received.
+        """
+        answer, count = self._ask(head, timeout_s)
         if "error" in answer:
             raise DecodeError(answer["error"], reason=answer["reason"])
+        if count > self._max_bytes or count != math.prod(answer["shape"]):
+            raise _WorkerLost(f"decoder process sends {count} bytes for {answer['shape']}", reason="worker died")
+        let_in(count)
+        payload = self._within(timeout_s, lambda: messages.receive_payload(self._channel, count))
         return DecodedClip(
             frames=payload.reshape(answer["shape"]),
             timestamps=np.array(answer["timestamps"], dtype=np.float64),
@@ -163,14 +208,32 @@ class _Worker:
             decoder=answer["decoder"],
         )
 
-    def _within(self, timeout_s: float, head: dict[str, Any] | None) -> tuple[dict[str, Any], Any]:
-        """The worker's next message, after sending it `head`. Killed at the deadline, even half-way through sending."""
+    def probe(self, paths: Sequence[Path], timeout_s: float) -> list[VideoInfo | DecodeError]:
+        """What the headers say, in the order of `paths`. Raises _WorkerLost if the process hangs or dies."""
+        answer, _ = self._ask({"probe": [str(path) for path in paths]}, timeout_s)
+        return [
+            DecodeError(info["error"], reason=info["reason"]) if "error" in info else VideoInfo(**info)
+            for info in answer["infos"]
+        ]
+
+    def _ask(self, head: dict[str, Any], timeout_s: float) -> tuple[dict[str, Any], int]:
+        """The answer to `head` and the bytes that follow it."""
+        if not self._ready:
+            self._ready = bool(self._within(_START_TIMEOUT_S, lambda: messages.receive_head(self._channel)))
+        self.clips_done += 1
+
+        def exchange() -> tuple[dict[str, Any], int]:
+            messages.send(self._channel, head)
+            return messages.receive_head(self._channel)
+
+        return self._within(timeout_s, exchange)
+
+    def _within(self, timeout_s: float, talk: Callable[[], R]) -> R:
+        """What `talk` with the worker gives, which is killed at the deadline, even half-way through sending."""
         deadline = threading.Timer(timeout_s, self._kill_late)
         deadline.start()
         try:
-            if head is not None:
-                messages.send(self._channel, head)
-            return messages.receive(self._channel)
+            return talk()
         except (EOFError, OSError):
             raise self._lost(timeout_s) from None
         finally:

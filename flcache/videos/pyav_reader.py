@@ -19,7 +19,7 @@ from flcache.videos.container import open_video
 from flcache.videos.frame_table import FrameTable
 
 
-def read_frames(path: Path, table: FrameTable, wanted: NDArray[np.int64]) -> NDArray[np.uint8]:
+def read_frames(path: Path, table: FrameTable, wanted: NDArray[np.int64], *, max_pixels: int) -> NDArray[np.uint8]:
     """Displayed frames `wanted` (increasing indices) of `path`: uint8 (len(wanted), h, w, 3) RGB, upright.
 
     Raises DecodeError naming the first frame that cannot be decoded.
@@ -27,10 +27,10 @@ def read_frames(path: Path, table: FrameTable, wanted: NDArray[np.int64]) -> NDA
     keyframe = _keyframe_before(table, int(wanted[0]))
     if keyframe is not None:
         try:
-            return _read(path, table, wanted, keyframe)
+            return _read(path, table, wanted, keyframe, max_pixels)
         except DecodeError:
             pass  # a seek may land among pictures that need earlier ones: the start of the file decides
-    return _read(path, table, wanted, None)
+    return _read(path, table, wanted, None, max_pixels)
 
 
 def _keyframe_before(table: FrameTable, index: int) -> int | None:
@@ -41,10 +41,12 @@ def _keyframe_before(table: FrameTable, index: int) -> int | None:
     return int(before[-1]) if len(before) > 1 else None
 
 
-def _read(path: Path, table: FrameTable, wanted: NDArray[np.int64], keyframe: int | None) -> NDArray[np.uint8]:
+def _read(
+    path: Path, table: FrameTable, wanted: NDArray[np.int64], keyframe: int | None, max_pixels: int
+) -> NDArray[np.uint8]:
     missing = {int(index) for index in wanted}
     frames = []
-    for index, frame in _decode(path, table, keyframe, int(wanted[-1])):
+    for index, frame in _decode(path, table, keyframe, int(wanted[-1]), max_pixels):
         if index in missing:
             missing.remove(index)
             frames.append(_upright(frame))
@@ -57,15 +59,17 @@ def _read(path: Path, table: FrameTable, wanted: NDArray[np.int64], keyframe: in
     return np.stack(frames)
 
 
-def _decode(path: Path, table: FrameTable, keyframe: int | None, last: int) -> Iterator[tuple[int, Any]]:
+def _decode(
+    path: Path, table: FrameTable, keyframe: int | None, last: int, max_pixels: int
+) -> Iterator[tuple[int, Any]]:
     """Displayed frames with their index, from `keyframe` to `last` or a little further.
 
     Raises DecodeError at the first damage.
     """
     import av
 
-    with open_video(path) as (container, stream):
-        stream.codec_context.options = {"err_detect": "explode"}
+    with open_video(path, max_pixels=max_pixels) as (container, stream):
+        stream.codec_context.options |= {"err_detect": "explode"}
         following = 0  # index of the frame that comes out next
         if keyframe is not None:
             container.seek(keyframe, stream=stream)

@@ -23,9 +23,9 @@ from flcache.evaluation.report import (
     player_content,
     seen_region,
 )
-from flcache.videos import ClipRequest, DecodedClip, DecodePool, PlannedClip, VideoFolder, decode_planned, planned_clips
+from flcache.videos import ClipRequest, DecodedClip, PlannedClip, VideoFolder, decode_planned, planned_clips
 
-from ..setup.clips import read_split
+from ..setup.clips import open_pool, read_split
 from ..setup.encoder import hard_spec, pick_device
 from ..setup.model import load_trained
 from ..setup.progress import Progress
@@ -133,7 +133,7 @@ def _with_frames(
     clips = [replace(clip, label=planned[clip.clip_id].label) for clip in clips]
     folder = VideoFolder(Path(config.require("dataset.root")))
     framed, unread = [], {}
-    with DecodePool(config.encode.decode_workers, config.encode.decode_timeout_s) as pool:
+    with open_pool(config) as pool:
         decoding = decode_planned(pool, folder, (_frame_a_step(planned[clip.clip_id], clip.times) for clip in clips))
         for clip, (_, decoded) in zip(clips, decoding, strict=True):
             if isinstance(decoded, DecodeError):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,19 +11,11 @@ import pandas as pd
 
 from flcache.cache import assign_shards, get_codec
 from flcache.config import Config
-from flcache.errors import DataError, DecodeError
-from flcache.videos import (
-    Video,
-    VideoFolder,
-    needs_duration,
-    plan_clips,
-    probe,
-    read_annotations,
-)
+from flcache.errors import DataError
+from flcache.videos import DecodePool, Video, VideoFolder, VideoInfo, needs_duration, plan_clips, read_annotations
 
 SPLITS = ("train", "val")
 LISTED_MISSING = 5
-PROBE_THREADS = 8
 
 
 @dataclass(frozen=True)
@@ -53,8 +44,14 @@ def read_split(config: Config, split: str) -> SplitClips:
     folder = VideoFolder(root, (video.path for video in videos))
     missing = tuple(video for video in videos if folder.find(video.path) is None)
     _check_missing(config, split, videos, missing, folder)
-    clips = plan_clips(videos, config.clip, _probe(needs_duration(config.clip, videos), folder))
+    clips = plan_clips(videos, config.clip, _probe(config, needs_duration(config.clip, videos), folder))
     return SplitClips(split, clips, folder, missing)
+
+
+def open_pool(config: Config) -> DecodePool:
+    """The worker processes that `encode.decode_workers` asks for, with the limits of the configuration."""
+    encode = config.encode
+    return DecodePool(encode.decode_workers, encode.decode_timeout_s, max_bytes=config.clip.max_bytes)
 
 
 def report_missing(splits: Sequence[SplitClips]) -> None:
@@ -79,19 +76,15 @@ def assign_split(config: Config, latent_shape: Sequence[int], split: SplitClips)
     return assign_shards(split.clips, split.split, **sizes)
 
 
-def _probe(videos: list[Video], folder: VideoFolder) -> dict[str, float]:
+def _probe(config: Config, videos: list[Video], folder: VideoFolder) -> dict[str, float]:
     """Seconds by video id, from the headers; videos that cannot be read are left out and fail when they are decoded."""
-
-    def duration_s(video: Video) -> float | None:
-        path = folder.find(video.path)
-        try:
-            return probe(path).duration_s if path else None
-        except DecodeError:
-            return None
-
-    with ThreadPoolExecutor(PROBE_THREADS) as threads:
-        durations = threads.map(duration_s, videos)
-    return {video.video_id: seconds for video, seconds in zip(videos, durations, strict=True) if seconds is not None}
+    files = {video.video_id: path for video in videos if (path := folder.find(video.path))}
+    if not files:
+        return {}
+    with open_pool(config) as pool:
+        infos = dict(zip(files, pool.probe(list(files.values())), strict=True))
+    seconds = {name: info.duration_s for name, info in infos.items() if isinstance(info, VideoInfo)}
+    return {name: duration_s for name, duration_s in seconds.items() if duration_s is not None}
 
 
 def _check_missing(

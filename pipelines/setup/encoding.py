@@ -29,9 +29,9 @@ from flcache.config import Config
 from flcache.encoder import LatentVideoModel
 from flcache.engines import ClipFailed, EncodeJob, Event, ShardCommitted, ShardTask, calibrate, local
 from flcache.errors import ConfigError, DataError
-from flcache.videos import DecodePool, decode_planned, planned_clips
+from flcache.videos import decode_planned, planned_clips
 
-from .clips import SplitClips, assign_split
+from .clips import SplitClips, assign_split, open_pool
 from .encoder import hard_spec
 from .progress import Progress
 
@@ -84,7 +84,7 @@ def _calibrate(
     sample = assign_split(config, hard["layout"]["shape"], split)[:CODEC_CALIBRATION_CLIPS]
     clips, options = planned_clips(sample), config.encode
     with (
-        DecodePool(options.decode_workers, options.decode_timeout_s) as pool,
+        open_pool(config) as pool,
         Progress("Calibrating", len(clips), "clips") as progress,
     ):
         return calibrate(
@@ -128,6 +128,7 @@ def _job(location: Location, config: Config, spec: CacheSpec, model: LatentVideo
         device=str(model.device),
         decode_workers=config.encode.decode_workers,
         decode_timeout_s=config.encode.decode_timeout_s,
+        max_clip_bytes=config.clip.max_bytes,
         batch_size=config.encode.batch_size,
         min_cosine=config.cache.min_cosine,
     )

@@ -30,7 +30,7 @@ from flcache.leak import check_boundary, middle_boundary
 from flcache.training import Source, VideoSource, WorldModel
 from flcache.videos import DecodePool, PlannedClip, VideoFolder, planned_clips
 
-from .clips import assign_split, read_split
+from .clips import assign_split, open_pool, read_split
 from .encoder import hard_spec, load_configured_encoder
 
 CALIBRATION_CLIPS = 64
@@ -77,7 +77,7 @@ def open_source(config: Config, reading: Reading, *, device: str) -> Iterator[La
     if config.training.source == "cache":
         yield _cached(config, reading)
         return
-    with DecodePool(config.encode.decode_workers, config.encode.decode_timeout_s) as pool:
+    with open_pool(config) as pool:
         yield _live(config, reading, pool, device)
 
 

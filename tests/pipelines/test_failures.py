@@ -61,6 +61,12 @@ def coloured(path: Path, colour: tuple[int, int, int], size: int = 32, frames: i
         container.mux(stream.encode(None))
 
 
+def endless(path: Path) -> None:
+    """A video whose next cluster is searched for in a sparse terabyte."""
+    coloured(path, (0, 0, 0))
+    os.truncate(path, 2**40)
+
+
 def sound(path: Path) -> None:
     with av.open(str(path), "w", format="mp4") as container:
         stream: Any = container.add_stream("aac", rate=16000)
@@ -111,7 +117,8 @@ FILES: dict[str, tuple[str, str, int, Make]] = {
     "sizes": ("decode", "size changes", 1, lambda path, good: two_sizes(path)),
     "short": ("decode", "too short", 1, lambda path, good: coloured(path, (0, 0, 0), frames=4)),
     "large": ("decode", "too large", 1, lambda path, good: coloured(path, (0, 0, 0), size=3072)),
-    "waits": ("decode", "timed out", 2, lambda path, good: os.mkfifo(path)),
+    "pipe": ("decode", "not readable", 1, lambda path, good: os.mkfifo(path)),
+    "waits": ("decode", "timed out", 2, lambda path, good: endless(path)),
     "dies": ("decode", "worker died", 2, lambda path, good: path.write_bytes(good)),
     "bug": ("decode", "our own error", 1, lambda path, good: path.write_bytes(good)),
     "red": ("encode", "not finite", 1, lambda path, good: coloured(path, (255, 0, 0))),
