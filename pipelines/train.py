@@ -42,6 +42,7 @@ def run(config: Config, resume: bool = False) -> None:
     accelerator = _accelerator(config)
     newest = agreed_checkpoint(accelerator, directory / "checkpoints")
     if newest is not None and _is_done(config, newest, resume, accelerator):
+        accelerator.end_training()
         return
     set_seed(config.seed)
     reading = Reading("train", config.training.batch_size, True, accelerator.process_index, accelerator.num_processes)

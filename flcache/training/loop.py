@@ -189,8 +189,11 @@ class Run:
         with torch.no_grad(), self.accelerator.autocast():
             found = latent_health(self.model.to_latents(batch).latents)
         self.model.train()
-        values = torch.tensor(astuple(found), device=self.accelerator.device) * self._share(batch)
-        health = LatentHealth(*self.accelerator.reduce(values, reduction="mean").tolist())
+        values = torch.tensor([*astuple(found), 1.0], device=self.accelerator.device) * self._share(batch)
+        *means, share = self.accelerator.reduce(values, reduction="mean").tolist()
+        if share == 0:  # no process has a clip
+            return
+        health = LatentHealth(*means)
         self._health = self._health or health
         self._means.add({f"latents/{name}": value for name, value in asdict(health).items()})
         check_collapse(health, self._health, step=self.step)

@@ -45,6 +45,7 @@ def pick_device(device: str) -> str:
     gpus, mps = torch.cuda.device_count() if torch.cuda.is_available() else 0, torch.backends.mps.is_available()
     if device == "auto":
         return "cuda" if gpus else "mps" if mps else "cpu"
+    device = device.removesuffix(":0") if device in ("cpu:0", "mps:0") else device  # as accelerate writes them
     here = [*(f"cuda:{number}" for number in range(gpus)), *(["mps"] if mps else []), "cpu"]
     if device not in here and not (device == "cuda" and gpus):
         raise ConfigError(

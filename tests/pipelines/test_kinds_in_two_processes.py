@@ -58,7 +58,7 @@ def compare(config: Path, folder: Path, settings: dict[str, list[str]], batch_si
 def test_every_kind_and_source_trains_in_two_processes_as_in_one(encoded: Path, tmp_path: Path) -> None:
     assert set(KINDS) == set(PREDICTORS)
     settings = {
-        f"{kind}-{source}": [f"predictor.kind={kind}", *own, *of_source, "training.steps=4"]
+        f"{kind}-{source}": [f"predictor.kind={kind}", *own, *of_source, "training.steps=3"]
         for kind, own in KINDS.items()
         for source, of_source in SOURCES.items()
     }
