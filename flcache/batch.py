@@ -58,9 +58,9 @@ class LatentBatch:
         return len(self.ids)
 
     def to(self, device: torch.device | str) -> LatentBatch:
-        latents = self.latents.to(device, non_blocking=True)
-        targets = latents if self.targets is self.latents else self.targets.to(device, non_blocking=True)
-        times, valid = self.times.to(device, non_blocking=True), self.valid.to(device, non_blocking=True)
+        latents = send(self.latents, device)
+        targets = latents if self.targets is self.latents else send(self.targets, device)
+        times, valid = send(self.times, device), send(self.valid, device)
         return replace(self, latents=latents, targets=targets, times=times, valid=valid)
 
 
@@ -81,8 +81,8 @@ class VideoBatch:
         return len(self.ids)
 
     def to(self, device: torch.device | str) -> VideoBatch:
-        frames = tuple(clip.to(device, non_blocking=True) for clip in self.frames)
-        times, valid = self.times.to(device, non_blocking=True), self.valid.to(device, non_blocking=True)
+        frames = tuple(send(clip, device) for clip in self.frames)
+        times, valid = send(self.times, device), send(self.valid, device)
         return replace(self, frames=frames, times=times, valid=valid)
 
 
@@ -100,6 +100,13 @@ class ChannelStatistics:
     def restore(self, standardised: Tensor) -> Tensor:
         """What `standardise` made (..., D) of, float32."""
         return standardised.float() * self.std.to(standardised.device) + self.mean.to(standardised.device)
+
+
+def send(tensor: Tensor, device: torch.device | str) -> Tensor:
+    """`tensor` on `device`, without waiting only from pinned memory to CUDA: a copy from other memory may be late, and
+    read what has been written over it since."""
+    waits = torch.device(device).type != "cuda" or not tensor.is_pinned()
+    return tensor.to(device, non_blocking=not waits)
 
 
 def step_times(timestamps: NDArray[np.float64], tubelet_size: int) -> NDArray[np.float32]:

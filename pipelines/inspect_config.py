@@ -211,5 +211,10 @@ def _check_training(config: Config, shape: Shape | None, findings: Findings) -> 
             "encoder_trainable: latents in a cache train no encoder; set training.source=videos, or "
             "encoder_trainable=false"
         )
+    if config.encoder_trainable and config.encoder.dtype != "float32":
+        findings.problems.append(
+            f"encoder.dtype: {config.encoder.dtype} weights are too coarse to train; set encoder.dtype=float32, and "
+            "training.precision=bf16 to compute in bfloat16"
+        )
     for key in ("cache.dir", "training.dir"):
         _is_unset(config, key, findings)

@@ -5,8 +5,10 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
+import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 from rich.console import Console
@@ -17,15 +19,16 @@ from flcache.errors import ConfigError, TrainingError
 from flcache.training import (
     Run,
     RunRecord,
+    agreed_checkpoint,
     build_optimiser,
     count_parameters,
-    has_checkpoint,
-    latest_checkpoint,
     parameter_table,
     read_record,
     warmup_cosine,
 )
 
+from .setup.continuing import check_settings
+from .setup.encoder import pick_device
 from .setup.model import build_world_model
 from .setup.progress import Progress
 from .setup.source import LatentSource, Reading, open_source
@@ -36,36 +39,59 @@ def run(config: Config, resume: bool = False) -> None:
     directory = Path(config.require("training.dir"))
     if config.encoder_trainable and config.training.source == "cache":
         raise ConfigError("encoder_trainable: latents in a cache train no encoder; set training.source=videos")
-    checkpoints = directory / "checkpoints"
-    continues = has_checkpoint(checkpoints)
-    if continues and not resume:
-        step = read_record(latest_checkpoint(checkpoints)).step
-        raise TrainingError(
-            f'{directory}: holds a run of {step} steps; continue it with --resume, or choose another "training.dir"'
-        )
-    if continues and read_record(latest_checkpoint(checkpoints)).step >= config.training.steps:
-        print(f"{latest_checkpoint(checkpoints)}: all {config.training.steps} steps are done")
-        return
     accelerator = _accelerator(config)
+    newest = agreed_checkpoint(accelerator, directory / "checkpoints")
+    if newest is not None and _is_done(config, newest, resume, accelerator):
+        accelerator.end_training()
+        return
     set_seed(config.seed)
     reading = Reading("train", config.training.batch_size, True, accelerator.process_index, accelerator.num_processes)
-    with open_source(config, reading, device=accelerator.device.type) as source:
-        if continues:
-            source = source.known_as(read_record(latest_checkpoint(checkpoints)).fingerprint)
+    with open_source(config, reading, device=str(accelerator.device)) as source:
+        if newest is not None:
+            source = source.known_as(read_record(newest).fingerprint)
         training_run = _build(config, accelerator, source, directory)
-        if continues:
-            training_run.resume()
+        if newest is not None:
+            training_run.resume(newest)
         _fit(config, training_run)
     accelerator.end_training()
 
 
+def _is_done(config: Config, newest: Path, resume: bool, accelerator: Accelerator) -> bool:
+    """Whether the run of `newest` has all its steps. Raises TrainingError where it cannot be continued as asked."""
+    step = read_record(newest).step
+    if not resume:
+        raise TrainingError(
+            f"{newest.parent.parent}: holds a run of {step} steps; continue it with --resume, or choose another "
+            f'"training.dir"'
+        )
+    if step >= config.training.steps:
+        accelerator.print(f"{newest}: all {config.training.steps} steps are done")
+        return True
+    for change in check_settings(config, newest):
+        accelerator.print(f"continued with {change}")
+    return False
+
+
 def _accelerator(config: Config) -> Accelerator:
     training = config.training
-    return Accelerator(
-        cpu=training.device == "cpu",
+    device = torch.device(pick_device(training.device))
+    if device.index is not None and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ConfigError(f"training.device={training.device} is one device for several processes; set {device.type}")
+    if device.type == "cuda":
+        torch.set_float32_matmul_precision("high")  # TF32
+        if device.index is not None:
+            torch.cuda.set_device(device)
+    accelerator = Accelerator(
+        cpu=device.type == "cpu",
         mixed_precision=training.precision,
         gradient_accumulation_steps=training.accumulate,
     )
+    if accelerator.device.type != device.type:
+        raise ConfigError(
+            f"training.device={training.device}: accelerate chose {accelerator.device}; set that, or change the "
+            "configuration of accelerate"
+        )
+    return accelerator
 
 
 def _build(config: Config, accelerator: Accelerator, source: LatentSource, directory: Path) -> Run:
@@ -85,6 +111,7 @@ def _build(config: Config, accelerator: Accelerator, source: LatentSource, direc
         directory=directory,
         record=RunRecord(0, source.fingerprint, source.latent_shape, source.leak),
         config=to_yaml(config),
+        seed=config.seed,
     )
 
 

@@ -32,6 +32,8 @@ class Family:
     """Tokens run over space, then time (TimeSformer)."""
     submodule: str | None = None
     """The part of the model that encodes; the rest is dropped."""
+    unused: tuple[str, ...] = ()
+    """Parts, by the last of their names, that no latent depends on: they never train."""
     predictor: str | None = None
     """The part that was pretrained to predict latents from latents."""
 
@@ -39,15 +41,19 @@ class Family:
 FAMILIES: dict[str, Family] = {
     "vjepa2": Family("VJEPA2VideoProcessor", video=True, submodule="encoder", predictor="predictor"),
     "videomae": Family("VideoMAEVideoProcessor", video=True, fixed_frames="num_frames"),
-    "vivit": Family("VivitVideoProcessor", video=True, class_tokens=1, fixed_frames="num_frames"),
+    "vivit": Family("VivitVideoProcessor", video=True, class_tokens=1, fixed_frames="num_frames", unused=("pooler",)),
     "timesformer": Family(
         "TimesformerVideoProcessor", video=True, class_tokens=1, fixed_frames="num_frames", space_first=True
     ),
-    "dinov2": Family("BitImageProcessor", video=False, class_tokens=1, fixed_size=False),
-    "dinov2_with_registers": Family("BitImageProcessor", video=False, class_tokens=1, fixed_size=False),
-    "dinov3_vit": Family("DINOv3ViTImageProcessor", video=False, class_tokens=1, fixed_size=False),
-    "vit": Family("ViTImageProcessor", video=False, class_tokens=1),
-    "ijepa": Family("ViTImageProcessor", video=False),
+    "dinov2": Family("BitImageProcessor", video=False, class_tokens=1, fixed_size=False, unused=("mask_token",)),
+    "dinov2_with_registers": Family(
+        "BitImageProcessor", video=False, class_tokens=1, fixed_size=False, unused=("mask_token",)
+    ),
+    "dinov3_vit": Family(
+        "DINOv3ViTImageProcessor", video=False, class_tokens=1, fixed_size=False, unused=("mask_token",)
+    ),
+    "vit": Family("ViTImageProcessor", video=False, class_tokens=1, unused=("pooler", "mask_token")),
+    "ijepa": Family("ViTImageProcessor", video=False, unused=("pooler", "mask_token")),
 }
 
 

@@ -85,7 +85,7 @@ def describe_encoder(
     family = family_of(config.model_type)
     with torch.device("meta"):
         encoder = _encoding_part(transformers.AutoModel.from_config(config), family)
-    set_trainable(encoder, trainable)
+    set_trainable(encoder, trainable, family.unused)
     processor = load_processor(transformers, family, config, name, source.revision, source.processor)
     tubelet, patch_height, patch_width = patch_shape(config)
     height, width = output_size(processor)

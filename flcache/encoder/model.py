@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from flcache.batch import send
 from flcache.encoder.context import ContextRule, Pass, applied_rule, passes, seen_until
 from flcache.encoder.families import Family, check_pixels, patch_shape, to_grid
 from flcache.encoder.processing import output_size
@@ -50,7 +51,7 @@ class LatentVideoModel(nn.Module):
         self.config: Any = encoder.config
         self.tubelet_size = 1 if self.context.repeat_frames else patch_shape(self.config)[0]
         """Frames of the clip that a step is made of."""
-        set_trainable(encoder, trainable)
+        set_trainable(encoder, trainable, family.unused)
         self.trainable = any(parameter.requires_grad for parameter in encoder.parameters())
         self.train(self.training)
 
@@ -160,7 +161,7 @@ def _channels_first(clip: Tensor, device: torch.device) -> Tensor:
         raise EncoderError(f"encoder: frames must be uint8, not {clip.dtype}: floats would be rescaled twice")
     if clip.ndim != 4 or clip.shape[-1] != 3:
         raise EncoderError(f"encoder: a clip is (F, h, w, 3), not {tuple(clip.shape)}")
-    return clip.to(device, non_blocking=True).permute(0, 3, 1, 2)
+    return send(clip, device).permute(0, 3, 1, 2)
 
 
 def _only_tensor(batch: Any) -> Tensor:

@@ -70,8 +70,9 @@ class Predictor(nn.Module, ABC):
     def forecasts(self, batch: LatentBatch, boundaries: Sequence[int], rollout_steps: int) -> list[Forecast]:
         """The predictions that a training step on `batch` learns from: here, all that follows a random boundary.
 
-        Contexts may end at `boundaries`. `rollout_steps` is for predictors that predict one step at a time: how many
-        of them in a row. Random choices come from torch's generator alone, so that a resumed run repeats them.
+        Contexts may end at `boundaries`, which come in random order, anew for every batch and the same on all
+        processes: take the first that serves (`draw_boundary`). `rollout_steps` is for predictors that predict one step
+        at a time: how many of them in a row. Noise comes from torch's generator, which is seeded for every batch.
         """
         boundary = draw_boundary(boundaries)
         times = batch.times
@@ -93,5 +94,5 @@ class Predictor(nn.Module, ABC):
 
 
 def draw_boundary(boundaries: Sequence[int]) -> int:
-    """One of `boundaries`, by torch's generator."""
-    return boundaries[int(torch.randint(len(boundaries), ()))]
+    """The first of `boundaries`, which come in random order."""
+    return boundaries[0]

@@ -4,7 +4,6 @@
         model.safetensors       predictor, channel statistics, and the encoders when they train
         optimizer.safetensors   the moments of every trained parameter
         state.json              step, position in the data, learning rates, loss scale, latents' spread at the start
-        random-0.json           random number generators, one file a process
         config.yaml             the configuration of the run; may be edited
         run.json                step, fingerprint, latent shape, whether the context leaked; size and digest of the rest
 
@@ -30,6 +29,7 @@ from typing import Any
 import safetensors.torch
 import xxhash
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from safetensors import SafetensorError
 from torch import Tensor
 
@@ -133,8 +133,20 @@ def latest_checkpoint(folder: Path) -> Path:
     return found[-1]
 
 
-def has_checkpoint(folder: Path) -> bool:
-    return bool(_checkpoints(folder))
+def agreed_checkpoint(accelerator: Accelerator, folder: Path) -> Path | None:
+    """The newest checkpoint below `folder`, None where there is none. Call it on every process: raises TrainingError on
+    all of them unless all have the same one, as where `folder` lies on a disk of one machine alone."""
+    found = _checkpoints(folder)
+    own = (found[-1].name, _digest_or_none(found[-1] / RUN)) if found else ("no checkpoint", None)
+    every = gather_object([own]) if accelerator.num_processes > 1 else [own]
+    for process, other in enumerate(every):
+        if other != every[0]:
+            same_name = "another " if other[0] == every[0][0] else ""
+            raise TrainingError(
+                f"{folder}: process 0 finds {every[0][0]}, process {process} {same_name}{other[0]}: all must continue "
+                f'from one checkpoint; put "training.dir" where every machine reads it, or copy the folder of process 0'
+            )
+    return found[-1] if found else None
 
 
 def open_checkpoint(folder: Path) -> Checkpoint:
@@ -223,6 +235,14 @@ def _digest(path: Path) -> dict[str, Any]:
             digest.update(block)
             size += len(block)
     return {"bytes": size, "xxh3_64": digest.hexdigest()}
+
+
+def _digest_or_none(path: Path) -> str | None:
+    """None for a file that cannot be read."""
+    try:
+        return str(_digest(path)["xxh3_64"])
+    except (OSError, ValueError):
+        return None
 
 
 def _seal(content: dict[str, Any]) -> str:

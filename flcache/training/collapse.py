@@ -9,6 +9,10 @@ from torch import Tensor
 
 from flcache.errors import TrainingError
 
+FLOORS = {"deviation": 0.1, "rank": 0.1, "change": 0.02}
+"""The parts of what they were at the start below which latents are collapsing. `change` differs most between batches:
+a sound one of calm videos has a tenth of that of others."""
+
 
 @dataclass(frozen=True)
 class LatentHealth:
@@ -18,22 +22,28 @@ class LatentHealth:
     """Mean over channels of the standard deviation over all tokens of the batch."""
     rank: float
     """Effective rank: exponential of the entropy of the normalised singular values (RankMe, arXiv 2210.02885)."""
+    change: float
+    """Variance over the steps of a clip, as a share of that over all tokens of the batch; 0 where nothing changes."""
 
 
 @torch.no_grad()
 def latent_health(latents: Tensor, *, max_tokens: int = 2048) -> LatentHealth:
-    """Spread of latents (..., D), from at most `max_tokens` tokens taken at equal distances."""
-    tokens = latents.detach().float().flatten(0, -2)
+    """Spread of latents (B, T, H, W, D); the rank is of at most `max_tokens` tokens taken at equal distances."""
+    latents = latents.detach().float()
+    tokens = latents.flatten(0, -2)
+    whole = tokens.var(0, unbiased=False).mean().clamp_min(1e-12)
+    change = latents.var(1, unbiased=False).mean() / whole
     tokens = tokens[:: max(1, len(tokens) // max_tokens)]
     singular = torch.linalg.svdvals(tokens - tokens.mean(0))
     share = singular / singular.sum().clamp_min(1e-12)
     entropy = -(share * (share + 1e-12).log()).sum()
-    return LatentHealth(deviation=float(tokens.std(0).mean()), rank=float(entropy.exp()))
+    return LatentHealth(float(tokens.std(0).mean()), float(entropy.exp()), float(change))
 
 
-def check_collapse(now: LatentHealth, start: LatentHealth, *, step: int, floor: float = 0.1) -> None:
-    """Raises TrainingError once deviation or effective rank fell below `floor` of what they were at the start."""
-    for name, value, before in (("deviation", now.deviation, start.deviation), ("rank", now.rank, start.rank)):
+def check_collapse(now: LatentHealth, start: LatentHealth, *, step: int) -> None:
+    """Raises TrainingError once one of `FLOORS` is broken."""
+    for name, floor in FLOORS.items():
+        value, before = getattr(now, name), getattr(start, name)
         if value < floor * before:
             raise TrainingError(
                 f"step {step}: the latents are collapsing: their {name} fell from {before:.3g} to {value:.3g}; lower "

@@ -2,9 +2,9 @@
 
     optimizer.bin            the optimiser, its parameters by number
     custom_checkpoint_1.pkl  step, position in the data, latents' spread at the start
-    random_states_0.pkl      random number generators, one file a process
     scaler.pt                loss scale of float16
     custom_checkpoint_0.pkl  the schedule; never opened, it follows from step and optimiser
+    random_states_0.pkl      random number generators; never opened, what is drawn follows from seed and step
 
 No class or function that a file names is looked up, but for those of torch that build tensors.
 """
@@ -13,32 +13,13 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from flcache.training.checkpoint import Checkpoint, whole_number
-from flcache.training.random_state import RandomState
 
 _OPTIMISER, _RUN, _SCALER = "optimizer.bin", "custom_checkpoint_1.pkl", "scaler.pt"
 _ZIP = b"PK\x03\x04"
-
-
-class _Words:
-    """Stands for everything that a pickled numpy array names, so that no code of numpy runs: keeps what it is given."""
-
-    def __init__(self, *arguments: Any) -> None:
-        self.state: Any = None
-
-    def __setstate__(self, state: Any) -> None:
-        self.state = state
-
-    def array(self) -> np.ndarray[Any, np.dtype[np.uint32]]:
-        """The array, if it is one of little-endian uint32."""
-        return np.frombuffer(self.state[4], dtype="<u4").astype(np.uint32)
-
-
-_NUMPY = ("numpy._core.multiarray._reconstruct", "numpy.core.multiarray._reconstruct", "numpy.ndarray", "numpy.dtype")
 
 
 def earlier_state(checkpoint: Checkpoint) -> dict[str, Any]:
@@ -58,24 +39,6 @@ def earlier_optimiser(checkpoint: Checkpoint, names: list[str]) -> dict[str, dic
         if sum(len(group["params"]) for group in found["param_groups"]) != len(names):
             raise ValueError("it trains other parameters than this run")
         return {names[whole_number(index)]: dict(moments) for index, moments in found["state"].items()}
-
-
-def earlier_random_state(checkpoint: Checkpoint, process: int) -> RandomState | None:
-    """None for a process beyond those that wrote the checkpoint."""
-    name = f"random_states_{process}.pkl"
-    if process > 0 and not (checkpoint.folder / name).exists():
-        return None
-    with torch.serialization.safe_globals([(_Words, name) for name in _NUMPY]):
-        found = _load(checkpoint, name)
-    with checkpoint.reading(name):
-        kind, words, *rest = found["numpy_random_seed"]
-        devices = found.get("torch_cuda_manual_seed") or [None]
-        return RandomState(
-            python=found["random_state"],
-            numpy=(kind, words.array(), *rest),
-            torch=found["torch_manual_seed"],
-            device=devices[min(torch.cuda.current_device(), len(devices) - 1)] if torch.cuda.is_available() else None,
-        )
 
 
 def _load(checkpoint: Checkpoint, name: str) -> Any:

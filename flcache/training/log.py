@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 
+import torch
+from accelerate import Accelerator
+from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from flcache.errors import TrainingError
@@ -39,6 +43,27 @@ class MetricsLog:
     ) -> None:
         self._file.close()
         self._writer.close()
+
+
+class Means:
+    """Means of metrics since they were last taken, each over as many times as it was added."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, Tensor | float] = {}
+        self._counts: dict[str, int] = {}
+
+    def add(self, metrics: Mapping[str, Tensor | float]) -> None:
+        for name, value in metrics.items():
+            self._sums[name] = self._sums[name] + value if name in self._sums else value
+            self._counts[name] = self._counts.get(name, 0) + 1
+
+    def take(self, accelerator: Accelerator) -> dict[str, float]:
+        """The means over all processes, each a float; every process must have added the same names."""
+        means = [float(total) / self._counts[name] for name, total in self._sums.items()]
+        values = accelerator.reduce(torch.tensor(means, device=accelerator.device), reduction="mean").tolist()
+        taken = dict(zip(self._sums, values, strict=True))
+        self._sums, self._counts = {}, {}
+        return taken
 
 
 class NoLog:

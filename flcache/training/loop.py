@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
-from dataclasses import replace
+from dataclasses import asdict, astuple, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -29,7 +29,8 @@ from flcache.training.checkpoint import (
     save_checkpoint,
 )
 from flcache.training.collapse import LatentHealth, check_collapse, latent_health
-from flcache.training.log import MetricsLog, NoLog
+from flcache.training.draws import drawn_order, seed_noise
+from flcache.training.log import Means, MetricsLog, NoLog
 from flcache.training.objective import check_finite
 from flcache.training.options import TrainingOptions
 from flcache.training.state import Position, Trained, read_state, restore, write_state
@@ -67,6 +68,7 @@ class Run:
         directory: Path,
         record: RunRecord,
         config: str,
+        seed: int = 0,
     ) -> None:
         self.accelerator = accelerator
         self.model = model
@@ -75,7 +77,9 @@ class Run:
         self.directory = directory
         self.record = record
         self.config = config
+        self.seed = seed
         self.step = 0
+        self._means = Means()
         self._health: LatentHealth | None = None
         self._wrapped: Any
         _check_whole(accelerator)
@@ -85,14 +89,14 @@ class Run:
     def checkpoints(self) -> Path:
         return self.directory / "checkpoints"
 
-    def resume(self) -> None:
-        """Continue from the newest checkpoint.
+    def resume(self, folder: Path | None = None) -> None:
+        """Continue from the checkpoint in `folder`; None takes the newest.
 
         Raises TrainingError where there is none, or it is damaged or of another run; the run is then as it was.
         """
-        checkpoint = open_checkpoint(latest_checkpoint(self.checkpoints))
+        checkpoint = open_checkpoint(folder or latest_checkpoint(self.checkpoints))
         check_same_run(checkpoint.record, self.record, checkpoint.folder)
-        saved = read_state(checkpoint, self._trained(), process=self.accelerator.process_index)
+        saved = read_state(checkpoint, self._trained())
         with checkpoint.reading(STATE):
             try:
                 self.source.load_state_dict(saved.position.source)
@@ -114,16 +118,17 @@ class Run:
 
     def _trained(self) -> Trained:
         accelerator = self.accelerator
-        return Trained(self.model, self._optimiser, self.schedule, accelerator.scaler, accelerator.device)
+        return Trained(self.model, self._optimiser, self.schedule, accelerator.scaler)
 
     def fit(self, options: TrainingOptions, on_step: OnStep) -> None:
         """Train to `options.steps`. Raises TrainingError on a loss that is not finite and on collapsing latents."""
         batches = endless(self.source)
+        self.model.train()
         with self._log() as log:
             while self.step < options.steps:
-                metrics = self._optimise(batches, options)
+                self._optimise(batches, options)
                 if self.step % options.log_every == 0 or self.step in (1, options.steps):
-                    values = self._reduce(metrics)
+                    values = self._logged()
                     log.write(self.step, values)
                     on_step(self.step, values)
                 else:
@@ -131,29 +136,45 @@ class Run:
                 if self.step % options.checkpoint_every == 0 or self.step == options.steps:
                     self.save(options.keep_checkpoints)
 
-    def _optimise(self, batches: Iterator[Batch], options: TrainingOptions) -> dict[str, Tensor | float]:
-        """One optimiser step over `options.accumulate` batches; metrics of the last of them."""
+    def _optimise(self, batches: Iterator[Batch], options: TrainingOptions) -> None:
+        """One optimiser step over `options.accumulate` batches, and its metrics."""
         started, waited, clips = time.perf_counter(), 0.0, 0
-        for _ in range(options.accumulate):
+        for number in range(options.accumulate):
             asked = time.perf_counter()
             batch = next(batches).to(self.accelerator.device)
             waited += time.perf_counter() - asked
             clips += len(batch)
             with self.accelerator.accumulate(self._wrapped):
-                result = self._wrapped(batch)
-                check_finite(result.loss, result.per_clip, batch.ids)
-                self.accelerator.backward(result.loss)
+                self._learn(batch, self.step * options.accumulate + number)
                 norm = self._clip_gradients(options.clip_norm)
                 self._optimiser.step()
                 self._optimiser.zero_grad()
-        rate = self.schedule.get_last_lr()[0]
+        self._means.add({"gradient_norm": norm, "learning_rate": self.schedule.get_last_lr()[0]})
         self.schedule.step()
         self.step += 1
         self.model.update_target(options.ema_decay)
         self._watch(batch)
         elapsed = time.perf_counter() - started
-        timing = {"clips_per_s": clips / elapsed, "data_wait_fraction": waited / elapsed}
-        return {"loss": result.loss.detach(), **result.metrics, "gradient_norm": norm, "learning_rate": rate, **timing}
+        self._means.add({"clips_per_s": clips, "data_wait_fraction": waited, "step_s": elapsed})
+
+    def _learn(self, batch: Batch, draw: int) -> None:
+        """Gradients of one batch; each process counts by its clips among those of all."""
+        seed_noise(seed=self.seed, draw=draw, process=self.accelerator.process_index)
+        result = self._wrapped(batch, drawn_order(self.model.boundaries, seed=self.seed, draw=draw))
+        if len(batch):
+            check_finite(result.loss, result.per_clip, batch.ids)
+        share = self._share(batch)
+        self.accelerator.backward(result.loss * share)
+        metrics = {"loss": result.loss.detach(), **result.metrics}
+        self._means.add({name: value * share for name, value in metrics.items()})
+
+    def _share(self, batch: Batch) -> Tensor | float:
+        """The clips of `batch` relative to the mean over processes; the gradient is averaged over processes."""
+        if self.accelerator.num_processes == 1:
+            return 1.0
+        clips = torch.tensor(float(len(batch)), device=self.accelerator.device)
+        mean: Tensor = self.accelerator.reduce(clips, reduction="mean")
+        return clips / mean.clamp(min=1 / self.accelerator.num_processes)
 
     def _clip_gradients(self, clip_norm: float) -> Tensor | float:
         if not self.accelerator.sync_gradients:
@@ -164,16 +185,26 @@ class Run:
         """With a trainable encoder, every `WATCH_EVERY` steps: have the latents collapsed?"""
         if self.model.encoder is None or not (self.step == 1 or self.step % WATCH_EVERY == 0):
             return
-        with torch.no_grad():
-            health = latent_health(self.model.to_latents(batch).latents)
+        self.model.eval()  # dropout would pass for spread
+        with torch.no_grad(), self.accelerator.autocast():
+            found = latent_health(self.model.to_latents(batch).latents)
+        self.model.train()
+        values = torch.tensor([*astuple(found), 1.0], device=self.accelerator.device) * self._share(batch)
+        *means, share = self.accelerator.reduce(values, reduction="mean").tolist()
+        if share == 0:  # no process has a clip
+            return
+        health = LatentHealth(*means)
         self._health = self._health or health
+        self._means.add({f"latents/{name}": value for name, value in asdict(health).items()})
         check_collapse(health, self._health, step=self.step)
 
-    def _reduce(self, metrics: dict[str, Tensor | float]) -> dict[str, float]:
-        """Metrics as floats, averaged over processes."""
-        values = torch.tensor([float(value) for value in metrics.values()], device=self.accelerator.device)
-        mean = self.accelerator.reduce(values, reduction="mean")
-        return dict(zip(metrics, mean.tolist(), strict=True))
+    def _logged(self) -> dict[str, float]:
+        """Metrics of the steps since they were last logged."""
+        metrics = self._means.take(self.accelerator)
+        step_s = metrics.pop("step_s")
+        metrics["clips_per_s"] *= self.accelerator.num_processes / step_s
+        metrics["data_wait_fraction"] /= step_s
+        return metrics
 
     def _log(self) -> AbstractContextManager[MetricsLog | NoLog]:
         if not self.accelerator.is_main_process:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
+import torch
 from rich.table import Table
 from torch import nn
 from torch.optim import AdamW, Optimizer
@@ -27,11 +28,12 @@ def build_optimiser(parts: Mapping[str, nn.Module], options: TrainingOptions) ->
     """AdamW over the trainable parameters of `parts`, each once, in a group that decays and one that does not.
 
     Matrices named `weight` decay. Biases, norms, embeddings, and bare parameters such as mask tokens do not.
-    Raises TrainingError if nothing is trainable.
+    Raises TrainingError if nothing is trainable, and for weights too coarse to train.
     """
     decaying: list[nn.Parameter] = []
     staying: list[nn.Parameter] = []
     for owner, name, parameter in _trainable(parts):
+        _check_fine_enough(parameter)
         decays = parameter.ndim >= 2 and name == "weight" and not isinstance(owner, nn.Embedding)
         (decaying if decays else staying).append(parameter)
     if not decaying and not staying:
@@ -84,6 +86,16 @@ def _trainable(parts: Mapping[str, nn.Module]) -> Iterator[tuple[nn.Module, str,
                 if parameter.requires_grad and parameter not in seen:
                     seen.add(parameter)
                     yield owner, name, parameter
+
+
+def _check_fine_enough(parameter: nn.Parameter) -> None:
+    """In bfloat16 neighbouring numbers differ by 1/256: smaller steps, and all those of a moving average, are lost."""
+    if parameter.dtype != torch.float32:
+        dtype = str(parameter.dtype).removeprefix("torch.")
+        raise TrainingError(
+            f"{dtype} weights are too coarse to train: set encoder.dtype=float32, and training.precision=bf16 to "
+            "compute in bfloat16"
+        )
 
 
 def _count(part: nn.Module) -> ParameterCount:

@@ -11,11 +11,15 @@ from flcache.cache import EpochSampler
 from flcache.errors import DataError
 from flcache.videos import DecodedClip, DecodePool, PlannedClip, VideoFolder, decode_planned
 
+BLACK_SIZE = 64
+"""Pixels of an empty batch; the processor resizes them."""
+
 
 class VideoSource:
     """Batches of decoded frames; iterating yields the rest of the current epoch, as `LatentLoader` does.
 
-    A clip that cannot be decoded is left out of its batch and kept in `failures` with its reason, never replaced.
+    A clip that cannot be decoded is left out of its batch and kept in `failures` with its reason, never replaced. A
+    batch of which none is left is skipped; one of several processes yields a batch of no clips in its place.
     Raises DataError once more than `max_failed_fraction` of the clips asked for have failed.
     """
 
@@ -46,6 +50,8 @@ class VideoSource:
             self._note_failures([(clip, item) for clip, item in decoded if not isinstance(item, DecodedClip)])
             if good:
                 yield self._batch(good)
+            elif self._sampler.world_size > 1:  # other processes have clips, and wait for this one's gradients
+                yield self._empty_batch(clips[0].request.frames)
 
     def state_dict(self) -> dict[str, int]:
         return self._sampler.state_dict()
@@ -61,6 +67,17 @@ class VideoSource:
             times=torch.stack([torch.from_numpy(seconds) for seconds in times]),
             valid=torch.stack([torch.from_numpy(steps) for steps in valid]),
             ids=tuple(clip.clip_id for clip, _ in clips),
+            context_steps=self._context_steps,
+        )
+
+    def _empty_batch(self, num_frames: int) -> VideoBatch:
+        """A black clip that passes through the model and counts for nothing: no step of it is valid."""
+        steps = num_frames // self._tubelet_size
+        return VideoBatch(
+            frames=(torch.zeros(num_frames, BLACK_SIZE, BLACK_SIZE, 3, dtype=torch.uint8),),
+            times=torch.arange(steps, dtype=torch.float32)[None],
+            valid=torch.zeros(1, steps, dtype=torch.bool),
+            ids=(),
             context_steps=self._context_steps,
         )
 

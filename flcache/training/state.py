@@ -29,8 +29,7 @@ from flcache.training.checkpoint import (
     whole_number,
 )
 from flcache.training.collapse import LatentHealth
-from flcache.training.earlier import earlier_optimiser, earlier_random_state, earlier_state
-from flcache.training.random_state import RandomState, random_state, set_random_state
+from flcache.training.earlier import earlier_optimiser, earlier_state
 
 Moments = dict[str, dict[str, Tensor]]
 """What AdamW keeps of a parameter, by the parameter's name."""
@@ -47,7 +46,6 @@ class Trained:
     schedule: LRScheduler
     scaler: Any
     """The `GradScaler` of mixed precision in float16, or None."""
-    device: torch.device
 
 
 @dataclass(frozen=True)
@@ -68,8 +66,6 @@ class Saved:
     scaler: dict[str, Any] | None
     weights: dict[str, Tensor]
     moments: Moments
-    random: RandomState | None
-    """None for a process beyond those that wrote the checkpoint."""
 
 
 def write_state(folder: Path, trained: Trained, position: Position, *, process: int) -> None:
@@ -80,8 +76,6 @@ def write_state(folder: Path, trained: Trained, position: Position, *, process: 
         for name, parameter in _trained_parameters(trained)
         for kind, tensor in trained.optimiser.state.get(parameter, {}).items()
     }
-    random_file = folder / _random_name(process)
-    random_file.write_text(json.dumps(random_state(trained.device).to_json()) + "\n", encoding="utf-8")
     if process == 0:
         save_file(weights, folder / MODEL, metadata={"format": "pt"})
         save_file(moments, folder / OPTIMISER, metadata={"format": "pt"})
@@ -89,8 +83,8 @@ def write_state(folder: Path, trained: Trained, position: Position, *, process: 
         (folder / STATE).write_text(text + "\n", encoding="utf-8")
 
 
-def read_state(checkpoint: Checkpoint, trained: Trained, *, process: int) -> Saved:
-    """All that `checkpoint` has for this process; changes nothing. Raises TrainingError if it does not fit."""
+def read_state(checkpoint: Checkpoint, trained: Trained) -> Saved:
+    """All that `checkpoint` has; changes nothing. Raises TrainingError if it does not fit."""
     state = earlier_state(checkpoint) if checkpoint.digests is None else checkpoint.json(STATE)
     with checkpoint.reading(STATE):
         position = _position(state, checkpoint.record.step)
@@ -98,14 +92,7 @@ def read_state(checkpoint: Checkpoint, trained: Trained, *, process: int) -> Sav
         if len(groups) != len(trained.optimiser.param_groups):
             raise ValueError("the optimiser has other groups of parameters than this run")
         scaler = _scaler(state["scaler"], trained.scaler)
-    return Saved(
-        position,
-        groups,
-        scaler,
-        _weights(checkpoint, trained.model),
-        _moments(checkpoint, trained),
-        _random(checkpoint, process, trained.device),
-    )
+    return Saved(position, groups, scaler, _weights(checkpoint, trained.model), _moments(checkpoint, trained))
 
 
 def restore(saved: Saved, trained: Trained) -> None:
@@ -123,8 +110,6 @@ def restore(saved: Saved, trained: Trained) -> None:
     _put_schedule(saved, trained.schedule)
     if trained.scaler is not None and saved.scaler is not None:
         trained.scaler.load_state_dict(saved.scaler)
-    if saved.random is not None:
-        set_random_state(saved.random, trained.device)
 
 
 def load_weights(checkpoint: Checkpoint, model: nn.Module) -> None:
@@ -143,7 +128,7 @@ def _state_json(trained: Trained, position: Position) -> dict[str, Any]:
     return {
         "step": position.step,
         "source": position.source,
-        "health": health and [health.deviation, health.rank],
+        "health": health and [health.deviation, health.rank, health.change],
         "groups": [{name: group[name] for name in (*_RATES, "betas")} for group in trained.optimiser.param_groups],
         "scaler": scaler and scaler.state_dict(),
     }
@@ -167,8 +152,8 @@ def _position(state: dict[str, Any], step: int) -> Position:
         raise ValueError("no position in the data")
     health = state["health"]
     if health is not None:
-        deviation, rank = map(finite_number, health)
-        health = LatentHealth(deviation, rank)
+        deviation, rank, *change = map(finite_number, health)  # the first checkpoints have no change
+        health = LatentHealth(deviation, rank, *change or [0.0])
     return Position(step, state["source"], health)
 
 
@@ -220,26 +205,6 @@ def _moments(checkpoint: Checkpoint, trained: Trained) -> Moments:
             if not isinstance(step, Tensor) or step.shape != () or not math.isfinite(step) or step < 1:
                 raise ValueError(f"the moments of {name} have no step")
     return found
-
-
-def _random(checkpoint: Checkpoint, process: int, device: torch.device) -> RandomState | None:
-    name = _random_name(process)
-    if checkpoint.digests is None:
-        found = earlier_random_state(checkpoint, process)
-    elif process > 0 and name not in checkpoint.digests:
-        return None
-    else:
-        content = checkpoint.json(name)
-        with checkpoint.reading(name):
-            found = RandomState.from_json(content)
-    if found is not None and found.device is not None and device.type != "cpu":
-        with checkpoint.reading(name):
-            torch.Generator(device).set_state(found.device)
-    return found
-
-
-def _random_name(process: int) -> str:
-    return f"random-{process}.json"
 
 
 def _trained_parameters(trained: Trained) -> list[tuple[str, nn.Parameter]]:

@@ -26,7 +26,8 @@ class WorldModel(nn.Module):
     """Predictor, channel statistics and, when it trains, the encoder with its moving average.
 
     `boundaries` are where a context may end (`legal_training_boundaries`). `forward` takes a `LatentBatch` of
-    standardised latents or a `VideoBatch` of frames and returns the loss. A frozen encoder is held outside the module
+    standardised latents or a `VideoBatch` of frames, and where its context may end in order of preference, and returns
+    the loss. A frozen encoder is held outside the module
     tree: it is neither saved with checkpoints nor seen by data-parallel wrappers. Raises ConfigError where the
     predictor cannot learn from the objective.
     """
@@ -63,16 +64,20 @@ class WorldModel(nn.Module):
     def statistics(self) -> ChannelStatistics:
         return ChannelStatistics(self.mean, self.std)
 
-    def forward(self, batch: Batch) -> PredictionLoss:
+    def forward(self, batch: Batch, boundaries: Sequence[int] | None = None) -> PredictionLoss:
         latents = self.to_latents(batch)
-        forecasts = self.predictor.forecasts(latents, self.boundaries, self.objective.rollout_steps)
+        forecasts = self.predictor.forecasts(latents, boundaries or self.boundaries, self.objective.rollout_steps)
         return prediction_loss(forecasts, latents, self.boundaries, self.objective)
 
     def to_latents(self, batch: Batch) -> LatentBatch:
         """Standardised latents of a batch: as they come from a cache, encoded when it holds frames."""
         if isinstance(batch, LatentBatch):
             return batch
-        latents = self.statistics.standardise((self.encoder or self._frozen[0])(batch.frames))
+        if self.encoder is None:
+            with torch.autocast(self.mean.device.type, enabled=False):  # as a cache was encoded
+                latents = self.statistics.standardise(self._frozen[0](batch.frames))
+        else:
+            latents = self.statistics.standardise(self.encoder(batch.frames))
         targets = latents
         if self.target_encoder is not None:
             with torch.no_grad():

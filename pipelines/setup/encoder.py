@@ -10,6 +10,7 @@ import torch
 from flcache.cache import reduced_shape, reduction_fields
 from flcache.config import Config
 from flcache.encoder import LatentVideoModel, hard_keys, load_encoder
+from flcache.errors import ConfigError
 
 
 def load_configured_encoder(
@@ -37,9 +38,18 @@ def hard_spec(config: Config, model: LatentVideoModel) -> dict[str, Any]:
 
 
 def pick_device(device: str) -> str:
-    """`auto` is CUDA where there is one, then Apple's MPS, then the CPU."""
-    if device != "auto":
-        return device
-    if torch.cuda.is_available():
-        return "cuda"
-    return "mps" if torch.backends.mps.is_available() else "cpu"
+    """A device of this machine; `auto` is CUDA where there is one, then Apple's MPS, then the CPU.
+
+    Raises ConfigError for one that is not here.
+    """
+    gpus, mps = torch.cuda.device_count() if torch.cuda.is_available() else 0, torch.backends.mps.is_available()
+    if device == "auto":
+        return "cuda" if gpus else "mps" if mps else "cpu"
+    device = device.removesuffix(":0") if device in ("cpu:0", "mps:0") else device  # as accelerate writes them
+    here = [*(f"cuda:{number}" for number in range(gpus)), *(["mps"] if mps else []), "cpu"]
+    if device not in here and not (device == "cuda" and gpus):
+        raise ConfigError(
+            f'device "{device}": this machine has {", ".join(here)}; set training.device or encode.device to one of '
+            "them, or to auto"
+        )
+    return device

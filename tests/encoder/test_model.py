@@ -164,7 +164,7 @@ def test_patterns_unfreeze_just_those() -> None:
     model(random_frames(1, 8, 32, 32)).sum().backward()
     assert all(parameter.grad is not None for parameter in model.encoder.layernorm.parameters())
     assert all(parameter.grad is None for parameter in model.encoder.layer[0].parameters())
-    with pytest.raises(EncoderError, match=r'"layer\.7" matches no module.*near: layer\.1'):
+    with pytest.raises(EncoderError, match=r'"layer\.7" matches no parameter.*near: layer\.1'):
         build(VJEPA2, trainable=["layer.7"])
 
 

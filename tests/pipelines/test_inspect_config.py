@@ -103,12 +103,20 @@ def test_clips_of_unknown_length_are_a_lower_bound(capsys: pytest.CaptureFixture
 
 def test_every_problem_is_named_and_the_rest_still_shown(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     wrong = ["encode.context=full", "encoder_trainable=true", "predictor.preset=tny", "dataset.val=gone.csv"]
+    wrong.append("encoder.dtype=bfloat16")
     with pytest.raises(ConfigError) as error:
         shown(capsys, "demo", *with_data(tmp_path), "dataset.root=gone", *wrong)
     problems = str(error.value).splitlines()
-    for words in ("already seen", "training.source=videos", 'did you mean "tiny"', "gone.csv", "dataset.root: gone"):
+    for words in (
+        "already seen",
+        "training.source=videos",
+        'did you mean "tiny"',
+        "gone.csv",
+        "dataset.root: gone",
+        "too coarse",
+    ):
         assert sum(words in problem for problem in problems) == 1, words
-    assert len(problems) == 5
+    assert len(problems) == 6
     output = capsys.readouterr().out
     assert "16 x 4 x 4 x 64" in output and "5 videos, 5 clips" in output
 

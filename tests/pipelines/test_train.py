@@ -7,10 +7,12 @@ import math
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 
 from flcache.cache import LatentCache
@@ -82,9 +84,20 @@ def _die_after_step(step: int):  # type: ignore[no-untyped-def]
     return save_or_die
 
 
-def test_cached_equals_live(encoded: Path, tmp_path: Path) -> None:
+@pytest.fixture
+def new_accelerator() -> Iterator[None]:
+    """Accelerate keeps the precision of its first use until the process ends."""
+    AcceleratorState._reset_state()
+    yield
+    AcceleratorState._reset_state()
+
+
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+def test_cached_equals_live(encoded: Path, tmp_path: Path, precision: str, new_accelerator: None) -> None:
+    """Precision is that of training: a frozen encoder keeps its own."""
     for source in ("cache", "videos"):
-        train.run(load_config(encoded, [f"training.source={source}", f"training.dir={tmp_path / source}"]))
+        settings = [f"training.source={source}", f"training.dir={tmp_path / source}", f"training.precision={precision}"]
+        train.run(load_config(encoded, settings))
     cached, live = losses(tmp_path / "cache"), losses(tmp_path / "videos")
     assert len(cached) == 6
     for (step, expected), (other, found) in zip(cached, live, strict=True):
@@ -119,6 +132,8 @@ def test_end_to_end_trains_the_encoder_against_a_moving_average(
     assert not torch.equal(last, target)
     moved = not torch.equal(first, start["encoder.encoder.layer.0.mlp.fc1.weight"])
     assert moved == (trainable == "true")
+    watched = read_metrics(tmp_path / "metrics.jsonl")[0]
+    assert watched["latents/deviation"] > 0 and watched["latents/rank"] > 1 and 0 < watched["latents/change"] < 1
     capsys.readouterr()
     evaluate.run(config, as_json=True)
     result = json.loads(capsys.readouterr().out)
@@ -183,6 +198,18 @@ def test_a_cache_that_grew_is_evaluated_with_the_statistics_of_training(config_f
     stored = torch.stack([torch.from_numpy(clip.latents) for clip in whole.split("val")])
     torch.testing.assert_close(batch.latents, some.standardise(stored), atol=1e-5, rtol=1e-5)
     assert batch.targets is batch.latents
+
+
+def test_metrics_are_means_over_the_logged_steps(encoded: Path, tmp_path: Path) -> None:
+    for every in (1, 3):
+        settings = [f"training.log_every={every}", f"training.dir={tmp_path / str(every)}", "training.accumulate=2"]
+        train.run(load_config(encoded, settings))
+    each, some = (read_metrics(tmp_path / every / "metrics.jsonl") for every in ("1", "3"))
+    assert [line["step"] for line in some] == [1, 3, 6]
+    for name in ("loss", "loss/prediction", "loss/copy_last", "gradient_norm", "learning_rate"):
+        steps = [line[name] for line in each]
+        means = [steps[0], sum(steps[1:3]) / 2, sum(steps[3:]) / 3]
+        assert [line[name] for line in some] == pytest.approx(means, rel=1e-5), name
 
 
 def test_the_newest_checkpoints_are_kept(encoded: Path, tmp_path: Path) -> None:

@@ -109,3 +109,13 @@ def test_parameters_are_counted_by_part() -> None:
     rows = [line.split() for line in console.file.getvalue().splitlines()]
     assert ["│", "encoder", "│", "104", "│", "0", "│"] in rows
     assert ["│", "all", "│", "9,113", "│", "9,009", "│"] in rows
+
+
+def test_weights_too_coarse_to_train_are_refused() -> None:
+    """In bfloat16 most steps of an optimiser, and nearly all of a moving average, round to nothing."""
+    coarse = torch.full((1000,), 1.0, dtype=torch.bfloat16)
+    assert torch.equal(coarse.lerp(coarse + 0.1, 0.002), coarse)
+    layer = nn.Linear(2, 2).bfloat16()
+    with pytest.raises(TrainingError, match=r"set encoder\.dtype=float32, and training\.precision=bf16"):
+        optimiser_of(frozen=nn.Linear(2, 2).bfloat16().requires_grad_(False), encoder=layer)
+    optimiser_of(frozen=layer.requires_grad_(False), predictor=nn.Linear(2, 2))

@@ -31,9 +31,11 @@ def pool() -> Iterator[DecodePool]:
         yield started
 
 
-def source(paths: list[Path], pool: DecodePool, allowed: float = 0.5) -> VideoSource:
+def source(
+    paths: list[Path], pool: DecodePool, allowed: float = 0.5, rank: int = 0, world_size: int = 1
+) -> VideoSource:
     clips = [PlannedClip(f"clip{k}", path.stem, str(path), None, k, REQUEST) for k, path in enumerate(paths)]
-    sampler = EpochSampler(len(clips), batch_size=2, seed=3)
+    sampler = EpochSampler(len(clips), batch_size=2, seed=3, rank=rank, world_size=world_size)
     return VideoSource(
         clips, VideoFolder(Path("/")), pool, sampler, context_steps=1, tubelet_size=2, max_failed_fraction=allowed
     )
@@ -63,3 +65,18 @@ def test_bad_clips_are_left_out_by_name(paths: list[Path], pool: DecodePool, tmp
         strict = source([*paths[:-1], bad], pool, allowed=0.0)
         for _ in range(4):
             list(strict)
+
+
+def test_a_process_whose_clips_all_fail_stays_at_the_position_of_the_others(
+    paths: list[Path], pool: DecodePool, tmp_path: Path
+) -> None:
+    """It yields a batch of no clips, none of whose steps counts."""
+    bad = tmp_path / "bad.mp4"
+    bad.write_bytes(b"not a video")
+    share = next(EpochSampler(len(paths), batch_size=2, seed=3, rank=1, world_size=2).remaining()).tolist()
+    mixed = [bad if number in share else path for number, path in enumerate(paths)]
+    ranks = [source(mixed, pool, rank=rank, world_size=2) for rank in (0, 1)]
+    batches = [next(iter(rank)) for rank in ranks]
+    assert [len(batch) for batch in batches] == [2, 0]
+    assert len(batches[1].frames) == 1 and not batches[1].valid.any()
+    assert ranks[0].state_dict() == ranks[1].state_dict() != source(mixed, pool).state_dict()

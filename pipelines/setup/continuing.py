@@ -1,0 +1,86 @@
+"""Which settings a run may be continued with."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from flcache.config import Config, as_dict
+from flcache.errors import TrainingError
+
+MAY_CHANGE = (
+    "training.steps",
+    "training.*_every",
+    "training.keep_checkpoints",
+    "training.dir",
+    "training.device",
+    "training.precision",
+    "training.batch_size",  # with other numbers of processes; positions count samples
+    "training.accumulate",
+    "training.context_steps",  # of evaluation
+    "predictor.compile",
+    "predictor.checkpoint_activations",
+    "predictor.flow.sampler*",
+    "predictor.flow.guidance",
+    "evaluation.*",
+    "probe.*",
+    # these decide the latents, whose fingerprint is compared, or where they lie
+    "dataset.*",
+    "clip.*",
+    "encoder.*",
+    "encode.*",
+    "cache.dir",
+    "cache.codec",
+    "cache.min_cosine",
+)
+ORDER_OF_VIDEOS = ("cache.seed", "cache.shard_bytes")
+"""They decide the order of clips of `training.source=videos`; a cache has its own."""
+
+
+def check_settings(config: Config, checkpoint: Path) -> list[str]:
+    """What differs from the configuration in `checkpoint` and takes effect, one line a key.
+
+    Raises TrainingError naming every key that cannot change within a run, with both values.
+    """
+    before, now = _flat(as_dict(Config())) | _kept(checkpoint / "config.yaml"), _flat(as_dict(config))
+    keys = [*now, *(key for key in before if key.startswith("predictor.overrides.") and key not in now)]
+    changed = {
+        key: f"{key} was {before.get(key)}, is {now.get(key)}" for key in keys if before.get(key) != now.get(key)
+    }
+    free = MAY_CHANGE if config.training.source == "videos" else (*MAY_CHANGE, *ORDER_OF_VIDEOS)
+    fixed = [line for key, line in changed.items() if not any(fnmatchcase(key, pattern) for pattern in free)]
+    if fixed:
+        raise TrainingError(
+            f"{checkpoint}: a run keeps the settings that it began with: {'; '.join(fixed)}; set them back, or start "
+            'anew in another "training.dir"'
+        )
+    return list(changed.values())
+
+
+def _kept(path: Path) -> dict[str, Any]:
+    """Raises TrainingError for a file that is missing or holds something else."""
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise TrainingError(f"{path}: cannot be read, so nobody knows the settings of this run: {reason}") from error
+    if not isinstance(content, dict):
+        raise TrainingError(f"{path}: holds no keys and values, so nobody knows the settings of this run")
+    return _flat(content)
+
+
+def _flat(tree: Mapping[str, Any]) -> dict[str, Any]:
+    return dict(_leaves(tree, ""))
+
+
+def _leaves(tree: Mapping[str, Any], above: str) -> Iterator[tuple[str, Any]]:
+    """Values by dotted key, as YAML gives them; an empty section has none."""
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{above}{key}.")
+        else:
+            yield f"{above}{key}", list(value) if isinstance(value, tuple) else value

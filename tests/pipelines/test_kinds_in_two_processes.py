@@ -1,0 +1,79 @@
+"""Two real processes against one with twice the batch: every predictor kind, every source, and clips that fail."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from flcache.config import load_config
+from flcache.pipelines import train
+from flcache.predictor import PREDICTORS
+from flcache.training import read_metrics
+
+KINDS = {
+    "causal": ["training.rollout_steps=2"],
+    "parallel": [],
+    "cross_attention": [],
+    "flow_matching": ["training.loss=l2"],
+}
+SOURCES = {
+    "cache": ["training.source=cache"],
+    "frozen": ["training.source=videos"],
+    "trainable": ["training.source=videos", "encoder_trainable=true"],
+}
+
+
+def losses(folder: Path) -> list[float]:
+    return [line["loss"] for line in read_metrics(folder / "metrics.jsonl")]
+
+
+def compare(config: Path, folder: Path, settings: dict[str, list[str]], batch_size: int) -> None:
+    """Train all `settings` both ways; losses must be equal where nothing but boundaries is drawn."""
+    two = [
+        [*overrides, f"training.dir={folder / name / 'two'}", f"training.batch_size={batch_size}"]
+        for name, overrides in settings.items()
+    ]
+    (folder / "settings.json").write_text(json.dumps(two), encoding="utf-8")
+    script = Path(__file__).parent / "train_settings.py"
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    command = [*launcher, str(script), str(config), str(folder / "settings.json")]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    result = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert result.returncode == 0, result.stderr
+    for name, overrides in settings.items():
+        one = [f"training.dir={folder / name / 'one'}", f"training.batch_size={2 * batch_size}"]
+        train.run(load_config(config, [*overrides, *one]))
+        found, expected = losses(folder / name / "two"), losses(folder / name / "one")
+        assert len(found) == len(expected) > 1
+        if "flow_matching" not in name:
+            assert found == pytest.approx(expected, rel=1e-4), name
+
+
+def test_every_kind_and_source_trains_in_two_processes_as_in_one(encoded: Path, tmp_path: Path) -> None:
+    assert set(KINDS) == set(PREDICTORS)
+    settings = {
+        f"{kind}-{source}": [f"predictor.kind={kind}", *own, *of_source, "training.steps=3"]
+        for kind, own in KINDS.items()
+        for source, of_source in SOURCES.items()
+    }
+    compare(encoded, tmp_path, settings, batch_size=4)
+
+
+def test_processes_whose_clips_fail_wait_and_count_for_nothing(config_file: Path, videos: Path, tmp_path: Path) -> None:
+    """Batches of one clip a process: a clip that fails leaves nothing. The other one's counts in full."""
+    root = tmp_path / "damaged"
+    shutil.copytree(videos, root)
+    damaged = sorted(root.rglob("t0*.mp4"))[::6]
+    assert len(damaged) == 4
+    for path in damaged:
+        path.write_bytes(b"not a video")
+    overrides = [f"dataset.root={root}", f"dataset.train={root / 'train.csv'}", f"dataset.val={root / 'val.csv'}"]
+    overrides += ["training.source=videos", "predictor.kind=parallel", "encode.max_failed_fraction=0.5"]
+    settings = {kind: [*overrides, *SOURCES[kind], "training.steps=10"] for kind in ("frozen", "trainable")}
+    compare(config_file, tmp_path, settings, batch_size=1)

@@ -1,0 +1,34 @@
+"""Two real processes against one with twice the batch, for every encoder family."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from flcache.encoder.families import FAMILIES
+
+SCRIPT = Path(__file__).parent / "train_families.py"
+
+
+def losses(folder: Path, processes: int) -> dict[str, list[float]]:
+    folder.mkdir()
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"] if processes > 1 else []
+    command = [sys.executable, *launcher, str(SCRIPT), str(folder)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    result = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert result.returncode == 0, result.stderr
+    found: dict[str, list[float]] = json.loads((folder / "losses.json").read_text(encoding="utf-8"))
+    return found
+
+
+def test_every_family_trains_in_two_processes_as_in_one(tmp_path: Path) -> None:
+    """Parameters that no latent depends on would stop the second step of two."""
+    one, two = losses(tmp_path / "one", 1), losses(tmp_path / "two", 2)
+    assert {name.split(",")[0] for name in one} == set(FAMILIES) and one.keys() == two.keys()
+    for name, expected in one.items():
+        assert expected[0] != expected[1] and two[name] == pytest.approx(expected, rel=1e-4), name
