@@ -1,7 +1,7 @@
 """Where an encoder comes from: a hub name, a local folder, or a stated architecture with seeded random weights.
 
-What the user states is checked against what is loaded: an encoder that is not the stated one, or whose checkpoint
-lacks weights, is an error here and not a puzzle after a week of encoding.
+What the user states is checked against what is loaded: another encoder than the stated one, or a checkpoint that lacks
+weights, is an error before anything is encoded.
 """
 
 from __future__ import annotations
@@ -125,7 +125,7 @@ def _load(auto_class: Any, source: EncoderSource, **options: Any) -> Any:
 
 
 def _check_complete(source: EncoderSource, family: Family, missing: Sequence[str]) -> None:
-    """Weights that the checkpoint lacks were silently drawn at random: refuse them where they encode."""
+    """transformers draws the weights that a checkpoint lacks at random: an error where they encode."""
     prefix = f"{family.submodule}." if family.submodule else ""
     lacking = [name for name in missing if name.startswith(prefix) and not name.startswith("pooler.")]
     if lacking:

@@ -26,7 +26,7 @@ from flcache.encoder.options import EncoderSource
 from flcache.errors import EncoderError
 
 NORM_EPS = 1e-5
-"""Of the layer norm on V-JEPA 2's targets: torch's default."""
+"""Epsilon of the layer norm of V-JEPA 2's targets: torch's default."""
 
 
 class OwnPredictor:
