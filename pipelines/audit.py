@@ -36,7 +36,7 @@ class AuditedClip:
 
     clip_id: str
     from_cache: float
-    """Of the cached latents to those of the same clip encoded now."""
+    """Distance of the cached latents to those of the same clip encoded now."""
     context_moved: float
     targets_moved: float
 

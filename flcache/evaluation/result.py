@@ -31,6 +31,21 @@ def value_at(row: Any, path: Sequence[str | int]) -> float | None:
     return None if row is None else float(row)
 
 
+def plain(value: Any) -> Any:
+    """`value` as JSON holds it, at any depth: an interval as its bounds, and None for what is not a finite number."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Interval):
+        value = [value.low, value.high]
+    if is_dataclass(value):
+        value = vars(value)
+    if isinstance(value, Mapping):
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return [plain(item) for item in value]
+    return value
+
+
 @dataclass(frozen=True)
 class Errors:
     """Means over clips, as metrics.py defines them; NaN where a horizon has no clips."""
@@ -53,7 +68,7 @@ class MotionQuartile:
 
 @dataclass(frozen=True)
 class SampleErrors:
-    """Of a generative predictor, as sampling.py defines them; skills are over copying the last step."""
+    """Errors of the samples of a generative predictor, as sampling.py defines them; skills are over copying."""
 
     samples: int
     mean: float
@@ -90,7 +105,7 @@ class HorizonResult:
     quartiles: tuple[MotionQuartile, ...] = ()
     """From the least to the most motion; none for fewer than four clips."""
     retrieval: dict[str, Retrieval] = field(default_factory=dict)
-    """Of the `prediction`, and of `copy_last` to compare with."""
+    """That of the `prediction`, and of `copy_last` to compare with."""
     spread: Spread | None = None
     samples: SampleErrors | None = None
     """None unless the predictor is generative."""
@@ -104,13 +119,13 @@ class EvaluationResult:
     leak: bool
     """True if the contexts had seen the future: the numbers then do not measure prediction."""
     fingerprint: str
-    """Of the latents that were predicted."""
+    """That of the latents that were predicted."""
     target_variance: float | None = None
     """What errors were divided by, where the encoder trains; None where it does not."""
 
     def to_json(self) -> dict[str, Any]:
         """As plain values for `json.dumps`; what is not a finite number is None."""
-        horizons = [_plain(_horizon_to_json(horizon)) for horizon in self.horizons]
+        horizons = [plain(_horizon_to_json(horizon)) for horizon in self.horizons]
         scale = {} if self.target_variance is None else {"target_variance": self.target_variance}
         return {"horizons": horizons, "leak": self.leak, "fingerprint": self.fingerprint, **scale}
 
@@ -147,21 +162,6 @@ def _horizon_to_json(result: HorizonResult) -> dict[str, Any]:
         **(vars(result.spread) if result.spread else {}),
         **({"samples": result.samples} if result.samples else {}),
     }
-
-
-def _plain(value: Any) -> Any:
-    """`value` as JSON holds it, at any depth: an interval as its bounds, and None for what is not a finite number."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, Interval):
-        value = [value.low, value.high]
-    if is_dataclass(value):
-        value = vars(value)
-    if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, Sequence) and not isinstance(value, str):
-        return [_plain(item) for item in value]
-    return value
 
 
 def _flat(tree: Mapping[str, Any], above: str = "") -> dict[str, Any]:

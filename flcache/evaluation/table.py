@@ -12,7 +12,7 @@ from flcache.evaluation.bootstrap import Interval
 from flcache.evaluation.result import REFERENCE, EvaluationResult, spoken, value_at
 
 WIDTH, HEAD_WIDTH = 80, 24
-"""Of a terminal, and of what stands before the skills."""
+"""Columns of a terminal, and of what stands left of the skills."""
 
 Estimates = Sequence[tuple[float, Interval | None]]
 DETAILS: dict[str, tuple[tuple[str | int, ...], int]] = {

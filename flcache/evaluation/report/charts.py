@@ -16,12 +16,12 @@ from flcache.evaluation.report.verdict import Row, baselines, interval, skill_ov
 from flcache.evaluation.result import REFERENCE, spoken
 
 MAX_POINTS = 240
-"""Of a line of losses; longer runs are averaged over neighbours."""
+"""Points of a line of losses; those of longer runs are means of neighbours."""
 MIN_LABEL_GAP = 6.5
 """Percent of the height between the names at the ends of lines."""
 MAX_HORIZON_TICKS = 12
 FLOOR = -0.5
-"""A baseline with less skill over copying than this leaves the plot, unless the prediction has less still."""
+"""The plot of skill over copying ends here, or lower where the prediction does; baselines may lie below it."""
 
 Point = tuple[float, float]
 _Estimate = tuple[float | None, tuple[float, float] | None]
@@ -59,7 +59,7 @@ class Chart:
     x_ticks: tuple[Tick, ...]
     y_ticks: tuple[Tick, ...]
     zero: float | None
-    """Percent from the top of the line of no skill; None where zero is just the floor."""
+    """Percent from the top of the line of no skill; None in the chart of losses."""
     lines: tuple[Line, ...]
 
 
