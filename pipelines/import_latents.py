@@ -44,7 +44,7 @@ class ImportOptions:
 
 
 def run(manifest: Path, root: Path, out: Path, options: ImportOptions) -> None:
-    """Write what is missing of the cache at `out`. Raises DataError if a file could not be taken over."""
+    """Write what is missing of the cache at `out`. Raises DataError if a file could not be imported."""
     rows = read_manifest(manifest, root)
     shape = options.shape or _shape(rows[0].path, options.key)
     writer = CacheWriter(

@@ -1,6 +1,6 @@
 """flcache inspect-config --config CONFIG [KEY=VALUE ...]: what a configuration amounts to, before anything is run.
 
-Needs no network and no weights: the encoder is built from its stated architecture, without memory for parameters.
+Needs no network and no weights: models are built on torch's `meta` device, without memory for parameters.
 """
 
 from __future__ import annotations
@@ -13,11 +13,12 @@ from typing import Any, TypeVar
 
 import torch
 from rich.filesize import decimal
+from torch import nn
 
 from flcache.cache import get_codec
 from flcache.config import Config, ResolvedConfig, as_dict
 from flcache.config.yaml_lines import Origin, shown
-from flcache.encoder import EncoderDescription, describe_encoder, seen_until
+from flcache.encoder import LatentVideoModel, describe_encoder
 from flcache.errors import ConfigError, FlcacheError
 from flcache.leak import check_boundary, middle_boundary
 from flcache.predictor import build_predictor, training_memory_bytes
@@ -56,12 +57,14 @@ def run(resolved: ResolvedConfig) -> None:
     config, findings = resolved.config, Findings()
     _print_section("Configuration", _tree(as_dict(config), resolved.origins))
     _print_section("Conflicts", [str(conflict) for conflict in resolved.conflicts] or ["none"])
-    encoder = findings.attempt(lambda: _describe_encoder(config))
-    shape = findings.attempt(lambda: _latent_shape(config, encoder)) if encoder else None
+    trainable, context = config.encoder_trainable, config.encode.context
+    encoder = findings.attempt(lambda: describe_encoder(config.encoder, trainable=trainable, context=context))
+    shape = findings.attempt(lambda: encoder.latent_shape(config.clip.frames)) if encoder else None
     _print_section("Parameters", _parameters(config, encoder, shape, findings))
-    _print_section("Latents", _latents(config, encoder, shape, findings))
+    latents = _latents(config, encoder, shape, findings) if encoder and shape else ["unknown: see the errors"]
+    _print_section("Latents", latents)
     _print_section("Dataset", _dataset(config, shape, findings))
-    _check_training(config, shape, findings)
+    _check_training(config, findings)
     if findings.notes:
         _print_section("Not set yet", findings.notes)
     if findings.problems:
@@ -92,56 +95,37 @@ def _rows(
             yield f"{indent}{name}: {shown(value)}", str(origins.get(".".join(key), "default"))
 
 
-def _describe_encoder(config: Config) -> EncoderDescription:
-    return describe_encoder(config.encoder, trainable=config.encoder_trainable, context=config.encode.context)
-
-
-def _latent_shape(config: Config, encoder: EncoderDescription) -> Shape:
-    if config.clip.frames % encoder.tubelet_size:
-        raise ConfigError(
-            f"clip.frames is {config.clip.frames}, and a step of this encoder is {encoder.tubelet_size} frames; set a "
-            f"multiple of {encoder.tubelet_size}"
-        )
-    return encoder.latent_shape(config.clip.frames)
-
-
-def _parameters(
-    config: Config, encoder: EncoderDescription | None, shape: Shape | None, findings: Findings
-) -> list[str]:
+def _parameters(config: Config, encoder: LatentVideoModel | None, shape: Shape | None, findings: Findings) -> list[str]:
     """Total and trainable parameters, part by part; parts that cannot be built are left out."""
-    counts: dict[str, tuple[int, int]] = {}
-    if encoder:
-        counts["encoder"] = (encoder.total_parameters, encoder.trainable_parameters)
-    predictor = findings.attempt(lambda: _predictor_parameters(config, shape)) if shape else None
-    if predictor is not None:
-        counts["predictor"] = (predictor, predictor)
+    parts: dict[str, nn.Module] = {"encoder": encoder} if encoder else {}
+    if shape:
+        with torch.device("meta"):
+            predictor = findings.attempt(lambda: build_predictor(config.predictor, shape))
+        parts |= {"predictor": predictor} if predictor else {}
+    counts = {part: (_count(module), _count(module, trainable=True)) for part, module in parts.items()}
     counts["together"] = (sum(total for total, _ in counts.values()), sum(trained for _, trained in counts.values()))
     rows = [f"{part:10} {total:>15,} {trained:>15,}" for part, (total, trained) in counts.items()]
-    return [f"{'':10} {'total':>15} {'trainable':>15}", *rows, *(_memory(config, shape) if shape and predictor else [])]
+    memory = [_memory(config, shape)] if shape and "predictor" in parts else []
+    return [f"{'':10} {'total':>15} {'trainable':>15}", *rows, *memory]
 
 
-def _memory(config: Config, shape: Shape) -> list[str]:
+def _count(module: nn.Module, *, trainable: bool = False) -> int:
+    return sum(weight.numel() for weight in module.parameters() if weight.requires_grad or not trainable)
+
+
+def _memory(config: Config, shape: Shape) -> str:
     batch_size, rollout_steps = config.training.batch_size, config.training.objective.rollout_steps
     memory = training_memory_bytes(config.predictor, shape, batch_size=batch_size, rollout_steps=rollout_steps)
-    return [f"training   {decimal(memory)} for the predictor with {batch_size} clips a step, in float32"]
+    return f"training   {decimal(memory)} for the predictor with {batch_size} clips a step, in float32"
 
 
-def _predictor_parameters(config: Config, shape: Shape) -> int:
-    with torch.device("meta"):
-        predictor = build_predictor(config.predictor, shape)
-    return sum(parameter.numel() for parameter in predictor.parameters())
-
-
-def _latents(config: Config, encoder: EncoderDescription | None, shape: Shape | None, findings: Findings) -> list[str]:
-    if not encoder or not shape:
-        return ["unknown: see the errors"]
-    steps, height, width, channels = shape
-    seen = findings.attempt(lambda: seen_until(encoder.context, steps)) or list(range(steps))
+def _latents(config: Config, encoder: LatentVideoModel, shape: Shape, findings: Findings) -> list[str]:
+    seen = findings.attempt(lambda: encoder.seen_until(config.clip.frames)) or list(range(shape[0]))
     context_steps, mode = config.training.context_steps or middle_boundary(seen), encoder.context.mode
     leak = findings.attempt(lambda: check_boundary(seen, context_steps, allow_leak=config.allow_leak))
     clip_bytes = get_codec(config.cache.codec).clip_bytes(shape)
     return [
-        f"shape    {steps} x {height} x {width} x {channels} (steps, rows, columns, channels)",
+        f"shape    {' x '.join(map(str, shape))} (steps, rows, columns, channels)",
         f"step     {encoder.tubelet_size} frames of {config.clip.frames}",
         f"context  {context_steps} steps, encoded as `{mode}`" + (": LEAKS, and is allowed to" if leak else ""),
         f"bytes    {clip_bytes:,} a clip as {config.cache.codec} ({decimal(clip_bytes)})",
@@ -151,60 +135,53 @@ def _latents(config: Config, encoder: EncoderDescription | None, shape: Shape | 
 def _dataset(config: Config, shape: Shape | None, findings: Findings) -> list[str]:
     """One line a split that can be read, and one for all of them."""
     clip_bytes = get_codec(config.cache.codec).clip_bytes(shape) if shape else 0
-    lines, all_clips = [], 0
+    root, lines, all_clips = _path(config, "dataset.root", findings), [], 0
     for split in SPLITS:
-        if _is_unset(config, f"dataset.{split}", findings):
-            continue
-        counts = findings.attempt(partial(_count, config, split))
-        if counts:
-            videos, missing, clips, rough = counts
+        annotations = _path(config, f"dataset.{split}", findings)
+        videos = findings.attempt(partial(_videos, config, annotations)) if annotations else None
+        if videos is not None:
+            clips, rough = _clips(config, videos)
             all_clips += clips
-            about = "at least " if rough else ""
-            sizes = f"{about}{clips:,} clips, {decimal(clips * clip_bytes)}"
-            lines.append(f"{split:8} {videos:,} videos, {sizes}{missing}")
-    if not _is_unset(config, "dataset.root", findings) and not Path(config.require("dataset.root")).is_dir():
-        findings.problems.append(f"dataset.root: {config.dataset.root} is no folder; set dataset.root=PATH")
+            sizes = f"{rough}{clips:,} clips, {decimal(clips * clip_bytes)}"
+            lines.append(f"{split:8} {len(videos):,} videos, {sizes}{_missing(root, videos)}")
+    if root and not root.is_dir():
+        findings.problems.append(f"dataset.root: {root} is no folder; set dataset.root=PATH")
     total = f"together {all_clips:,} clips, {decimal(all_clips * clip_bytes)}"
     return [*lines, total] if lines else ["unknown until an annotation file can be read"]
 
 
-def _is_unset(config: Config, key: str, findings: Findings) -> bool:
-    """Whether the path at `key` is null; then that is noted."""
+def _path(config: Config, key: str, findings: Findings) -> Path | None:
+    """The path at `key`; where it is null, that is noted."""
     try:
-        config.require(key)
+        return Path(config.require(key))
     except ConfigError as error:
         findings.notes.append(str(error))
-        return True
-    return False
+        return None
 
 
-def _count(config: Config, split: str) -> tuple[int, str, int, bool]:
-    """Videos, words on those that are missing, and clips of `split`, by its annotations and the names of files alone.
+def _videos(config: Config, annotations: Path) -> list[Video]:
+    dataset = config.dataset
+    labels, root = (Path(path) if path else None for path in (dataset.labels, dataset.root))
+    return read_annotations(annotations, labels=labels, root=root, allow_outside=dataset.allow_outside)
 
-    The last is True where only the videos' headers could tell how many clips there are.
-    """
-    labels = Path(config.dataset.labels) if config.dataset.labels else None
-    videos = read_annotations(
-        Path(config.require(f"dataset.{split}")),
-        labels=labels,
-        root=Path(config.dataset.root) if config.dataset.root else None,
-        allow_outside=config.dataset.allow_outside,
-    )
-    rule, missing = config.clip, _missing(config, videos)
+
+def _clips(config: Config, videos: list[Video]) -> tuple[int, str]:
+    """Clips of `videos`, by their annotations alone; "at least " where only the headers could tell how many."""
+    rule = config.clip
     if rule.clips_per_video is not None and rule.short == "pad":
-        return len(videos), missing, len(videos) * rule.clips_per_video, False
-    return len(videos), missing, len(plan_clips(videos, rule, None)), bool(needs_duration(rule, videos))
+        return len(videos) * rule.clips_per_video, ""
+    return len(plan_clips(videos, rule, None)), "at least " if needs_duration(rule, videos) else ""
 
 
-def _missing(config: Config, videos: Sequence[Video]) -> str:
-    if not config.dataset.root or not Path(config.dataset.root).is_dir():
+def _missing(root: Path | None, videos: Sequence[Video]) -> str:
+    if not root or not root.is_dir():
         return ""
-    folder = VideoFolder(Path(config.dataset.root), (video.path for video in videos))
+    folder = VideoFolder(root, (video.path for video in videos))
     missing = sum(folder.find(video.path) is None for video in videos)
     return f"; {missing:,} videos missing below dataset.root" if missing else ""
 
 
-def _check_training(config: Config, shape: Shape | None, findings: Findings) -> None:
+def _check_training(config: Config, findings: Findings) -> None:
     """Values that are right alone and wrong together."""
     if config.encoder_trainable and config.training.source == "cache":
         findings.problems.append(
@@ -217,4 +194,4 @@ def _check_training(config: Config, shape: Shape | None, findings: Findings) -> 
             "training.precision=bf16 to compute in bfloat16"
         )
     for key in ("cache.dir", "training.dir"):
-        _is_unset(config, key, findings)
+        _path(config, key, findings)

@@ -6,7 +6,6 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from rich.console import Console
@@ -14,16 +13,14 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from flcache.batch import LatentBatch
-from flcache.cache import read_plan
 from flcache.config import Config
 from flcache.errors import DataError
-from flcache.evaluation import Accuracy, Labelled, ProbeTest, copy_last, train_probes, true_context
+from flcache.evaluation import Accuracy, Labelled, ProbeTest, copy_last, plain, train_probes, true_context
 from flcache.training import WorldModel, latest_checkpoint
 
-from .setup.clips import read_split
 from .setup.encoder import pick_device
 from .setup.model import load_trained
-from .setup.source import Reading, known_videos, latent_batches, open_source
+from .setup.source import Reading, known_videos, latent_batches, open_source, source_clips
 
 KINDS = ("true", "predicted", "copied")
 
@@ -64,7 +61,13 @@ def run(config: Config, checkpoint: Path | None = None, as_json: bool = False) -
         leak = source.leak
     test = _test(config, probes, model, test_classes, device)
     found = test.accuracies()
-    content = _to_json(found, test, len(train_classes.names), leak)
+    content = {
+        "clips": test.clips,
+        "classes": len(train_classes.names),
+        "chance": test.chance,
+        "probes": plain(found),
+        "leak": leak,
+    }
     (directory / "probe.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     if as_json:
         print(json.dumps(content))
@@ -120,24 +123,9 @@ def _classes(config: Config, tested: str) -> tuple[_Classes, _Classes]:
 
 def _labels(config: Config, split: str) -> dict[str, str]:
     """The label of every clip that has one."""
-    if config.training.source == "cache":
-        plan = read_plan(Path(config.require("cache.dir")))
-        clips = plan[plan["split"] == split]
-    else:
-        clips = read_split(config, split).clips
+    clips = source_clips(config, split)
     labelled = clips[clips["label"].notna()]
     return dict(zip(labelled["clip_id"].astype(str), labelled["label"].astype(str), strict=True))
-
-
-def _to_json(found: Mapping[str, Mapping[str, Accuracy]], test: ProbeTest, classes: int, leak: bool) -> dict[str, Any]:
-    probes = {
-        name: {
-            kind: {"accuracy": value.accuracy, "interval": [value.interval.low, value.interval.high]}
-            for kind, value in kinds.items()
-        }
-        for name, kinds in found.items()
-    }
-    return {"clips": test.clips, "classes": classes, "chance": test.chance, "probes": probes, "leak": leak}
 
 
 def _table(found: Mapping[str, Mapping[str, Accuracy]], test: ProbeTest) -> Table:
@@ -150,5 +138,5 @@ def _table(found: Mapping[str, Mapping[str, Accuracy]], test: ProbeTest) -> Tabl
 
 
 def _cell(found: Accuracy) -> str:
-    """Its interval has another width to each side."""
+    """With both bounds: Wilson's interval is not symmetric."""
     return f"{found.accuracy:.3f} ({found.interval.low:.2f} to {found.interval.high:.2f})"

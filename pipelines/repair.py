@@ -48,12 +48,12 @@ def _repair(store: Store, config: Config) -> None:
         if shard is not None:
             set_aside(store, *shard)
     if not found.missing and not shards_aside(store):
-        finalize_statistics(store)  # a spec that was made anew lacks them
+        finalize_statistics(store)  # a spec made anew has none
         print(f"{store}: no shard to repair")
         return
     try:
         _encode(store, config)
-    finally:  # what is encoded is proven, whatever else has failed
+    finally:  # also prove what was encoded before an error
         _prove(store)
 
 

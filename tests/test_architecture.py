@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import ast
 import importlib
+import re
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -91,6 +93,20 @@ def test_every_room_has_a_floor() -> None:
 def test_the_floors_are_documented() -> None:
     page = (REPOSITORY / "docs" / "architecture.md").read_text(encoding="utf-8")
     assert [name for name in FLOORS if f"`{name}`" not in page and f"`{name}.py`" not in page] == []
+
+
+def test_the_page_names_every_file_once_and_no_other() -> None:
+    """Under the heading of its room; those of the ground floor stand in the table."""
+    seen = {name for name, floor in FLOORS.items() if floor == 0}
+    for section in (REPOSITORY / "docs" / "architecture.md").read_text(encoding="utf-8").split("\n## ")[1:]:
+        heading, *lines = section.splitlines()
+        rooms = set(heading.split(", "))
+        if rooms <= set(FLOORS):
+            seen |= rooms
+            listed = re.findall(r"\w+\.py", "\n".join(line for line in lines if line.startswith("    ")))
+            files = [path.name for module, path in FILES.items() if room(module) in rooms]
+            assert Counter(listed) == Counter(name for name in files if name != "__init__.py"), heading
+    assert seen == set(FLOORS)
 
 
 def test_imports_point_downward() -> None:

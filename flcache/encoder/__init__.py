@@ -5,14 +5,14 @@ from typing import TYPE_CHECKING
 from flcache.lazy import load_on_demand
 
 if TYPE_CHECKING:
-    from flcache.encoder.audit import Distance, FutureTest, change_future, distance
+    from flcache.encoder.audit import change_future, distance
     from flcache.encoder.context import MODES, ContextRule, seen_until
     from flcache.encoder.digest import weight_digest
     from flcache.encoder.identity import first_form, hard_keys
-    from flcache.encoder.loading import EncoderDescription, describe_encoder, load_encoder
+    from flcache.encoder.loading import describe_encoder, load_encoder
     from flcache.encoder.model import LatentVideoModel
     from flcache.encoder.options import EncoderSource
-    from flcache.encoder.own_predictor import EncoderOfLatents, OwnPredictor, encoder_with_predictor, load_own_predictor
+    from flcache.encoder.own_predictor import OwnPredictor, load_own_predictor
     from flcache.encoder.trainable import set_trainable
 else:
     __getattr__ = load_on_demand(__name__, __file__)
@@ -20,17 +20,12 @@ else:
 __all__ = [
     "MODES",
     "ContextRule",
-    "Distance",
-    "EncoderDescription",
-    "EncoderOfLatents",
     "EncoderSource",
-    "FutureTest",
     "LatentVideoModel",
     "OwnPredictor",
     "change_future",
     "describe_encoder",
     "distance",
-    "encoder_with_predictor",
     "first_form",
     "hard_keys",
     "load_encoder",

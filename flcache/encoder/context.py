@@ -56,7 +56,7 @@ class ContextRule:
 
 
 def applied_rule(rule: ContextRule | None, video: bool) -> ContextRule:
-    """The rule as it applies to an encoder: one of images never sees another frame; None is every step alone."""
+    """The rule that an encoder follows: every step alone where `rule` is None, and for encoders of single images."""
     return rule if rule is not None and video else ContextRule()
 
 

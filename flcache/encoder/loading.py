@@ -1,48 +1,25 @@
 """Where an encoder comes from: a hub name, a local folder, or a stated architecture with seeded random weights.
 
-What the user states is checked against what is loaded: an encoder that is not the stated one, or whose checkpoint
-lacks weights, is an error here and not a puzzle after a week of encoding.
+What the user states is checked against what is loaded: another encoder than the stated one, or a checkpoint that lacks
+weights, is an error before anything is encoded.
 """
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import nn
 
-from flcache.encoder.context import ContextRule, applied_rule
-from flcache.encoder.families import Family, check_size, family_of, patch_shape
+from flcache.encoder.context import ContextRule
+from flcache.encoder.families import Family, check_size, family_of
 from flcache.encoder.model import LatentVideoModel
 from flcache.encoder.options import EncoderSource
 from flcache.encoder.processing import load_processor, output_size
-from flcache.encoder.torchvision_ops import ensure_torchvision
-from flcache.encoder.trainable import set_trainable
+from flcache.encoder.torchvision_ops import import_transformers
 from flcache.errors import EncoderError
-
-
-@dataclass(frozen=True)
-class EncoderDescription:
-    """What a stated architecture amounts to, without its weights."""
-
-    model_type: str
-    total_parameters: int
-    trainable_parameters: int
-    tubelet_size: int
-    """Frames of a clip that a step is made of."""
-    grid: tuple[int, int]
-    """Patch rows and columns."""
-    width: int
-    """Channels of a latent."""
-    context: ContextRule
-    """As it applies: an image encoder takes every step alone, whatever is asked."""
-
-    def latent_shape(self, num_frames: int) -> tuple[int, int, int, int]:
-        """(T, H, W, D) of a clip of `num_frames` frames."""
-        return (num_frames // self.tubelet_size, *self.grid, self.width)
 
 
 def load_encoder(
@@ -54,16 +31,12 @@ def load_encoder(
 ) -> LatentVideoModel:
     """The encoder that `source` names, on `device`, in eval mode. Raises EncoderError when it is absent, incomplete or
     not the stated one."""
-    transformers = import_transformers()
     model: Any
-    model, missing = load_pretrained(source) if source.name else (_random(transformers, source), [])
+    model, missing = load_pretrained(source) if source.name else (_random(source), [])
     family = family_of(model.config.model_type)
     check_stated(source.architecture, model.config)
-    encoder = _encoding_part(model, family)
     _check_complete(source, family, missing)
-    processor = load_processor(transformers, family, model.config, source.name, source.revision, source.processor)
-    latent_model = LatentVideoModel(encoder, processor, family, context=context, trainable=trainable)
-    return latent_model.eval().to(device)
+    return _latent_model(model, source, context, trainable).eval().to(device)
 
 
 def load_pretrained(source: EncoderSource) -> tuple[Any, list[str]]:
@@ -75,31 +48,30 @@ def load_pretrained(source: EncoderSource) -> tuple[Any, list[str]]:
 
 def describe_encoder(
     source: EncoderSource, *, trainable: bool | Sequence[str] = False, context: ContextRule | None = None
-) -> EncoderDescription:
-    """Counts and shapes of the stated architecture, or of the config of `source.name` where nothing is stated."""
-    transformers = import_transformers()
+) -> LatentVideoModel:
+    """The stated architecture, else that of `source.name`, on torch's `meta` device: without weights.
+
+    Raises EncoderError where its processor does not fit it.
+    """
     if source.architecture:
-        config, name = _stated_config(transformers, source.architecture), None
+        source, config = replace(source, name=None), _stated_config(source.architecture)
     else:
-        config, name = _load(transformers.AutoConfig, source), source.name
-    family = family_of(config.model_type)
+        config = _load(import_transformers().AutoConfig, source)
     with torch.device("meta"):
-        encoder = _encoding_part(transformers.AutoModel.from_config(config), family)
-    set_trainable(encoder, trainable, family.unused)
-    processor = load_processor(transformers, family, config, name, source.revision, source.processor)
-    tubelet, patch_height, patch_width = patch_shape(config)
-    height, width = output_size(processor)
-    check_size(family, config, height, width)
-    rule = applied_rule(context, family.video)
-    return EncoderDescription(
-        model_type=config.model_type,
-        total_parameters=sum(parameter.numel() for parameter in encoder.parameters()),
-        trainable_parameters=sum(p.numel() for p in encoder.parameters() if p.requires_grad),
-        tubelet_size=1 if rule.repeat_frames else tubelet,
-        grid=(height // patch_height, width // patch_width),
-        width=config.hidden_size,
-        context=rule,
-    )
+        model = import_transformers().AutoModel.from_config(config)
+    described = _latent_model(model, source, context, trainable)
+    check_size(described.family, config, *output_size(described.processor))
+    return described
+
+
+def _latent_model(
+    model: Any, source: EncoderSource, context: ContextRule | None, trainable: bool | Sequence[str]
+) -> LatentVideoModel:
+    """The part of `model` that encodes, with its processor."""
+    family = family_of(model.config.model_type)
+    encoder = model.get_submodule(family.submodule or "")
+    processor = load_processor(family, model.config, source)
+    return LatentVideoModel(encoder, processor, family, context=context, trainable=trainable)
 
 
 def check_stated(architecture: dict[str, Any], config: Any) -> None:
@@ -113,7 +85,7 @@ def check_stated(architecture: dict[str, Any], config: Any) -> None:
         raise EncoderError(f"encoder: the loaded model is not the stated one: {'; '.join(wrong)}")
 
 
-def _stated_config(transformers: Any, architecture: dict[str, Any]) -> Any:
+def _stated_config(architecture: dict[str, Any]) -> Any:
     fields = dict(architecture)
     model_type = fields.pop("model_type", None)
     if model_type is None:
@@ -123,16 +95,16 @@ def _stated_config(transformers: Any, architecture: dict[str, Any]) -> Any:
         )
     family_of(model_type)
     try:
-        return transformers.AutoConfig.for_model(model_type, **fields)
+        return import_transformers().AutoConfig.for_model(model_type, **fields)
     except (TypeError, ValueError) as error:
         raise EncoderError(f"encoder.architecture: {_one_line(error)}") from error
 
 
-def _random(transformers: Any, source: EncoderSource) -> nn.Module:
-    config = _stated_config(transformers, source.architecture)
+def _random(source: EncoderSource) -> nn.Module:
+    config = _stated_config(source.architecture)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(source.seed)
-        model: nn.Module = transformers.AutoModel.from_config(config)
+        model: nn.Module = import_transformers().AutoModel.from_config(config)
     return model.to(dtype_of(source.dtype))
 
 
@@ -152,13 +124,8 @@ def _load(auto_class: Any, source: EncoderSource, **options: Any) -> Any:
         ) from error
 
 
-def _encoding_part(model: nn.Module, family: Family) -> nn.Module:
-    """The part of `model` that encodes, with the whole model's config."""
-    return model.get_submodule(family.submodule or "")
-
-
 def _check_complete(source: EncoderSource, family: Family, missing: Sequence[str]) -> None:
-    """Weights that the checkpoint lacks were silently drawn at random: refuse them where they encode."""
+    """transformers draws the weights that a checkpoint lacks at random: an error where they encode."""
     prefix = f"{family.submodule}." if family.submodule else ""
     lacking = [name for name in missing if name.startswith(prefix) and not name.startswith("pooler.")]
     if lacking:
@@ -178,14 +145,3 @@ def dtype_of(name: str) -> torch.dtype:
 
 def _one_line(error: Exception) -> str:
     return str(error).strip().split("\n")[0].rstrip(".")
-
-
-def import_transformers() -> Any:
-    """transformers, importable beside any torchvision, and quiet: its progress bars would break ours."""
-    ensure_torchvision()
-    import transformers
-
-    transformers.utils.logging.disable_progress_bar()
-    transformers.utils.logging.set_verbosity_error()
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
-    return transformers

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import groupby
+from math import prod
 from typing import Any
 
 import torch
@@ -23,7 +24,7 @@ Clips = Tensor | Sequence[Tensor]
 """uint8 frames: one tensor (B, F, h, w, 3), or B tensors (F, h, w, 3) whose sizes in pixels may differ."""
 
 CPU_VALUES = 2**20
-"""Values of latents that go through an encoder together on a CPU; more leave its caches. Measured on V-JEPA 2 of
+"""Latent values of one forward pass on a CPU; more do not fit the CPU's caches. Measured on V-JEPA 2 of
 384 x 12 at 256 px, 2 cores: 32 lone steps take 2.8 s at once and 2.4 s in tens; 4 clips 4.3 s, and one by one 4.0 s."""
 
 
@@ -87,13 +88,9 @@ class LatentVideoModel(nn.Module):
     def preprocess(self, clips: Clips) -> Tensor:
         """uint8 frames -> what the encoder takes, (B, F, 3, h, w) on its device, resized, cropped and normalised."""
         videos = [_channels_first(clip, self.device) for clip in clips]
-        if self.family.video:
-            batch = self.processor(videos, return_tensors="pt", device=self.device)
-            return _only_tensor(batch)
-        frames = [frame for video in videos for frame in video]
-        batch = self.processor(frames, return_tensors="pt", device=self.device)
-        pixels = _only_tensor(batch)  # (B * F, 3, h, w)
-        return pixels.reshape(len(videos), -1, *pixels.shape[1:])
+        given = videos if self.family.video else [frame for video in videos for frame in video]
+        pixels = _only_tensor(self.processor(given, return_tensors="pt", device=self.device))
+        return pixels.reshape(len(videos), -1, *pixels.shape[-3:])
 
     def encode(self, pixels: Tensor) -> Tensor:
         """Preprocessed pixels (B, F, 3, h, w) -> latents (B, T, H, W, D), float32."""
@@ -109,7 +106,8 @@ class LatentVideoModel(nn.Module):
 
     def _encode_passes(self, pixels: Tensor, pieces: Sequence[Pass]) -> Tensor:
         """The kept steps (B, T', H, W, D) of passes of one length over pixels (B, F, 3, h, w), in one forward pass."""
-        frames = [_frames(pixels, piece.steps, self.tubelet_size) for piece in pieces]
+        size = self.tubelet_size
+        frames = [pixels[:, piece.steps.start * size : piece.steps.stop * size] for piece in pieces]
         joint = torch.stack(frames, dim=1).flatten(0, 1)  # (B * passes, frames, 3, h, w)
         if self.context.repeat_frames:
             joint = joint.repeat_interleave(patch_shape(self.config)[0], dim=1)
@@ -121,33 +119,25 @@ class LatentVideoModel(nn.Module):
 
     def _encode_jointly(self, pixels: Tensor) -> Tensor:
         """(B, F, 3, h, w) -> (B, T, H, W, D), every step attending to every other where the model does."""
-        num_clips, num_frames, _, height, width = pixels.shape
-        tubelet, patch_height, patch_width = patch_shape(self.config)
-        grid = (height // patch_height, width // patch_width)
-        if self.family.video:
-            tokens = self.encoder(pixels.to(self._dtype())).last_hidden_state  # (B, N, D)
-            return to_grid(self.family, self.config, tokens, num_frames // tubelet, *grid)
-        tokens = self.encoder(pixels.flatten(0, 1).to(self._dtype())).last_hidden_state  # (B * F, N, D)
-        frames = to_grid(self.family, self.config, tokens, 1, *grid)
-        return frames.reshape(num_clips, num_frames, *frames.shape[2:])
+        num_clips, video = len(pixels), self.family.video
+        steps, *grid = self._shape(pixels)
+        pixels = pixels.to(next(self.encoder.parameters()).dtype)
+        tokens = self.encoder(pixels if video else pixels.flatten(0, 1)).last_hidden_state  # (B, N, D) or (B * F, N, D)
+        latents = to_grid(self.family, self.config, tokens, steps if video else 1, *grid)
+        return latents.reshape(num_clips, steps, *latents.shape[2:])
 
     def _at_once(self, pixels: Tensor) -> int:
         """How many of the passes over `pixels` (B, F, 3, h, w) go through the encoder together."""
         if pixels.device.type != "cpu":
             return len(pixels)
-        num_frames, _, height, width = pixels.shape[1:]
+        return max(1, CPU_VALUES // (prod(self._shape(pixels)) * int(self.config.hidden_size)))
+
+    def _shape(self, pixels: Tensor) -> tuple[int, int, int]:
+        """(T, H, W) of one forward pass over `pixels` (B, F, 3, h, w)."""
         tubelet, patch_height, patch_width = patch_shape(self.config)
+        num_frames, _, height, width = pixels.shape[1:]
         steps = num_frames // tubelet if self.family.video else num_frames
-        width_of_latent = int(self.config.hidden_size)
-        return max(1, CPU_VALUES // (steps * (height // patch_height) * (width // patch_width) * width_of_latent))
-
-    def _dtype(self) -> torch.dtype:
-        return next(self.encoder.parameters()).dtype
-
-
-def _frames(pixels: Tensor, steps: range, tubelet_size: int) -> Tensor:
-    """The frames of `steps`."""
-    return pixels[:, steps.start * tubelet_size : steps.stop * tubelet_size]
+        return steps, height // patch_height, width // patch_width
 
 
 def _within(piece: Pass) -> slice:

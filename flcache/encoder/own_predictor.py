@@ -1,4 +1,4 @@
-"""V-JEPA 2's own predictor, as it was pretrained: what one gets for the checkpoint's price and no training.
+"""V-JEPA 2's own predictor, as it was pretrained: a baseline that costs no training.
 
 It fills in masked tokens from the others (arXiv 2506.09985, section 2): here the context is what it sees and all later
 steps are masked. It was trained on targets whose tokens were layer-normed (`forward_target` in app/vjepa/train.py of
@@ -11,7 +11,7 @@ Shapes: B clips, Tc context steps, Tt target steps, H x W patch grid, D channels
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from math import prod
 from typing import Any
 
@@ -26,11 +26,11 @@ from flcache.encoder.options import EncoderSource
 from flcache.errors import EncoderError
 
 NORM_EPS = 1e-5
-"""Of the layer norm of V-JEPA 2's targets: torch's default."""
+"""Epsilon of the layer norm of V-JEPA 2's targets: torch's default."""
 
 
 class OwnPredictor:
-    """Predicts standardised latents with the signature of a predictor; times are not looked at, steps count as even."""
+    """Predicts standardised latents, called as `Predictor.predict` is; ignores the times: steps count as even."""
 
     def __init__(self, predictor: nn.Module, statistics: ChannelStatistics) -> None:
         self._predictor, self._statistics = predictor.eval(), statistics
@@ -48,45 +48,38 @@ class OwnPredictor:
         return self._statistics.standardise(normed.unflatten(1, (-1, *grid)) * (variance + NORM_EPS).sqrt() + level)
 
 
-@dataclass(frozen=True)
-class EncoderOfLatents:
-    """Which encoder made latents that a predictor was pretrained for."""
-
-    weights: str
-    """Digest of its weights, in the type that it ran in."""
-    dtype: str
-
-
-def encoder_with_predictor(hard: Mapping[str, Any]) -> EncoderOfLatents | None:
-    """The encoder of latents with these hard fields, if its checkpoints ship a predictor for them.
-
-    None for another family, for latents that are only a part of the encoder's, and for those from elsewhere.
-    """
-    match hard.get("encoder"):
-        case {"architecture": {"model_type": str(model_type)}, "weights": str(weights), "dtype": str(dtype)} if (
-            "keep" not in hard
-        ):
-            family = FAMILIES.get(model_type)
-            return EncoderOfLatents(weights, dtype) if family is not None and family.predictor else None
-    return None
-
-
 def load_own_predictor(
-    source: EncoderSource, statistics: ChannelStatistics, *, encoder: EncoderOfLatents, device: str
+    source: EncoderSource, hard: Mapping[str, Any], statistics: ChannelStatistics, device: str
 ) -> OwnPredictor | None:
-    """The predictor of the checkpoint that `source` names, in float32; None where the checkpoint lacks it.
+    """The predictor of the checkpoint that `source` names, in float32, for latents with the hard fields `hard`.
 
-    Raises EncoderError if the checkpoint cannot be loaded or is of another encoder.
+    None where the checkpoint lacks it, for latents of another family, for a part of the encoder's latents, and for
+    those from elsewhere. Raises EncoderError if the checkpoint cannot be loaded or is of another encoder.
     """
+    made_by = _encoder_with_predictor(hard)
+    if made_by is None:
+        return None
     model, missing = load_pretrained(replace(source, dtype="float32"))
     family = FAMILIES.get(model.config.model_type)
     if family is None or family.predictor is None or any(name.startswith(f"{family.predictor}.") for name in missing):
         return None
     predictor = model.get_submodule(family.predictor).to(device)
-    found = weight_digest(model.get_submodule(family.submodule or "").to(dtype_of(encoder.dtype)))
-    if found != encoder.weights:
+    weights, dtype = made_by
+    found = weight_digest(model.get_submodule(family.submodule or "").to(dtype_of(dtype)))
+    if found != weights:
         raise EncoderError(
             f'encoder: "{source.name}" has other weights ({found[:12]}) than the encoder of these latents '
-            f"({encoder.weights[:12]}), so its predictor is no baseline for them"
+            f"({weights[:12]}), so its predictor is no baseline for them"
         )
     return OwnPredictor(predictor, statistics)
+
+
+def _encoder_with_predictor(hard: Mapping[str, Any]) -> tuple[str, str] | None:
+    """Digest of the weights, and the type they ran in, of the encoder of latents with these hard fields, if checkpoints
+    of its family ship a predictor."""
+    match hard:
+        case {"keep": _}:
+            return None
+        case {"encoder": {"architecture": {"model_type": str(name)}, "weights": str(weights), "dtype": str(dtype)}}:
+            return (weights, dtype) if name in FAMILIES and FAMILIES[name].predictor else None
+    return None

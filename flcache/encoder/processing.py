@@ -6,6 +6,8 @@ from typing import Any
 
 from flcache.encoder.families import Family, stated_size
 from flcache.encoder.fields import deciding_fields
+from flcache.encoder.options import EncoderSource
+from flcache.encoder.torchvision_ops import import_transformers
 from flcache.errors import EncoderError
 
 FIELDS = (
@@ -36,26 +38,19 @@ IGNORED_FIELDS = {
 """Fields that never change pixels: names of classes, and what `LatentVideoModel` passes itself."""
 
 
-def load_processor(
-    transformers: Any,
-    family: Family,
-    config: Any,
-    name: str | None,
-    revision: str | None,
-    fields: dict[str, Any],
-) -> Any:
-    """The processor saved with model `name`, or the family's own sized for `config`; `fields` replaces some of its
-    fields. Raises EncoderError."""
-    if "size" in fields and family.processor == "VJEPA2VideoProcessor":
+def load_processor(family: Family, config: Any, source: EncoderSource) -> Any:
+    """The processor saved with the model that `source` names, or the family's own sized for `config`, with the fields
+    that `source` sets. Raises EncoderError."""
+    if "size" in source.processor and family.processor == "VJEPA2VideoProcessor":
         raise EncoderError(
             "encoder.processor.size: V-JEPA 2's processor ignores it and resizes the short edge to crop_size * 256 / "
             '224; set "encoder.processor.crop_size" instead'
         )
-    processor = _saved(transformers, name, revision) if name else _sized(transformers, family, config)
-    if not fields:
+    processor = _saved(source.name, source.revision) if source.name else _sized(family, config)
+    if not source.processor:
         return processor
     try:
-        return type(processor)(**{**processor_fields(processor), **fields})
+        return type(processor)(**{**processor_fields(processor), **source.processor})
     except (TypeError, ValueError) as error:
         raise EncoderError(f"encoder.processor: {str(error).splitlines()[0]}") from error
 
@@ -75,8 +70,9 @@ def output_size(processor: Any) -> tuple[int, int]:
     return int(size["height"]), int(size["width"])
 
 
-def _saved(transformers: Any, name: str, revision: str | None) -> Any:
+def _saved(name: str, revision: str | None) -> Any:
     """The video processor saved with a model, or its image processor where there is none."""
+    transformers = import_transformers()
     for auto_class in (transformers.AutoVideoProcessor, transformers.AutoImageProcessor):
         for local_only in (True, False):
             try:
@@ -89,9 +85,9 @@ def _saved(transformers: Any, name: str, revision: str | None) -> Any:
     )
 
 
-def _sized(transformers: Any, family: Family, config: Any) -> Any:
+def _sized(family: Family, config: Any) -> Any:
     """The family's processor with its default resizing, scaled to the size that `config` was made for."""
-    processor_class = getattr(transformers, family.processor)
+    processor_class = getattr(import_transformers(), family.processor)
     default = processor_fields(processor_class())
     target = stated_size(config)
     if "crop_size" not in default:

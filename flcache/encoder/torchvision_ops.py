@@ -8,6 +8,8 @@ torch, so declaring the two missing schemas is enough for them. Call this before
 from __future__ import annotations
 
 import importlib
+import logging
+from typing import Any
 
 import torch
 
@@ -29,3 +31,14 @@ def ensure_torchvision() -> None:
             torch.library.define(f"torchvision::{operator}", SCHEMA)
             declared.append(operator)
         importlib.import_module("torchvision")
+
+
+def import_transformers() -> Any:
+    """transformers, importable beside any torchvision, and quiet: its progress bars would break ours."""
+    ensure_torchvision()
+    import transformers
+
+    transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.set_verbosity_error()
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
+    return transformers

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from flcache.evaluation.options import EvaluationOptions, ProbeOptions
     from flcache.evaluation.plot import plot_skill
     from flcache.evaluation.probe import Accuracy, Labelled, ProbeTest, train_probes
-    from flcache.evaluation.result import Errors, EvaluationResult, HorizonResult
+    from flcache.evaluation.result import Errors, EvaluationResult, HorizonResult, plain
     from flcache.evaluation.rollout import evaluate
     from flcache.evaluation.sampling import Sampling
     from flcache.evaluation.table import baselines_table, detail_table, evaluation_table, samples_table
@@ -36,6 +36,7 @@ __all__ = [
     "evaluate",
     "evaluation_table",
     "fit_baselines",
+    "plain",
     "plot_skill",
     "samples_table",
     "train_probes",

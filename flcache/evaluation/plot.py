@@ -8,8 +8,8 @@ from pathlib import Path
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from flcache.evaluation.result import EvaluationResult
-from flcache.evaluation.table import LEAK_WARNING, spoken
+from flcache.evaluation.result import EvaluationResult, spoken
+from flcache.evaluation.table import LEAK_WARNING
 
 MAX_TICKS = 16
 

@@ -5,12 +5,45 @@ from __future__ import annotations
 import csv
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, is_dataclass
 from typing import Any, TextIO
 
 from flcache.evaluation.bootstrap import Interval
 from flcache.evaluation.retrieval import Retrieval
 from flcache.evaluation.spread import Spread
+
+REFERENCE = "copy_last"
+"""The baseline that others are compared with."""
+
+
+def spoken(name: str) -> str:
+    """A baseline's name as words."""
+    return name.replace("_", " ")
+
+
+def value_at(row: Any, path: Sequence[str | int]) -> float | None:
+    """The number that `path` leads to in a horizon's JSON; None where any part of it is missing."""
+    for key in path:
+        try:
+            row = row[key]
+        except (KeyError, IndexError, TypeError):
+            return None
+    return None if row is None else float(row)
+
+
+def plain(value: Any) -> Any:
+    """`value` as JSON holds it, at any depth: an interval as its bounds, and None for what is not a finite number."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Interval):
+        value = [value.low, value.high]
+    if is_dataclass(value):
+        value = vars(value)
+    if isinstance(value, Mapping):
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return [plain(item) for item in value]
+    return value
 
 
 @dataclass(frozen=True)
@@ -35,7 +68,7 @@ class MotionQuartile:
 
 @dataclass(frozen=True)
 class SampleErrors:
-    """Of a generative predictor, as sampling.py defines them; skills are over copying the last step."""
+    """Errors of the samples of a generative predictor, as sampling.py defines them; skills are over copying."""
 
     samples: int
     mean: float
@@ -72,7 +105,7 @@ class HorizonResult:
     quartiles: tuple[MotionQuartile, ...] = ()
     """From the least to the most motion; none for fewer than four clips."""
     retrieval: dict[str, Retrieval] = field(default_factory=dict)
-    """Of the `prediction`, and of `copy_last` to compare with."""
+    """That of the `prediction`, and of `copy_last` to compare with."""
     spread: Spread | None = None
     samples: SampleErrors | None = None
     """None unless the predictor is generative."""
@@ -86,13 +119,13 @@ class EvaluationResult:
     leak: bool
     """True if the contexts had seen the future: the numbers then do not measure prediction."""
     fingerprint: str
-    """Of the latents that were predicted."""
+    """That of the latents that were predicted."""
     target_variance: float | None = None
     """What errors were divided by, where the encoder trains; None where it does not."""
 
     def to_json(self) -> dict[str, Any]:
         """As plain values for `json.dumps`; what is not a finite number is None."""
-        horizons = [_finite(_horizon_to_json(horizon)) for horizon in self.horizons]
+        horizons = [plain(_horizon_to_json(horizon)) for horizon in self.horizons]
         scale = {} if self.target_variance is None else {"target_variance": self.target_variance}
         return {"horizons": horizons, "leak": self.leak, "fingerprint": self.fingerprint, **scale}
 
@@ -106,49 +139,29 @@ class EvaluationResult:
 
 
 def _horizon_to_json(result: HorizonResult) -> dict[str, Any]:
+    baselines = {
+        name: {
+            **vars(errors),
+            "error_interval": result.baseline_error_interval.get(name),
+            "skill_over_copy_last": result.baseline_skill.get(name),
+            "skill_over_copy_last_interval": result.baseline_skill_interval.get(name),
+        }
+        for name, errors in result.baselines.items()
+    }
     return {
         "horizon": result.horizon,
         "seconds": result.seconds,
         "clips": result.clips,
-        **asdict(result.prediction),
-        "error_interval": _bounds(result.error_interval),
+        **vars(result.prediction),
+        "error_interval": result.error_interval,
         "skill": result.skill,
-        "skill_interval": {name: _bounds(interval) for name, interval in result.skill_interval.items()},
-        "baselines": {name: _baseline_to_json(result, name) for name in result.baselines},
-        "motion_quartiles": [asdict(quartile) for quartile in result.quartiles],
-        "retrieval": {name: asdict(found) for name, found in result.retrieval.items()},
-        **(asdict(result.spread) if result.spread else {}),
-        **({"samples": _samples_to_json(result.samples)} if result.samples else {}),
+        "skill_interval": result.skill_interval,
+        "baselines": baselines,
+        "motion_quartiles": result.quartiles,
+        "retrieval": result.retrieval,
+        **(vars(result.spread) if result.spread else {}),
+        **({"samples": result.samples} if result.samples else {}),
     }
-
-
-def _baseline_to_json(result: HorizonResult, name: str) -> dict[str, Any]:
-    return {
-        **asdict(result.baselines[name]),
-        "error_interval": _bounds(result.baseline_error_interval.get(name)),
-        "skill_over_copy_last": result.baseline_skill.get(name),
-        "skill_over_copy_last_interval": _bounds(result.baseline_skill_interval.get(name)),
-    }
-
-
-def _samples_to_json(found: SampleErrors) -> dict[str, Any]:
-    bounds = {name: _bounds(getattr(found, name)) for name in ("single_skill_interval", "energy_skill_interval")}
-    return asdict(found) | bounds
-
-
-def _bounds(interval: Interval | None) -> list[float] | None:
-    return [interval.low, interval.high] if interval else None
-
-
-def _finite(value: Any) -> Any:
-    """`value` with every float that is not finite as None, at any depth."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, Sequence) and not isinstance(value, str):
-        return [_finite(item) for item in value]
-    return value
 
 
 def _flat(tree: Mapping[str, Any], above: str = "") -> dict[str, Any]:

@@ -13,13 +13,12 @@ from torch import Tensor
 
 from flcache.evaluation.bootstrap import Interval, ratio_intervals
 from flcache.evaluation.metrics import Scores, mean_over_clips, noise_level, skill
-from flcache.evaluation.result import Errors, HorizonResult, MotionQuartile, SampleErrors
+from flcache.evaluation.result import REFERENCE, Errors, HorizonResult, MotionQuartile, SampleErrors
 from flcache.evaluation.retrieval import Retrieval
 from flcache.evaluation.sampling import SampleScores
 from flcache.evaluation.spread import Spread
 
 QUARTILES = 4
-REFERENCE = "copy_last"
 
 
 @dataclass(frozen=True)
@@ -73,7 +72,6 @@ def summarise(
     comparisons = _comparisons(clips)
     skills = {pair: _skill(compared, clips.valid).tolist() for pair, compared in comparisons.items()}
     intervals = _Intervals(clips, errors, comparisons)
-    quartiles = _quartiles(clips)
     own = clips.baselines if REFERENCE in clips.baselines else {}
     return tuple(
         HorizonResult(
@@ -88,7 +86,7 @@ def summarise(
             baseline_error_interval={name: intervals.error(name, k) for name in clips.baselines},
             baseline_skill={name: skills[name, REFERENCE][k] for name in own},
             baseline_skill_interval={name: intervals.skill(name, REFERENCE, k) for name in own},
-            quartiles=quartiles[k],
+            quartiles=_quartiles(clips, k),
             retrieval={name: found[k] for name, found in retrieval.items()},
             spread=spread[k],
             samples=_samples(clips, skills, intervals, k),
@@ -132,14 +130,12 @@ class _Intervals:
         ones = clips.valid.double()
         means = [(torch.where(clips.valid, error, 0.0), ones) for error in errors.values()]
         ratios = [
-            (
-                _floor(compared.error, compared.noise, clips.valid),
-                _floor(compared.opponent, compared.noise, clips.valid),
-            )
+            tuple(_floor(side, compared.noise, clips.valid) for side in (compared.error, compared.opponent))
             for compared in comparisons.values()
         ]
         numerators, denominators = (torch.cat(side, dim=1) for side in zip(*means, *ratios, strict=True))
-        found = _chunks(ratio_intervals(numerators, denominators, clips.videos), clips.valid.shape[1])
+        flat, size = ratio_intervals(numerators, denominators, clips.videos), clips.valid.shape[1]
+        found = [flat[start : start + size] for start in range(0, len(flat), size)]
         self._errors = dict(zip(errors, found, strict=False))
         self._ratios = dict(zip(comparisons, found[len(errors) :], strict=True))
 
@@ -173,12 +169,8 @@ def _skill(compared: _Comparison, valid: Tensor) -> Tensor:
     return skill(error, opponent, compared.noise)
 
 
-def _quartiles(clips: ClipScores) -> list[tuple[MotionQuartile, ...]]:
-    """For each horizon, its clips in four groups from the least to the most motion."""
-    return [_quartiles_at(clips, k) for k in range(clips.valid.shape[1])]
-
-
-def _quartiles_at(clips: ClipScores, k: int) -> tuple[MotionQuartile, ...]:
+def _quartiles(clips: ClipScores, k: int) -> tuple[MotionQuartile, ...]:
+    """The clips of horizon `k` in four groups from the least to the most motion."""
     present = clips.valid[:, k].nonzero()[:, 0]
     if len(present) < QUARTILES:
         return ()
@@ -223,7 +215,3 @@ def _means(scores: Scores, valid: Tensor) -> Scores:
 
 def _at(means: Scores, k: int) -> Errors:
     return Errors(means.error[k].item(), means.l1[k].item(), means.cosine[k].item())
-
-
-def _chunks(values: Sequence[Interval], size: int) -> list[Sequence[Interval]]:
-    return [values[start : start + size] for start in range(0, len(values), size)]

@@ -9,12 +9,26 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from flcache.evaluation.bootstrap import Interval
-from flcache.evaluation.result import EvaluationResult, HorizonResult
+from flcache.evaluation.result import REFERENCE, EvaluationResult, spoken, value_at
 
 WIDTH, HEAD_WIDTH = 80, 24
-"""Of a terminal, and of what stands before the skills."""
+"""Columns of a terminal, and of what stands left of the skills."""
 
 Estimates = Sequence[tuple[float, Interval | None]]
+DETAILS: dict[str, tuple[tuple[str | int, ...], int]] = {
+    "cosine": (("cosine",), 3),
+    **{
+        heading: (("motion_quartiles", quartile, "skill", REFERENCE), 2)
+        for quartile, heading in enumerate(("least", "less", "more", "most"))
+    },
+    "found": (("retrieval", "prediction", "at_1"), 2),
+    "in 5": (("retrieval", "prediction", "at_5"), 2),
+    "by copy": (("retrieval", REFERENCE, "at_1"), 2),
+    "variance": (("variance_ratio",), 2),
+    "rank": (("prediction_rank",), 1),
+    "of truth": (("truth_rank",), 1),
+}
+"""Headings of `detail_table`, where in a horizon of evaluation.json the value lies, and its digits."""
 LEAK_WARNING = "LEAK: the contexts have seen the future; these numbers do not measure prediction"
 
 
@@ -33,13 +47,10 @@ def detail_table(result: EvaluationResult) -> Table:
     `found` and `in 5` are the fractions of clips whose true future is the nearest, or among the five nearest, to the
     prediction; `by copy` is `found` for copying the last step.
     """
-    motion = ["least", "less", "more", "most"]
-    headings = ["step", "cosine", *motion, "found", "in 5", "by copy", "variance", "rank", "of truth"]
     title = "Skill over copying by quartile of motion, retrieval, variance, rank"
-    table = _table(title, headings, result)
-    for row in result.horizons:
-        head = [str(row.horizon), _number(row.prediction.cosine)]
-        table.add_row(*head, *_motion(row), *_retrieval(row), *_spread(row))
+    table = _table(title, ["step", *DETAILS], result)
+    for row in result.to_json()["horizons"]:
+        table.add_row(str(row["horizon"]), *(_number(value_at(row, path), digits) for path, digits in DETAILS.values()))
     return table
 
 
@@ -69,14 +80,9 @@ def baselines_table(result: EvaluationResult) -> Table:
     found = [
         [(row.baseline_skill[name], row.baseline_skill_interval.get(name)) for name in names] for row in result.horizons
     ]
-    errors = [row.baselines["copy_last"].error for row in result.horizons]
+    errors = [row.baselines[REFERENCE].error for row in result.horizons]
     title = "Baselines by step ahead: error of copying, skill of others over it (± 95 %)"
     return _skill_table(title, result, errors, names, found)
-
-
-def spoken(name: str) -> str:
-    """A baseline's name as words."""
-    return name.replace("_", " ")
 
 
 def _skill_table(
@@ -89,7 +95,8 @@ def _skill_table(
         widest = max(len(line) for cell in column for line in cell.splitlines())
         table.add_column(spoken(name), justify="right", min_width=widest)
     for row, error, estimates in zip(result.horizons, errors, cells, strict=True):
-        table.add_row(*_head(row), str(row.clips), _number(error), *estimates)
+        head = [str(row.horizon), _number(row.seconds), str(row.clips), _number(error)]
+        table.add_row(*head, *estimates)
     return table
 
 
@@ -103,29 +110,6 @@ def _table(title: str, headings: Sequence[str], result: EvaluationResult) -> Tab
 
 def _names(result: EvaluationResult) -> list[str]:
     return list(result.horizons[0].skill) if result.horizons else []
-
-
-def _head(row: HorizonResult) -> list[str]:
-    return [str(row.horizon), _number(row.seconds)]
-
-
-def _motion(row: HorizonResult) -> list[str]:
-    skills = [quartile.skill.get("copy_last", math.nan) for quartile in row.quartiles]
-    return [_number(skill, 2) for skill in skills] or ["-"] * 4
-
-
-def _retrieval(row: HorizonResult) -> list[str]:
-    predicted, copied = row.retrieval.get("prediction"), row.retrieval.get("copy_last")
-    if predicted is None or copied is None:
-        return ["-"] * 3
-    return [_number(share, 2) for share in (predicted.at_1, predicted.at_5, copied.at_1)]
-
-
-def _spread(row: HorizonResult) -> list[str]:
-    if row.spread is None:
-        return ["-"] * 3
-    ranks = [_number(row.spread.prediction_rank, 1), _number(row.spread.truth_rank, 1)]
-    return [_number(row.spread.variance_ratio, 2), *ranks]
 
 
 def _estimates(rows: Sequence[Estimates]) -> list[list[str]]:
@@ -143,5 +127,5 @@ def _estimate(value: float, interval: Interval | None, between: str) -> str:
     return f"{value:.2f}{between}±{(interval.high - interval.low) / 2:.2f}"
 
 
-def _number(value: float, digits: int = 3) -> str:
-    return f"{value:.{digits}f}" if math.isfinite(value) else "-"
+def _number(value: float | None, digits: int = 3) -> str:
+    return "-" if value is None or not math.isfinite(value) else f"{value:.{digits}f}"

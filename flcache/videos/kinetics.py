@@ -1,4 +1,4 @@
-"""Kinetics-400, or anything annotated alike, as a torch dataset of clips. F frames of H x W pixels."""
+"""Kinetics-400, or a data set annotated like it, as a torch dataset of clips. F frames of H x W pixels."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ class Kinetics400(Dataset[KineticsClip]):
     """The clips that `rule` cuts from the annotated videos below `root`.
 
     `labels` (`index label` lines) fixes the order of `classes`; without it they are the labels of this annotation file,
-    sorted. Videos that are not there are listed in `missing` by the path they were expected at. Raises DataError where
-    more than `max_missing_fraction` of them are, and DecodeError from an item whose file is damaged.
+    sorted. Missing videos are listed in `missing` by the path they were expected at. Raises DataError where more than
+    `max_missing_fraction` of the videos are missing; indexing raises DecodeError for a damaged file.
     """
 
     def __init__(
@@ -85,7 +85,7 @@ class Kinetics400(Dataset[KineticsClip]):
         )
 
     def _find(self, folder: VideoFolder, videos: Iterable[Video]) -> dict[str, Path]:
-        """Files by annotated path; what is not there goes to `missing`."""
+        """Files by annotated path; missing ones go to `missing`."""
         files = {}
         for video in videos:
             path = folder.find(video.path)
@@ -96,7 +96,7 @@ class Kinetics400(Dataset[KineticsClip]):
         return files
 
     def _probe_durations(self, videos: Iterable[Video]) -> dict[str, float]:
-        """Seconds by video id; a file that cannot be opened has none, and says why when its clip is asked for."""
+        """Seconds by video id; a file whose header cannot be read has none, and raises when its clip is decoded."""
         durations = {}
         for video in videos:
             try:

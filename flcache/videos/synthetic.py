@@ -29,9 +29,9 @@ COLOURS = {
     "white": (240, 240, 240),
 }
 LABELS = tuple(f"{colour} {shape}" for shape in SHAPES for colour in COLOURS)
-"""Colour and shape of the largest thing in the video."""
+"""Colour and shape of the largest shape of a video."""
 
-# Near-lossless. A constant quantiser, because x264's adaptive one, at this size, gave other bytes in each run.
+# Near-lossless, with a constant quantiser: x264's adaptive one gave other bytes in each run at this size.
 _X264_OPTIONS = {"qp": "10", "preset": "veryfast", "g": "16"}
 
 
@@ -49,7 +49,7 @@ class _Picture:
 
     @property
     def digest(self) -> str:
-        """Distinguishes files drawn with other settings in the same folder."""
+        """Part of a file's name: files drawn with other settings may lie in the same folder."""
         return hashlib.sha256(repr(self).encode()).hexdigest()[:4]
 
 
@@ -87,7 +87,7 @@ def _write_annotations(path: Path, rows: list[tuple[str, str, int, int, str, int
 
 
 def _replace(path: Path, content: bytes) -> None:
-    """`path` holds either what it held before or all of `content`, whenever we are killed."""
+    """Write and rename: whoever is killed here leaves `path` as it was, or complete."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         temporary.write_bytes(content)

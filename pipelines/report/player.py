@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 
 from flcache.batch import LatentBatch
-from flcache.cache import LatentCache, read_plan, read_spec
+from flcache.cache import LatentCache
 from flcache.config import Config
 from flcache.errors import DataError, DecodeError
 from flcache.evaluation import Predict, copy_last, true_context
@@ -26,31 +27,22 @@ from flcache.evaluation.report import (
 from flcache.videos import ClipRequest, DecodedClip, PlannedClip, VideoFolder, decode_planned, planned_clips
 
 from ..setup.clips import open_pool, read_split
-from ..setup.encoder import hard_spec, pick_device
+from ..setup.encoder import pick_device
 from ..setup.model import load_trained
 from ..setup.progress import Progress
-from ..setup.source import LatentSource, Reading, latent_batches, open_source
+from ..setup.source import Reading, latent_batches, open_source, source_clips
 
 _LATER_S = 1e-4
 """Added to the time of a step, so that rounding never shows the frame before."""
 
 
-@dataclass(frozen=True)
-class Pictures:
-    player: dict[str, Any]
-    """As `player_content` gives it."""
-    unread: dict[str, str]
-    """Clips without frames, and why."""
-
-
 @torch.no_grad()
-def gather_pictures(config: Config, checkpoint: Path) -> Pictures:
-    """Roll a few clips of `evaluation.split` out with `checkpoint`, in colours fitted on its first clips."""
-    device = pick_device(config.training.device)
-    split = config.evaluation.split
+def gather_pictures(config: Config, checkpoint: Path) -> tuple[dict[str, Any], dict[str, str]]:
+    """What the player shows of a few clips of `evaluation.split` rolled out with `checkpoint`, in colours fitted on the
+    first clips of the split; and the clips without frames, with the reason."""
+    device, split = pick_device(config.training.device), config.evaluation.split
     with open_source(config, Reading(split, config.evaluation.batch_size, shuffle=False), device=device) as source:
         model = load_trained(config, source, checkpoint).to(device)
-        processor = _processor(config, source)
         num_clips = min(_count_clips(config), MAX_CLIPS)
         chosen = set(np.linspace(0, num_clips - 1, clips_that_fit(source.latent_shape)).round().astype(int).tolist())
         moments, clips = TargetMoments(source.latent_shape[-1]), []
@@ -58,17 +50,14 @@ def gather_pictures(config: Config, checkpoint: Path) -> Pictures:
             for batch in latent_batches(model, source, device):
                 batch = _until(batch, config.evaluation.horizons)
                 moments.add(batch.target[batch.target_valid])
-                positions = range(progress.done, progress.done + len(batch))
-                clips += [
-                    roll_out(model.predictor.predict, batch, row) for row, at in enumerate(positions) if at in chosen
-                ]
-                for _ in batch.ids:
+                for row in range(len(batch)):
+                    if progress.done in chosen:
+                        clips.append(roll_out(model.predictor.predict, batch, row))
                     progress.advance()
                 if progress.done >= num_clips:
                     break
-    basis = moments.basis()
-    clips, unread = _with_frames(config, clips, processor)
-    return Pictures(player_content(clips, basis), unread)
+    clips, unread = _with_frames(config, clips, source.hard.get("processor", {}))
+    return player_content(clips, moments.basis()), unread
 
 
 def roll_out(predict: Predict, batch: LatentBatch, row: int) -> RolledClip:
@@ -77,14 +66,12 @@ def roll_out(predict: Predict, batch: LatentBatch, row: int) -> RolledClip:
     context, times = true_context(batch)[one], (batch.context_times[one], batch.target_times[one])
     return RolledClip(
         clip_id=batch.ids[row],
-        label=None,
         times=batch.times[row].cpu().numpy(),
         valid=batch.valid[row].cpu().numpy(),
         context=_kept(context[0]),
         target=_kept(batch.target[row]),
         prediction=_kept(predict(batch.context[one], *times)[0]),
         copy=_kept(copy_last(context, *times)[0]),
-        frames=None,
     )
 
 
@@ -115,21 +102,16 @@ def _count_clips(config: Config) -> int:
     return len(read_split(config, split).clips)
 
 
-def _processor(config: Config, source: LatentSource) -> dict[str, Any]:
-    """The fields of the processor that made the latents."""
-    hard = hard_spec(config, source.encoder) if source.encoder else read_spec(Path(config.require("cache.dir"))).hard
-    fields: dict[str, Any] = hard.get("processor", {})
-    return fields
-
-
 def _with_frames(
-    config: Config, clips: list[RolledClip], processor: dict[str, Any]
+    config: Config, clips: list[RolledClip], processor: Mapping[str, Any]
 ) -> tuple[list[RolledClip], dict[str, str]]:
     """The clips with their labels and frames, and why some have no frames."""
     try:
-        planned = {plan.clip_id: plan for plan in _planned(config, {clip.clip_id for clip in clips})}
+        plan = source_clips(config, config.evaluation.split)
+        wanted = planned_clips(plan[plan["clip_id"].isin({clip.clip_id for clip in clips})])
     except DataError as error:
         return clips, {clip.clip_id: str(error) for clip in clips}
+    planned = {clip.clip_id: clip for clip in wanted}
     clips = [replace(clip, label=planned[clip.clip_id].label) for clip in clips]
     folder = VideoFolder(Path(config.require("dataset.root")))
     framed, unread = [], {}
@@ -138,20 +120,10 @@ def _with_frames(
         for clip, (_, decoded) in zip(clips, decoding, strict=True):
             if isinstance(decoded, DecodeError):
                 unread[clip.clip_id] = str(decoded)
-            frames = None if isinstance(decoded, DecodeError) else _crop(decoded, processor)
-            framed.append(replace(clip, frames=frames))
+                framed.append(clip)
+            else:
+                framed.append(replace(clip, frames=_crop(decoded, processor)))
     return framed, unread
-
-
-def _planned(config: Config, clip_ids: set[str]) -> list[PlannedClip]:
-    """The clips with these ids, as the source of the run has planned them."""
-    split = config.evaluation.split
-    if config.training.source == "cache":
-        plan = read_plan(Path(config.require("cache.dir")))
-        plan = plan[plan["split"] == split]
-    else:
-        plan = read_split(config, split).clips
-    return planned_clips(plan[plan["clip_id"].isin(clip_ids)])
 
 
 def _frame_a_step(clip: PlannedClip, times: Any) -> PlannedClip:
@@ -161,7 +133,7 @@ def _frame_a_step(clip: PlannedClip, times: Any) -> PlannedClip:
     return replace(clip, request=ClipRequest(len(timestamps), first_s, timestamps, None, "pad"))
 
 
-def _crop(clip: DecodedClip, processor: dict[str, Any]) -> Any:
+def _crop(clip: DecodedClip, processor: Mapping[str, Any]) -> Any:
     """(T, h, w, 3) the part of the frames that the encoder saw."""
     left, top, right, bottom = seen_region(processor, *clip.frames.shape[1:3])
     return clip.frames[:, top:bottom, left:right]

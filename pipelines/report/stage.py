@@ -16,7 +16,7 @@ from flcache.config import Config, load_config, to_yaml
 from flcache.evaluation.report import Report, write_report
 from flcache.training import RunRecord, latest_checkpoint, read_metrics, read_record
 
-from .player import Pictures, gather_pictures
+from .player import gather_pictures
 
 
 def run(directory: Path, overrides: Sequence[str] = (), out: Path | None = None) -> None:
@@ -29,18 +29,18 @@ def run(directory: Path, overrides: Sequence[str] = (), out: Path | None = None)
     record = read_record(checkpoint)
     config = _read_config(checkpoint, training, overrides)
     evaluation = _read_evaluation(training / "evaluation.json")
-    pictures = gather_pictures(config, checkpoint)
+    player, unread = gather_pictures(config, checkpoint)
     page = Report(
         name=_run_name(training.resolve()),
         split=config.evaluation.split,
         evaluation=evaluation,
         losses=read_metrics(training / "metrics.jsonl"),
         cache=summary(config.cache.dir) if config.training.source == "cache" and config.cache.dir else None,
-        player=pictures.player,
+        player=player,
         provenance=_provenance(config, record, checkpoint),
         config=to_yaml(config),
         leak=record.leak or bool(evaluation and evaluation["leak"]),
-        notes=_notes(evaluation, record, pictures),
+        notes=_notes(evaluation, record, unread),
     )
     path = out or directory / "report.html"
     write_report(page, path)
@@ -76,8 +76,7 @@ def _existing(configured: str | None, beside: Path) -> str | None:
 def _read_evaluation(path: Path) -> dict[str, Any] | None:
     if not path.exists():
         return None
-    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return content
+    return dict(json.loads(path.read_text(encoding="utf-8")))
 
 
 def _provenance(config: Config, record: RunRecord, checkpoint: Path) -> dict[str, str]:
@@ -101,7 +100,7 @@ def _provenance(config: Config, record: RunRecord, checkpoint: Path) -> dict[str
     }
 
 
-def _notes(evaluation: dict[str, Any] | None, record: RunRecord, pictures: Pictures) -> list[str]:
+def _notes(evaluation: dict[str, Any] | None, record: RunRecord, unread: dict[str, str]) -> list[str]:
     notes = []
     if evaluation and evaluation["fingerprint"] != record.fingerprint:
         notes.append(
@@ -113,10 +112,10 @@ def _notes(evaluation: dict[str, Any] | None, record: RunRecord, pictures: Pictu
             f"evaluation.json is of step {evaluation['step']}, the newest checkpoint of step {record.step}: "
             f"run flcache evaluate again."
         )
-    if pictures.unread:
-        clip_id, reason = next(iter(pictures.unread.items()))
+    if unread:
+        clip_id, reason = next(iter(unread.items()))
         notes.append(
-            f"The player lacks the frames of {len(pictures.unread)} clips, such as {clip_id}: {reason}. If the videos "
+            f"The player lacks the frames of {len(unread)} clips, such as {clip_id}: {reason}. If the videos "
             f"are elsewhere, give dataset.root=PATH."
         )
     return notes

@@ -8,7 +8,7 @@ from itertools import islice
 import torch
 
 from flcache.config import Config
-from flcache.encoder import encoder_with_predictor, load_own_predictor
+from flcache.encoder import load_own_predictor
 from flcache.errors import EncoderError
 from flcache.evaluation import Predict, fit_baselines
 from flcache.training import WorldModel
@@ -35,12 +35,10 @@ def fitted_baselines(config: Config, model: WorldModel, device: str) -> dict[str
 
 def _own_predictor(config: Config, source: LatentSource, model: WorldModel, device: str) -> dict[str, Predict]:
     """The checkpoint's own predictor; empty if it has none, or the latents come from another encoder."""
-    encoder = encoder_with_predictor(source.hard)
-    wanted = config.evaluation.own_predictor and config.encoder.name and not config.encoder_trainable
-    if encoder is None or not wanted:
+    if not config.evaluation.own_predictor or not config.encoder.name or config.encoder_trainable:
         return {}
     try:
-        found = load_own_predictor(config.encoder, model.statistics, encoder=encoder, device=device)
+        found = load_own_predictor(config.encoder, source.hard, model.statistics, device)
     except EncoderError as error:
         print(f"without the baseline own_predictor (evaluation.own_predictor=false): {error}", file=sys.stderr)
         return {}

@@ -27,26 +27,19 @@ class Progress:
             TextColumn("{task.description}"),
             BarColumn(),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[rate]}"),
             TimeRemainingColumn(),
-            TextColumn("{task.fields[note]}"),
+            TextColumn("{task.fields[state]}"),
             console=Console(stderr=True),
             disable=not sys.stderr.isatty(),
         )
-        self._task = self._bar.add_task(title, total=total, completed=done, rate="", note="")
+        self._task = self._bar.add_task(title, total=total, completed=done, state="")
 
     def advance(self, *, failed: bool = False, note: str = "") -> None:
         """One more is done, or has failed; `note` stays beside the bar until the next."""
         self.done += 1
         self.failed += failed
         self.note = note or self.note
-        words = [f"{self.failed} failed"] if self.failed else []
-        self._bar.update(
-            self._task,
-            completed=self.done,
-            rate=f"{self.rate:.2f} {self.unit}/s",
-            note=", ".join([*words, self.note] if self.note else words),
-        )
+        self._bar.update(self._task, completed=self.done, state=", ".join(self._state()))
         if self._bar.disable and time.monotonic() - self._printed >= PLAIN_EVERY_S:
             self._print_line()
 
@@ -55,13 +48,15 @@ class Progress:
         """Units a second since the start."""
         return (self.done - self._first) / max(1e-9, time.monotonic() - self._started)
 
+    def _state(self) -> list[str]:
+        failed = f"{self.failed} failed" if self.failed else ""
+        return [part for part in (f"{self.rate:.2f} {self.unit}/s", failed, self.note) if part]
+
     def _print_line(self) -> None:
         self._printed = time.monotonic()
-        left_s = (self.total - self.done) / self.rate if self.rate else 0.0
-        parts = [f"{self.title}: {self.done}/{self.total}", f"{self.rate:.2f} {self.unit}/s"]
-        parts += [f"{left_s:.0f} s left"] if self.done < self.total else []
-        parts += [f"{self.failed} failed"] if self.failed else []
-        print(", ".join(parts + ([self.note] if self.note else [])), file=sys.stderr, flush=True)
+        rate, *state = self._state()
+        left = [f"{(self.total - self.done) / self.rate:.0f} s left"] if self.done < self.total and self.rate else []
+        print(", ".join([f"{self.title}: {self.done}/{self.total}", rate, *left, *state]), file=sys.stderr, flush=True)
 
     def __enter__(self) -> Progress:
         self._bar.start()

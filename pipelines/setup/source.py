@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import torch
 
 from flcache.batch import ChannelStatistics, LatentBatch
@@ -94,9 +95,16 @@ def known_videos(config: Config, split: str) -> dict[str, str] | None:
     """The video of every clip of a cache's `split`; None for a live source, whose clips are named after their video."""
     if config.training.source != "cache":
         return None
+    clips = source_clips(config, split)
+    return dict(zip(clips["clip_id"].astype(str), clips["video_id"].astype(str), strict=True))
+
+
+def source_clips(config: Config, split: str) -> pd.DataFrame:
+    """The clips of `split` as the configured source has planned them: the cache's plan, or clips of the annotations."""
+    if config.training.source != "cache":
+        return read_split(config, split).clips
     plan = read_plan(Path(config.require("cache.dir")))
-    plan = plan[plan["split"] == split]
-    return dict(zip(plan["clip_id"].astype(str), plan["video_id"].astype(str), strict=True))
+    return plan[plan["split"] == split]
 
 
 def _equal(one: ChannelStatistics, other: ChannelStatistics) -> bool:

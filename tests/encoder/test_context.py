@@ -192,7 +192,7 @@ def test_the_modes_that_an_error_names_would_do() -> None:
             assert check_boundary(seen_until(rule, STEPS), boundary) is False
 
 
-def test_the_middle_is_the_nearest_legal_split() -> None:
+def test_the_middle_is_the_nearest_legal_boundary() -> None:
     assert [middle_boundary(seen_until(rule, 8)) for rule in RULES] == [4, 4, 4, 4, 3, 4, 1, 3, 7, 4, 4]
 
 

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from flcache.encoder import ContextRule, EncoderSource, LatentVideoModel, first_form, hard_keys, identity, load_encoder
 from flcache.encoder.families import FAMILIES
-from flcache.encoder.loading import import_transformers
 from flcache.encoder.processing import processor_fields
+from flcache.encoder.torchvision_ops import import_transformers
 
 SMALL = {"hidden_size": 24, "num_hidden_layers": 1, "num_attention_heads": 3}
 IMAGE = {**SMALL, "image_size": 16, "patch_size": 8}

@@ -12,19 +12,16 @@ from test_model import ARCHITECTURES, VJEPA2, build
 from flcache.batch import ChannelStatistics
 from flcache.encoder import (
     ContextRule,
-    EncoderOfLatents,
     EncoderSource,
     LatentVideoModel,
     OwnPredictor,
-    encoder_with_predictor,
     hard_keys,
     load_encoder,
     load_own_predictor,
-    weight_digest,
 )
 from flcache.errors import EncoderError
 
-SPLIT, T, H, W, D = 3, 4, 4, 4, 48
+BOUNDARY, T, H, W, D = 3, 4, 4, 4, 48
 STATISTICS = ChannelStatistics(mean=torch.linspace(-1, 1, D), std=torch.linspace(0.5, 2, D))
 
 
@@ -46,8 +43,7 @@ def encoder(checkpoint: Path) -> LatentVideoModel:
 
 
 def load(checkpoint: Path, encoder: LatentVideoModel) -> OwnPredictor | None:
-    made_by = EncoderOfLatents(weight_digest(encoder.encoder), "float32")
-    return load_own_predictor(EncoderSource(name=str(checkpoint)), STATISTICS, encoder=made_by, device="cpu")
+    return load_own_predictor(EncoderSource(name=str(checkpoint)), hard_keys(encoder), STATISTICS, "cpu")
 
 
 @torch.no_grad()
@@ -59,16 +55,16 @@ def test_it_is_the_prediction_of_transformers_with_the_scale_of_the_last_step(
     whole = AutoModel.from_pretrained(checkpoint).eval()
     pixels = torch.rand(2, 8, 3, 32, 32)
     places = torch.arange(T * H * W).expand(2, -1)
-    seen, masked = places[:, : SPLIT * H * W], places[:, SPLIT * H * W :]
+    seen, masked = places[:, : BOUNDARY * H * W], places[:, BOUNDARY * H * W :]
     output = whole(pixels, context_mask=[seen], target_mask=[masked])
     latents = output.last_hidden_state.view(2, T, H, W, D)
-    context = STATISTICS.standardise(latents[:, :SPLIT])
+    context = STATISTICS.standardise(latents[:, :BOUNDARY])
     own = load(checkpoint, encoder)
     assert own is not None
-    predicted = own(context, torch.zeros(2, SPLIT), torch.zeros(2, T - SPLIT))
+    predicted = own(context, torch.zeros(2, BOUNDARY), torch.zeros(2, T - BOUNDARY))
     predicted = predicted * STATISTICS.std + STATISTICS.mean
-    last = latents[:, SPLIT - 1 : SPLIT]
-    normed = output.predictor_output.last_hidden_state.view(2, T - SPLIT, H, W, D)
+    last = latents[:, BOUNDARY - 1 : BOUNDARY]
+    normed = output.predictor_output.last_hidden_state.view(2, T - BOUNDARY, H, W, D)
     torch.testing.assert_close(predicted, normed * scale(last) + level(last), atol=1e-4, rtol=1e-4)
     assert predicted.std() > 0.05  # of something
 
@@ -93,18 +89,20 @@ def test_another_checkpoint_is_refused_and_one_without_a_predictor_has_none(
     checkpoint: Path, encoder: LatentVideoModel, tmp_path: Path
 ) -> None:
     with pytest.raises(EncoderError, match="other weights"):
-        other = EncoderOfLatents("0" * 64, "float32")
-        load_own_predictor(EncoderSource(name=str(checkpoint)), STATISTICS, encoder=other, device="cpu")
+        load_own_predictor(
+            EncoderSource(name=str(checkpoint)),
+            hard_keys(load_encoder(EncoderSource(architecture=VJEPA2, seed=1))),
+            STATISTICS,
+            "cpu",
+        )
     without_predictor(checkpoint, tmp_path)
     assert load(tmp_path, encoder) is None
 
 
 def test_the_digest_is_taken_in_the_type_that_the_encoder_ran_in(checkpoint: Path, encoder: LatentVideoModel) -> None:
     half = load_encoder(EncoderSource(name=str(checkpoint), dtype="bfloat16"))
-    made_by = encoder_with_predictor(hard_keys(half))
-    assert made_by is not None and made_by.dtype == "bfloat16"
-    source = EncoderSource(name=str(checkpoint))
-    own, whole = load_own_predictor(source, STATISTICS, encoder=made_by, device="cpu"), load(checkpoint, encoder)
+    assert hard_keys(half)["encoder"]["dtype"] == "bfloat16"
+    own, whole = load(checkpoint, half), load(checkpoint, encoder)
     assert own is not None and whole is not None
     given = torch.randn(1, 2, H, W, D), torch.zeros(1, 2), torch.zeros(1, 2)
     assert torch.equal(own(*given), whole(*given)), "the predictor's own weights are not rounded"
@@ -139,4 +137,9 @@ def without_predictor(checkpoint: Path, folder: Path) -> None:
 )
 def test_only_whole_latents_of_vjepa2_have_one(hard: dict[str, Any]) -> None:
     fits = hard.get("encoder") == {"architecture": VJEPA2, "weights": "a", "dtype": "float32"}
-    assert encoder_with_predictor(hard) == (EncoderOfLatents("a", "float32") if fits else None)
+    nowhere = EncoderSource(name="nowhere")
+    if not fits:
+        assert load_own_predictor(nowhere, hard, STATISTICS, "cpu") is None, "it loads nothing"
+        return
+    with pytest.raises(EncoderError, match='"nowhere" cannot be loaded'):
+        load_own_predictor(nowhere, hard, STATISTICS, "cpu")

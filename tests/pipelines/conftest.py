@@ -30,11 +30,33 @@ def config_file(tmp_path: Path, videos: Path) -> Path:
 @pytest.fixture(scope="session")
 def encoded(tmp_path_factory: pytest.TempPathFactory, videos: Path) -> Path:
     """A configuration file whose cache is complete; nobody may change the cache."""
+    return encode_into(tmp_path_factory.mktemp("encoded"), videos)
+
+
+@pytest.fixture(scope="session")
+def encoded_jointly(tmp_path_factory: pytest.TempPathFactory, videos: Path) -> Path:
+    """As `encoded`, with every clip encoded jointly: contexts have seen the future."""
+    return encode_into(tmp_path_factory.mktemp("encoded_jointly"), videos, context="full")
+
+
+def encode_into(folder: Path, videos: Path, **options: str) -> Path:
     from flcache.config import load_config
     from flcache.pipelines import encode
 
-    folder = tmp_path_factory.mktemp("encoded")
+    content = small_config(videos, folder)
+    content["encode"] |= options
     path = folder / "config.yaml"
-    path.write_text(yaml.safe_dump(small_config(videos, folder)), encoding="utf-8")
+    path.write_text(yaml.safe_dump(content), encoding="utf-8")
     encode.run(load_config(path))
     return path
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory, encoded: Path) -> Path:
+    """The `training.dir` of a run of `encoded`; nobody may change it."""
+    from flcache.config import load_config
+    from flcache.pipelines import train
+
+    folder = tmp_path_factory.mktemp("trained") / "training"
+    train.run(load_config(encoded, [f"training.dir={folder}"]))
+    return folder

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -39,9 +40,15 @@ def printed(capsys: pytest.CaptureFixture[str]) -> Any:
     ],
 )
 def test_every_honest_mode_encodes_trains_evaluates_and_is_proven_to_be_honest(
-    config_file: Path, overrides: list[str], seen_until: list[int], boundary: int, capsys: pytest.CaptureFixture[str]
+    encoded: Path,
+    tmp_path: Path,
+    overrides: list[str],
+    seen_until: list[int],
+    boundary: int,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    config = load_config(config_file, overrides)
+    cache_dir = [f"cache.dir={tmp_path}/cache"] if overrides else []
+    config = load_config(encoded, [*overrides, *cache_dir, f"training.dir={tmp_path}/training"])
     encode.run(config)
     cache = LatentCache(str(config.cache.dir), "val")
     assert list(cache[0].seen_until) == list(cache.seen_until) == seen_until
@@ -58,9 +65,8 @@ def test_every_honest_mode_encodes_trains_evaluates_and_is_proven_to_be_honest(
     assert set(rows[0]["skill"]) == {"copy_last", "mean_of_context", "linear", "dataset_mean", "ridge"}
 
 
-def test_full_is_shown_to_move_and_by_how_much(config_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    config = load_config(config_file, ["encode.context=full"])
-    encode.run(config)
+def test_full_is_shown_to_move_and_by_how_much(encoded_jointly: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = load_config(encoded_jointly)
     capsys.readouterr()
     audit.run(Path(str(config.cache.dir)), config, clips=2, as_json=True)
     found = printed(capsys)
@@ -80,19 +86,18 @@ def test_a_cache_that_claims_too_much_is_caught(config_file: Path, monkeypatch: 
         audit.run(Path(str(config.cache.dir)), config, clips=2)
 
 
-def test_latents_of_other_videos_are_caught(config_file: Path, videos: Path, tmp_path: Path) -> None:
+def test_latents_of_other_videos_are_caught(encoded: Path, videos: Path, tmp_path: Path) -> None:
     """The cache is whole and its spec is right, but the videos have changed since."""
-    config = load_config(config_file)
-    encode.run(config)
+    config = load_config(encoded)
     paths = sorted(videos.rglob("*.mp4"))
     for path, other in zip(paths, reversed(paths), strict=True):
         copy = tmp_path / "other" / path.relative_to(videos)
         copy.parent.mkdir(parents=True, exist_ok=True)
         copy.write_bytes(other.read_bytes())
-    moved = load_config(config_file, [f"dataset.root={tmp_path / 'other'}"])
+    moved = load_config(encoded, [f"dataset.root={tmp_path / 'other'}"])
     with pytest.raises(CacheError, match="away from what the encoder gives now"):
         audit.run(Path(str(config.cache.dir)), moved, clips=4)
-    gone = load_config(config_file, [f"dataset.root={tmp_path / 'nowhere'}"])
+    gone = load_config(encoded, [f"dataset.root={tmp_path / 'nowhere'}"])
     with pytest.raises(DataError, match="no such file"):
         audit.run(Path(str(config.cache.dir)), gone, clips=4)
 
@@ -160,11 +165,14 @@ def saved_checkpoint(folder: Path, seed: int = 0) -> Path:
 
 @pytest.mark.parametrize("kind", ["causal", "flow_matching"])
 def test_probe_of_a_trained_predictor(
-    encoded: Path, tmp_path: Path, kind: str, capsys: pytest.CaptureFixture[str]
+    encoded: Path, trained: Path, tmp_path: Path, kind: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     flow = ["predictor.kind=flow_matching", "training.loss=l2"] if kind == "flow_matching" else []
     config = load_config(encoded, [f"training.dir={tmp_path}", "probe.epochs=2", "evaluation.samples=2", *flow])
-    train.run(config)
+    if flow:
+        train.run(config)
+    else:
+        shutil.copytree(trained, tmp_path, dirs_exist_ok=True)
     probe.run(config, as_json=True)
     found = printed(capsys)
     assert found == json.loads((tmp_path / "probe.json").read_text(encoding="utf-8"))

@@ -63,10 +63,10 @@ def test_the_first_clips_are_enough_for_the_colours(finished: Path, monkeypatch:
     add = TargetMoments.add
     monkeypatch.setattr(TargetMoments, "add", lambda self, targets: (read.append("batch"), add(self, targets)))
     config = load_config(finished / "config.yaml", ["evaluation.batch_size=2"])
-    found = gather_pictures(config, latest_checkpoint(finished / "training" / "checkpoints"))
+    player, _ = gather_pictures(config, latest_checkpoint(finished / "training" / "checkpoints"))
     assert len(read) == 2
-    order = list(LatentCache(finished / "cache", "val").clip_ids)
-    assert [clip["id"] for clip in found.player["clips"]] == order[:3]
+    cache = LatentCache(finished / "cache", "val")
+    assert [clip["id"] for clip in player["clips"]] == [cache.clip_id(index) for index in range(3)]
 
 
 def test_a_moved_run_finds_its_cache_and_says_which_frames_it_lacks(finished: Path, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -104,12 +105,12 @@ def test_cached_equals_live(encoded: Path, tmp_path: Path, precision: str, new_a
         assert step == other and math.isclose(expected, found, rel_tol=1e-5), (cached, live)
 
 
-def test_step_zero_is_copying_and_the_loss_is_logged_beside_it(encoded: Path, tmp_path: Path) -> None:
-    train.run(load_config(encoded, [f"training.dir={tmp_path}", "training.steps=1"]))
-    (first,) = read_metrics(tmp_path / "metrics.jsonl")
+def test_step_zero_is_copying_and_the_loss_is_logged_beside_it(trained: Path) -> None:
+    first, *others = read_metrics(trained / "metrics.jsonl")
+    assert [line["step"] for line in (first, *others)] == [1, 2, 3, 4, 5, 6]
     assert first["loss"] == first["loss/copy_last"] > 0
     assert 0 <= first["data_wait_fraction"] <= 1
-    assert list((tmp_path / "tensorboard").iterdir())
+    assert list((trained / "tensorboard").iterdir())
 
 
 @pytest.mark.parametrize("trainable", ["true", "[layer.1, layernorm]"])
@@ -141,10 +142,10 @@ def test_end_to_end_trains_the_encoder_against_a_moving_average(
 
 
 def test_evaluation_is_kept_and_its_json_is_what_scripts_rely_on(
-    encoded: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    encoded: Path, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    shutil.copytree(trained, tmp_path, dirs_exist_ok=True)
     config = load_config(encoded, [f"training.dir={tmp_path}"])
-    train.run(config)
     capsys.readouterr()
     evaluate.run(config, as_json=True)
     printed = json.loads(capsys.readouterr().out)
@@ -159,23 +160,20 @@ def test_evaluation_is_kept_and_its_json_is_what_scripts_rely_on(
 
 
 def test_latents_that_saw_the_future_are_refused_and_marked(
-    config_file: Path, capsys: pytest.CaptureFixture[str]
+    encoded_jointly: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    full = "encode.context=full"
-    encode.run(load_config(config_file, [full]))
     with pytest.raises(LeakError, match="has already seen step 3"):
-        train.run(load_config(config_file, [full]))
-    config = load_config(config_file, [full, "allow_leak=true"])
+        train.run(load_config(encoded_jointly, [f"training.dir={tmp_path}"]))
+    config = load_config(encoded_jointly, [f"training.dir={tmp_path}", "allow_leak=true"])
     train.run(config)
     capsys.readouterr()
     evaluate.run(config, as_json=True)
     assert json.loads(capsys.readouterr().out)["leak"] is True
 
 
-def test_a_checkpoint_of_other_latents_is_refused(encoded: Path, config_file: Path, tmp_path: Path) -> None:
-    train.run(load_config(encoded, [f"training.dir={tmp_path}/run"]))
-    encode.run(load_config(config_file, ["encoder.seed=1"]))
-    other = load_config(config_file, ["encoder.seed=1", f"training.dir={tmp_path}/run", "training.steps=9"])
+def test_a_checkpoint_of_other_latents_is_refused(encoded_jointly: Path, trained: Path, tmp_path: Path) -> None:
+    shutil.copytree(trained, tmp_path, dirs_exist_ok=True)
+    other = load_config(encoded_jointly, [f"training.dir={tmp_path}", "training.steps=9", "allow_leak=true"])
     with pytest.raises(TrainingError, match="fingerprint was"):
         train.run(other, resume=True)
     with pytest.raises(TrainingError, match="trained on latents"):

@@ -6,25 +6,26 @@ The lines are SVG paths that stretch without their strokes; all words are HTML, 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 from matplotlib.ticker import MaxNLocator
 
-from flcache.evaluation.report.verdict import Row, baselines, display_name, interval, skill_over
+from flcache.evaluation.report.verdict import Row, baselines, interval, skill_over
+from flcache.evaluation.result import REFERENCE, spoken
 
 MAX_POINTS = 240
-"""Of a line of losses; longer runs are averaged over neighbours."""
+"""Points of a line of losses; those of longer runs are means of neighbours."""
 MIN_LABEL_GAP = 6.5
 """Percent of the height between the names at the ends of lines."""
 MAX_HORIZON_TICKS = 12
-REFERENCE = "copy_last"
 FLOOR = -0.5
-"""A baseline with less skill over copying than this leaves the plot, unless the prediction has less still."""
+"""The plot of skill over copying ends here, or lower where the prediction does; baselines may lie below it."""
 
 Point = tuple[float, float]
+_Estimate = tuple[float | None, tuple[float, float] | None]
+"""A value and its 95 % interval."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ class Chart:
     x_ticks: tuple[Tick, ...]
     y_ticks: tuple[Tick, ...]
     zero: float | None
-    """Percent from the top of the line of no skill; None where zero is just the floor."""
+    """Percent from the top of the line of no skill; None in the chart of losses."""
     lines: tuple[Line, ...]
 
 
@@ -95,33 +96,18 @@ def reference_chart(rows: Sequence[Row]) -> Chart | None:
 
     None where the evaluation does not have these skills. Baselines far below 0 leave the plot at its floor.
     """
-    names = [name for name in baselines(rows) if name != REFERENCE]
-    found = {name: [(row, row.get("baselines", {}).get(name, {})) for row in rows] for name in names}
-    lines = [
-        _series(
-            display_name(name), str(index), [(row["horizon"], *_own_skill(baseline)) for row, baseline in found[name]]
-        )
-        for index, name in enumerate(baselines(rows), start=1)
-        if name in found
-    ]
-    prediction = [(row["horizon"], skill_over(row, REFERENCE), interval(row, REFERENCE)) for row in rows]
-    lines = [line for line in (_series("prediction", "prediction", prediction), *lines) if line.points]
-    if len(lines) < 2 or lines[0].name != "prediction":
+    prediction = _series("prediction", "prediction", [(row["horizon"], *_skill(row, REFERENCE)) for row in rows])
+    others = [line for line in _baseline_lines(rows, _own_skill) if line.points and line.name != spoken(REFERENCE)]
+    if not prediction.points or not others:
         return None
+    lines = [prediction, *others]
     floor = min(FLOOR, *(value for _, value in lines[0].points))
     return _horizon_chart("reference", _describe(lines, "over copying the last step"), rows, lines, floor)
 
 
 def skill_chart(rows: Sequence[Row]) -> Chart | None:
     """Skill of the prediction over each baseline; None where no skill is known."""
-    lines = [
-        _series(
-            display_name(name),
-            str(index),
-            [(row["horizon"], skill_over(row, name), interval(row, name)) for row in rows],
-        )
-        for index, name in enumerate(baselines(rows), start=1)
-    ]
+    lines = _baseline_lines(rows, _skill)
     if not lines:
         return None
     return _horizon_chart("skill", _describe(lines, "of the prediction over each baseline"), rows, lines, -math.inf)
@@ -156,18 +142,31 @@ def nice_ticks(low: float, high: float) -> list[float]:
     return [float(round(tick, 10)) for tick in ticks]
 
 
-def _own_skill(baseline: Mapping[str, Any]) -> tuple[float | None, tuple[float, float] | None]:
-    """Skill of a baseline over copying the last step, and its interval."""
+def _skill(row: Row, name: str) -> _Estimate:
+    """Skill of the prediction over a baseline."""
+    return skill_over(row, name), interval(row, name)
+
+
+def _own_skill(row: Row, name: str) -> _Estimate:
+    """Skill of a baseline over copying the last step."""
+    baseline = row.get("baselines", {}).get(name, {})
     low, high = baseline.get("skill_over_copy_last_interval") or (None, None)
     return baseline.get("skill_over_copy_last"), None if low is None or high is None else (low, high)
+
+
+def _baseline_lines(rows: Sequence[Row], estimate: Callable[[Row, str], _Estimate]) -> list[_Series]:
+    """A line a baseline, with its number as key: it has one colour in all charts."""
+    return [
+        _series(spoken(name), str(number), [(row["horizon"], *estimate(row, name)) for row in rows])
+        for number, name in enumerate(baselines(rows), start=1)
+    ]
 
 
 def _series(name: str, key: str, values: Iterable[tuple[float, float | None, tuple[float, float] | None]]) -> _Series:
     """A line of (x, value, interval), without what is None."""
     known = [(x, value, bounds) for x, value, bounds in values if value is not None]
-    return _Series(
-        name, key, [(x, value) for x, value, _ in known], [(x, *bounds) for x, _, bounds in known if bounds is not None]
-    )
+    bands = [(x, *bounds) for x, _, bounds in known if bounds is not None]
+    return _Series(name, key, [(x, value) for x, value, _ in known], bands)
 
 
 def _horizon_chart(name: str, description: str, rows: Sequence[Row], lines: Sequence[_Series], floor: float) -> Chart:

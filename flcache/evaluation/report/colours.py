@@ -19,7 +19,7 @@ from torch import Tensor
 from flcache.errors import DataError
 
 DEVIATIONS = 2.0
-"""A projection this many standard deviations from the mean has three quarters of the full colour."""
+"""A projection this many standard deviations from the mean is three quarters of the way from grey to full colour."""
 HEAT = "magma"
 MAX_CLIPS = 512
 """Clips that the basis is fitted on, the first of the split: three directions need no more, and planning has shuffled
@@ -38,7 +38,7 @@ class ColourBasis:
     """Fraction of the variance that the three hold."""
 
     def paint(self, latents: Tensor) -> NDArray[np.uint8]:
-        """(..., D) latents as (..., 3) colours; the mean is grey, and colours far from it saturate without an edge."""
+        """(..., D) latents as (..., 3) colours: grey at the mean, bounded by tanh far from it."""
         projected = (latents.float().cpu() - self.mean) @ self.axes
         return _bytes((projected.tanh() + 1) / 2)
 

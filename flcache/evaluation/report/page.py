@@ -18,7 +18,6 @@ from flcache.evaluation.report.colours import MAX_CLIPS, heat_stops
 from flcache.evaluation.report.tables import motion_table, number, quality_table
 from flcache.evaluation.report.verdict import (
     baselines,
-    display_name,
     evaluated_rows,
     has_intervals,
     interval,
@@ -26,6 +25,7 @@ from flcache.evaluation.report.verdict import (
     strongest,
     verdict,
 )
+from flcache.evaluation.result import spoken
 
 MAX_FAILURES = 200
 """Listed one by one; the page counts the rest."""
@@ -71,7 +71,7 @@ def render(report: Report) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"number": number, "size": decimal, "count": _count, "display_name": display_name}
+    environment.filters |= {"number": number, "size": decimal, "count": _count, "spoken": spoken}
     environment.globals |= {"interval": interval, "outcome": outcome, "strongest": strongest}
     rows = evaluated_rows(report.evaluation)
     return environment.get_template("page.html").render(

@@ -1,4 +1,4 @@
-"""What the player steps through: a few clips as sheets of small pictures, in the page itself.
+"""The clips of the player, as sheets of small pictures in the page itself.
 
 A sheet holds one picture a step, eight in a row. Latents are one pixel a patch, enlarged by the browser.
 
@@ -25,13 +25,13 @@ from flcache.evaluation.report.colours import ColourBasis, heat
 SHEET_COLUMNS = 8
 MAX_CLIPS = 8
 LATENT_BYTES = 1_500_000
-"""Of all pictures of latents together, before compression and base64."""
+"""Bytes of all pictures of latents together, before compression and base64."""
 FRAME_SIDE = 224
 """Pixels of the longer side of a video frame in the page; less where there are many of them."""
 FRAME_PIXELS = 6_500_000
-"""Of all frames together."""
+"""Pixels of all frames together."""
 FRAME_BYTES = 2_000_000
-"""Of all frames together, as JPEG; with base64 and the latents a page stays below 5 MB."""
+"""Bytes of all frames together, as JPEG; with base64 and the latents a page stays below 5 MB."""
 JPEG_QUALITIES = (86, 70, 50, 30)
 """Tried in this order until the frames fit."""
 
@@ -41,7 +41,6 @@ class RolledClip:
     """One clip with what was predicted for it; standardised latents on the CPU."""
 
     clip_id: str
-    label: str | None
     times: NDArray[np.float32]
     """(T,) seconds of each step, from the first frame of the clip."""
     valid: NDArray[np.bool_]
@@ -54,7 +53,8 @@ class RolledClip:
     """(K, H, W, D)"""
     copy: Tensor
     """(K, H, W, D)"""
-    frames: NDArray[np.uint8] | None
+    label: str | None = None
+    frames: NDArray[np.uint8] | None = None
     """(T, h, w, 3) of the video at the steps' times, cut to what the encoder saw; None where it could not be read."""
 
     @property
@@ -68,24 +68,23 @@ class RolledClip:
         return (self.copy - self.target).square().mean(-1)
 
 
-@dataclass(frozen=True)
-class _FrameBudget:
-    side: int
-    """Pixels of the longer side."""
-    bytes_per_clip: int
-
-
 def player_content(clips: Sequence[RolledClip], basis: ColourBasis) -> dict[str, Any]:
     """What the player needs, as plain values; pictures are data URIs. The clips have the same steps and boundary."""
     limit = _error_limit(clips)
-    frames = _FrameBudget(frame_side(sum(len(clip.times) for clip in clips)), FRAME_BYTES // len(clips))
+    side, frame_bytes = frame_side(sum(len(clip.times) for clip in clips)), FRAME_BYTES // len(clips)
     return {
         "columns": SHEET_COLUMNS,
         "grid": [clips[0].context.shape[2], clips[0].context.shape[1]],
         "context": len(clips[0].context),
         "limit": limit,
         "explained": basis.explained,
-        "clips": [_clip(clip, basis, limit, frames) for clip in clips],
+        "clips": [
+            {
+                **_clip(clip, basis, limit),
+                "frames": None if clip.frames is None else _frames(clip.frames, side, frame_bytes),
+            }
+            for clip in clips
+        ],
     }
 
 
@@ -117,12 +116,12 @@ def seen_region(processor: Mapping[str, Any], height: int, width: int) -> tuple[
 
 
 def _error_limit(clips: Sequence[RolledClip]) -> float:
-    """What the brightest colour stands for: all but one in a hundred errors of copying are below it."""
-    errors = torch.cat([clip.copy_error[_target_valid(clip)].flatten() for clip in clips])
+    """The error with the brightest colour: 99 of 100 errors of copying are below it."""
+    errors = torch.cat([clip.copy_error[clip.valid[len(clip.context) :]].flatten() for clip in clips])
     return max(1e-6, float(torch.quantile(errors, 0.99))) if len(errors) else 1.0
 
 
-def _clip(clip: RolledClip, basis: ColourBasis, limit: float, budget: _FrameBudget) -> dict[str, Any]:
+def _clip(clip: RolledClip, basis: ColourBasis, limit: float) -> dict[str, Any]:
     truth = torch.cat([clip.context, clip.target])
     return {
         "id": clip.clip_id,
@@ -138,13 +137,7 @@ def _clip(clip: RolledClip, basis: ColourBasis, limit: float, budget: _FrameBudg
             "error": _png(heat(clip.prediction_error, limit)),
             "copy_error": _png(heat(clip.copy_error, limit)),
         },
-        "frames": None if clip.frames is None else _frames(clip.frames, budget),
     }
-
-
-def _target_valid(clip: RolledClip) -> NDArray[np.bool_]:
-    """(K,)"""
-    return clip.valid[len(clip.context) :]
 
 
 def _per_step(errors: Tensor) -> list[float]:
@@ -152,15 +145,15 @@ def _per_step(errors: Tensor) -> list[float]:
     return [round(value, 4) for value in errors.flatten(1).mean(1).tolist()]
 
 
-def _frames(frames: NDArray[np.uint8], budget: _FrameBudget) -> dict[str, Any]:
-    """One sheet and the size of a frame on it; frames are only ever made smaller."""
+def _frames(frames: NDArray[np.uint8], side: int, num_bytes: int) -> dict[str, Any]:
+    """One sheet and the size of a frame on it. Frames are made smaller where their longer side exceeds `side`."""
     height, width = frames.shape[1:3]
-    scale = min(1.0, budget.side / max(height, width))
+    scale = min(1.0, side / max(height, width))
     size = max(1, round(width * scale)), max(1, round(height * scale))
     smaller = np.stack([np.asarray(Image.fromarray(frame).resize(size, Image.Resampling.LANCZOS)) for frame in frames])
     picture = Image.fromarray(_sheet(smaller))
     sheets = (_encode(picture, "jpeg", quality=quality, subsampling=0) for quality in JPEG_QUALITIES)
-    sheet = next((sheet for sheet in sheets if len(sheet) <= budget.bytes_per_clip), None)
+    sheet = next((sheet for sheet in sheets if len(sheet) <= num_bytes), None)
     sheet = sheet or _encode(picture, "jpeg", quality=JPEG_QUALITIES[-1])
     return {"size": list(size), "sheet": _data_uri(sheet, "jpeg")}
 

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from flcache.evaluation.report.verdict import Row
+from flcache.evaluation.result import REFERENCE, value_at
 
-COLUMNS: dict[str, tuple[str, ...]] = {
+QUALITY = {
     "Variance ratio": ("variance_ratio",),
     "Effective rank": ("prediction_rank",),
     "of the truth": ("truth_rank",),
     "Retrieval@1": ("retrieval", "prediction", "at_1"),
-    "by copying": ("retrieval", "copy_last", "at_1"),
+    "by copying": ("retrieval", REFERENCE, "at_1"),
     "Retrieval@5": ("retrieval", "prediction", "at_5"),
-    "by copying ": ("retrieval", "copy_last", "at_5"),
+    "by copying ": ("retrieval", REFERENCE, "at_5"),
     "Mean of k": ("samples", "mean"),
     "One sample": ("samples", "single"),
     "its skill": ("samples", "single_skill"),
@@ -26,8 +26,10 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     "Diversity": ("samples", "diversity"),
 }
 """Headings, and where in a horizon of evaluation.json the value lies."""
-QUARTERS = ("Stillest quarter", "Second", "Third", "Liveliest quarter")
-REFERENCE = "copy_last"
+MOTION = {
+    heading: ("motion_quartiles", quartile, "skill", REFERENCE)
+    for quartile, heading in enumerate(("Stillest quarter", "Second", "Third", "Liveliest quarter"))
+}
 
 
 @dataclass(frozen=True)
@@ -40,21 +42,12 @@ class Table:
 
 def quality_table(rows: Sequence[Row]) -> Table | None:
     """Blur, collapse and retrieval per horizon; None where nothing of it was measured."""
-    columns = {heading: [_at(row, path) for row in rows] for heading, path in COLUMNS.items()}
-    columns = {heading: values for heading, values in columns.items() if any(value is not None for value in values)}
-    return _table(rows, columns) if columns else None
+    return _table(rows, QUALITY)
 
 
 def motion_table(rows: Sequence[Row]) -> Table | None:
     """Skill over copying the last step by quartile of true motion; None where there are no quartiles."""
-    if not any(row.get("motion_quartiles") for row in rows):
-        return None
-    quartiles = [row.get("motion_quartiles") or [{}] * len(QUARTERS) for row in rows]
-    columns = {
-        heading: [_at(found[index], ("skill", REFERENCE)) for found in quartiles]
-        for index, heading in enumerate(QUARTERS)
-    }
-    return _table(rows, columns)
+    return _table(rows, MOTION)
 
 
 def number(value: float | None, digits: int = 2) -> str:
@@ -65,15 +58,10 @@ def number(value: float | None, digits: int = 2) -> str:
     return f"{rounded:.{digits}f}".replace("-", "\N{MINUS SIGN}")
 
 
-def _table(rows: Sequence[Row], columns: dict[str, list[float | None]]) -> Table:
-    body = [
-        (str(row["horizon"]), *(number(values[index]) for values in columns.values())) for index, row in enumerate(rows)
-    ]
-    return Table(("Horizon", *columns), tuple(body))
-
-
-def _at(row: Any, path: Sequence[str]) -> float | None:
-    """The value at `path`, or None where any part of it is missing."""
-    for name in path:
-        row = row.get(name) if row else None
-    return None if row is None else float(row)
+def _table(rows: Sequence[Row], paths: Mapping[str, Sequence[str | int]]) -> Table | None:
+    """What lies at `paths`, by heading, without columns that have no value; None where no column has one."""
+    columns = {heading: [value_at(row, path) for row in rows] for heading, path in paths.items()}
+    columns = {heading: values for heading, values in columns.items() if any(value is not None for value in values)}
+    cells = zip(*([number(value) for value in values] for values in columns.values()), strict=True)
+    body = tuple((str(row["horizon"]), *line) for row, line in zip(rows, cells, strict=False))
+    return Table(("Horizon", *columns), body) if columns else None

@@ -2,8 +2,7 @@
 
 Ahead of a baseline means that the whole 95 % interval of the skill over it is above 0; behind, that all of it is below.
 Where an evaluation made no intervals, the sign of the skill decides, and the page says so; where it could not make
-one, the two are level. A skill that is missing or
-not finite is no verdict: a horizon with clips that lacks one is not ahead of every baseline.
+one, the two are level. A horizon with clips whose skill over a baseline is missing or not finite is not ahead of it.
 """
 
 from __future__ import annotations
@@ -12,6 +11,8 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
+
+from flcache.evaluation.result import spoken
 
 Outcome = Literal["ahead", "level", "behind", "unknown"]
 Row = Mapping[str, Any]
@@ -34,7 +35,7 @@ def verdict(evaluation: Mapping[str, Any] | None, *, leak: bool) -> Verdict:
         return Verdict("Not evaluated yet", 'Run "flcache evaluate", then make this page again.', "none")
     names = list(dict.fromkeys(name for row in rows for name in row["skill"]))
     won = [row["horizon"] for row in rows if all(outcome(row, name) == "ahead" for name in names)]
-    opponent = "every baseline" if len(names) > 1 else display_name(names[0])
+    opponent = "every baseline" if len(names) > 1 else spoken(names[0])
     if len(won) == len(rows):
         return Verdict(f"Beats {opponent} at {_every(rows)}", _detail(rows, names), "good")
     if won:
@@ -92,11 +93,6 @@ def strongest(row: Row) -> tuple[str, float | None]:
     return min(known, key=lambda pair: pair[1]) if known else (next(iter(row["skill"])), None)
 
 
-def display_name(baseline: str) -> str:
-    """`copy_last` as `copy last`."""
-    return baseline.replace("_", " ")
-
-
 def horizon_words(horizons: Sequence[int]) -> str:
     """[1, 2, 3, 5] as `horizons 1 to 3 and 5`."""
     runs: list[list[int]] = []
@@ -121,11 +117,11 @@ def _detail(rows: Sequence[Row], names: Sequence[str]) -> str:
         for name in names:
             horizons = [row["horizon"] for row in rows if outcome(row, name) == words]
             if horizons:
-                sentences.append(f"{what.capitalize()} {display_name(name)} at {horizon_words(horizons)}.")
+                sentences.append(f"{what.capitalize()} {spoken(name)} at {horizon_words(horizons)}.")
     if not sentences:
         found = [(name, skill_over(row, name) or 0.0) for row in rows for name in row["skill"]]
         name, skill = min(found, key=lambda pair: pair[1])
-        sentences.append(f"The least skill at any horizon is {skill:.2f}, over {display_name(name)}.")
+        sentences.append(f"The least skill at any horizon is {skill:.2f}, over {spoken(name)}.")
     if not _tried_intervals(rows):
         sentences.append("This evaluation has no intervals: the comparison is of means alone.")
     elif baselines(rows) and not has_intervals(rows):
