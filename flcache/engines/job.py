@@ -5,6 +5,7 @@ All of them can be pickled, so that a task runs wherever the videos and the cach
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from flcache.cache import CacheSpec, Commit, Failure, latent_differences
 from flcache.cache.storage import Location
 from flcache.encoder import ContextRule, EncoderSource, LatentVideoModel, hard_keys, load_encoder
 from flcache.errors import SpecMismatch
-from flcache.videos import ClipRule, DecodePool, PlannedClip
+from flcache.videos import ClipRule, DecodePool, PlannedClip, VideoFolder
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,8 @@ class EncodeJob:
     cache: Location
     video_root: Path
     """The folder that the annotated paths of videos are relative to."""
+    other_case: Mapping[str, Path]
+    """The `VideoFolder.other_case` of that folder, settled when all annotations were read."""
     spec: CacheSpec
     encoder: EncoderSource
     context: ContextRule
@@ -45,6 +48,9 @@ class EncodeJob:
                 "give this machine the same weights and processor"
             )
         return model
+
+    def open_folder(self) -> VideoFolder:
+        return VideoFolder(self.video_root, other_case=self.other_case)
 
     def open_pool(self) -> DecodePool:
         return DecodePool(self.decode_workers, self.decode_timeout_s, max_bytes=self.max_clip_bytes)

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
+from functools import partial
 
 from flcache.cache import ShardBusy
 from flcache.encoder import LatentVideoModel
 from flcache.engines.job import EncodeJob, Event, ShardTask
 from flcache.engines.stages import run_task
+from flcache.videos import decode_planned
 
 _LOOK_AGAIN_S = 0.2
 
@@ -31,11 +33,12 @@ def run(
     """
     model = model or job.load_model()
     with job.open_pool() as pool:
+        decode = partial(decode_planned, pool, job.open_folder())
         while True:
             busy = []
             for task in tasks:
                 try:
-                    run_task(job, task, model, pool, on_event)
+                    run_task(job, task, model, decode, on_event)
                 except ShardBusy:
                     busy.append(task)
             if not busy:

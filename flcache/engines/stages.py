@@ -5,7 +5,7 @@ T steps, H x W patch grid, D channels.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 
 import numpy as np
@@ -17,13 +17,17 @@ from flcache.cache import EncodedClip, Failure, ShardWriter, ValueRangeError, st
 from flcache.encoder import LatentVideoModel
 from flcache.engines.job import ClipDone, ClipFailed, EncodeJob, Event, ShardCommitted, ShardTask
 from flcache.errors import DecodeError
-from flcache.videos import DecodedClip, DecodePool, PlannedClip, VideoFolder, decode_planned
+from flcache.videos import DecodedClip, PlannedClip
 
 Decoded = tuple[PlannedClip, DecodedClip | DecodeError]
 
 
 def run_task(
-    job: EncodeJob, task: ShardTask, model: LatentVideoModel, pool: DecodePool, on_event: Callable[[Event], None]
+    job: EncodeJob,
+    task: ShardTask,
+    model: LatentVideoModel,
+    decode: Callable[[Sequence[PlannedClip]], Iterable[Decoded]],
+    on_event: Callable[[Event], None],
 ) -> None:
     """Encode and commit one shard, unless another run has. Bad clips are recorded and left out.
 
@@ -33,8 +37,7 @@ def run_task(
         if commit := writer.committed:
             on_event(ShardCommitted(commit, by_another=True))
             return
-        decoded = decode_planned(pool, VideoFolder(job.video_root), task.clips)
-        for clip in encode_clips(model, decoded, job.batch_size):
+        for clip in encode_clips(model, decode(task.clips), job.batch_size):
             on_event(_store(writer, clip))
         on_event(ShardCommitted(writer.commit()))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from flcache.errors import DataError
@@ -14,13 +14,17 @@ class VideoFolder:
     """The files below a root; every folder is listed once, when first asked about.
 
     A file has the annotated name exactly: YouTube ids are case-sensitive. One whose name differs in case is taken only
-    where no other file differs in case alone and none of `annotated` names it exactly; `other_case` lists those.
+    where no other file differs in case alone and none of `annotated` names it exactly; `other_case` lists those. Where
+    `other_case` is given, no others are taken: it was settled with all annotations at hand.
     """
 
-    def __init__(self, root: Path, annotated: Iterable[str] = ()) -> None:
+    def __init__(
+        self, root: Path, annotated: Iterable[str] = (), *, other_case: Mapping[str, Path] | None = None
+    ) -> None:
         self.root = root
-        self.other_case: dict[str, Path] = {}
+        self.other_case = dict(other_case or {})
         """By annotated path: the file that was taken though its name differs in case."""
+        self._settled = other_case is not None
         self._annotated = frozenset(annotated)
         self._files: dict[Path, _Names] = {}
 
@@ -29,6 +33,8 @@ class VideoFolder:
         wanted = self.root / annotated
         names = self._list(wanted.parent)
         found = names.called(wanted.name)
+        if found is None and self._settled:
+            return self.other_case.get(annotated)
         if found is None:
             alike = [name for name in names.alike(wanted.name) if not self._is_of_another(annotated, name)]
             if len(alike) != 1:

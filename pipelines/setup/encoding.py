@@ -49,7 +49,7 @@ def encode_missing(
     spec = open_cache(location, config, model, splits)
     plans = [assign_split(config, spec.latent_shape, split) for split in splits]
     plan = write_plan(location, pd.concat(plans, ignore_index=True))
-    _encode(_job(location, config, spec, model), _pending(location, plan, splits, part), model)
+    _encode(_job(location, config, spec, model, splits), _pending(location, plan, splits, part), model)
     remove_shard_leftovers(location)
     finalize_statistics(location)
 
@@ -118,10 +118,13 @@ def _pending(
     ]
 
 
-def _job(location: Location, config: Config, spec: CacheSpec, model: LatentVideoModel) -> EncodeJob:
+def _job(
+    location: Location, config: Config, spec: CacheSpec, model: LatentVideoModel, splits: Sequence[SplitClips]
+) -> EncodeJob:
     return EncodeJob(
         cache=location,
         video_root=Path(config.require("dataset.root")),
+        other_case={annotated: path for split in splits for annotated, path in split.folder.other_case.items()},
         spec=spec,
         encoder=config.encoder,
         context=config.encode.context,

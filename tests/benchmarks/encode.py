@@ -77,7 +77,7 @@ def flcache_encode(files: list[Path], model: LatentVideoModel, out: Path) -> flo
     spec, _ = create_or_check(out, hard, {})
     request = ClipRequest(FRAMES, 0.0, None, STRIDE, "pad")
     clips = [PlannedClip(f"clip{k}", file.stem, str(file), None, k, request) for k, file in enumerate(files)]
-    job = EncodeJob(out, Path("/"), spec, SOURCE, CONTEXT, "cpu", 2, 60.0, 4)
+    job = EncodeJob(out, Path("/"), {}, spec, SOURCE, CONTEXT, "cpu", 2, 60.0, 4)
     started = time.perf_counter()
     local.run(job, [ShardTask("train", 0, tuple(clips))], model=model)
     seconds = time.perf_counter() - started

@@ -28,6 +28,7 @@ def made(encoded: Path, tmp_path: Path) -> Made:
     job = EncodeJob(
         cache=tmp_path / "cache",
         video_root=Path(str(config.dataset.root)),
+        other_case={},
         spec=cache.spec,
         encoder=config.encoder,
         context=config.encode.context,

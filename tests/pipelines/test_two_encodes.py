@@ -33,6 +33,7 @@ def content(encoded: Path, tmp_path: Path) -> bytes:
     job = EncodeJob(
         cache=tmp_path / "cache",
         video_root=Path(str(config.dataset.root)),
+        other_case={},
         spec=cache.spec,
         encoder=config.encoder,
         context=config.encode.context,
