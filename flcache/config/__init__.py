@@ -12,12 +12,6 @@ from flcache.config.loading import (
 from flcache.config.tree import Config
 
 __all__ = [
-    "Config",
-    "ResolvedConfig",
-    "as_dict",
-    "config_from_yaml",
-    "load_config",
-    "load_resolved",
-    "print_config",
+    "Config", "ResolvedConfig", "as_dict", "config_from_yaml", "load_config", "load_resolved", "print_config",
     "to_yaml",
-]
+]  # fmt: skip

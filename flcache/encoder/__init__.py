@@ -18,24 +18,7 @@ else:
     __getattr__ = load_on_demand(__name__, __file__)
 
 __all__ = [
-    "MODES",
-    "ContextRule",
-    "Distance",
-    "EncoderDescription",
-    "EncoderOfLatents",
-    "EncoderSource",
-    "FutureTest",
-    "LatentVideoModel",
-    "OwnPredictor",
-    "change_future",
-    "describe_encoder",
-    "distance",
-    "encoder_with_predictor",
-    "first_form",
-    "hard_keys",
-    "load_encoder",
-    "load_own_predictor",
-    "seen_until",
-    "set_trainable",
-    "weight_digest",
-]
+    "MODES", "ContextRule", "Distance", "EncoderDescription", "EncoderOfLatents", "EncoderSource", "FutureTest",
+    "LatentVideoModel", "OwnPredictor", "change_future", "describe_encoder", "distance", "encoder_with_predictor",
+    "first_form", "hard_keys", "load_encoder", "load_own_predictor", "seen_until", "set_trainable", "weight_digest",
+]  # fmt: skip

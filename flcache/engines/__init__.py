@@ -5,12 +5,5 @@ from flcache.engines.calibration import calibrate
 from flcache.engines.job import ClipDone, ClipFailed, EncodeJob, Event, ShardCommitted, ShardTask
 
 __all__ = [
-    "ClipDone",
-    "ClipFailed",
-    "EncodeJob",
-    "Event",
-    "ShardCommitted",
-    "ShardTask",
-    "calibrate",
-    "local",
-]
+    "ClipDone", "ClipFailed", "EncodeJob", "Event", "ShardCommitted", "ShardTask", "calibrate", "local",
+]  # fmt: skip

@@ -18,26 +18,7 @@ else:
     __getattr__ = load_on_demand(__name__, __file__)
 
 __all__ = [
-    "BASELINES",
-    "Accuracy",
-    "Errors",
-    "EvaluationOptions",
-    "EvaluationResult",
-    "HorizonResult",
-    "Interval",
-    "Labelled",
-    "Predict",
-    "ProbeOptions",
-    "ProbeTest",
-    "Sampling",
-    "baselines_table",
-    "copy_last",
-    "detail_table",
-    "evaluate",
-    "evaluation_table",
-    "fit_baselines",
-    "plot_skill",
-    "samples_table",
-    "train_probes",
-    "true_context",
-]
+    "BASELINES", "Accuracy", "Errors", "EvaluationOptions", "EvaluationResult", "HorizonResult", "Interval", "Labelled",
+    "Predict", "ProbeOptions", "ProbeTest", "Sampling", "baselines_table", "copy_last", "detail_table", "evaluate",
+    "evaluation_table", "fit_baselines", "plot_skill", "samples_table", "train_probes", "true_context",
+]  # fmt: skip

@@ -17,15 +17,6 @@ else:
     __getattr__ = load_on_demand(__name__, __file__)
 
 __all__ = [
-    "PREDICTORS",
-    "PRESETS",
-    "FlowOptions",
-    "Forecast",
-    "Predictor",
-    "PredictorOptions",
-    "PredictorShape",
-    "build_predictor",
-    "predictor_class",
-    "register_predictor",
-    "training_memory_bytes",
-]
+    "PREDICTORS", "PRESETS", "FlowOptions", "Forecast", "Predictor", "PredictorOptions", "PredictorShape",
+    "build_predictor", "predictor_class", "register_predictor", "training_memory_bytes",
+]  # fmt: skip

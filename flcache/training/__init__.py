@@ -18,22 +18,7 @@ else:
     __getattr__ = load_on_demand(__name__, __file__)
 
 __all__ = [
-    "Objective",
-    "Run",
-    "RunRecord",
-    "Source",
-    "TrainingOptions",
-    "VideoSource",
-    "WorldModel",
-    "build_optimiser",
-    "count_parameters",
-    "has_checkpoint",
-    "latest_checkpoint",
-    "legal_training_boundaries",
-    "load_weights",
-    "open_checkpoint",
-    "parameter_table",
-    "read_metrics",
-    "read_record",
-    "warmup_cosine",
-]
+    "Objective", "Run", "RunRecord", "Source", "TrainingOptions", "VideoSource", "WorldModel", "build_optimiser",
+    "count_parameters", "has_checkpoint", "latest_checkpoint", "legal_training_boundaries", "load_weights",
+    "open_checkpoint", "parameter_table", "read_metrics", "read_record", "warmup_cosine",
+]  # fmt: skip

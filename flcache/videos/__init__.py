@@ -20,22 +20,7 @@ else:
     __getattr__ = load_on_demand(__name__, __file__)
 
 __all__ = [
-    "ClipRequest",
-    "ClipRule",
-    "DatasetOptions",
-    "DecodePool",
-    "DecodedClip",
-    "PlannedClip",
-    "Video",
-    "VideoFolder",
-    "VideoInfo",
-    "decode_clip",
-    "decode_planned",
-    "needs_duration",
-    "plan_clips",
-    "planned_clips",
-    "probe",
-    "read_annotations",
-    "read_labels",
-    "write_dataset",
-]
+    "ClipRequest", "ClipRule", "DatasetOptions", "DecodePool", "DecodedClip", "PlannedClip", "Video", "VideoFolder",
+    "VideoInfo", "decode_clip", "decode_planned", "needs_duration", "plan_clips", "planned_clips", "probe",
+    "read_annotations", "read_labels", "write_dataset",
+]  # fmt: skip

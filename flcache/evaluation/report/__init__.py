@@ -5,15 +5,6 @@ from flcache.evaluation.report.page import Report, render, write_report
 from flcache.evaluation.report.player import RolledClip, clips_that_fit, frame_side, player_content, seen_region
 
 __all__ = [
-    "MAX_CLIPS",
-    "ColourBasis",
-    "Report",
-    "RolledClip",
-    "TargetMoments",
-    "clips_that_fit",
-    "frame_side",
-    "player_content",
-    "render",
-    "seen_region",
-    "write_report",
-]
+    "MAX_CLIPS", "ColourBasis", "Report", "RolledClip", "TargetMoments", "clips_that_fit", "frame_side",
+    "player_content", "render", "seen_region", "write_report",
+]  # fmt: skip
