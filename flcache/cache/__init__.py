@@ -31,7 +31,7 @@ if TYPE_CHECKING:
         with_calibration,
     )
     from flcache.cache.format.statistics import TRAINING_SPLIT, ChannelSums, channel_statistics, finalize_statistics
-    from flcache.cache.options import CacheOptions, KeepOptions
+    from flcache.cache.options import CacheOptions, ReductionOptions
     from flcache.cache.read.cache import CachedClip, LatentCache, SplitProgress
     from flcache.cache.read.loader import LatentLoader
     from flcache.cache.read.mixture import Mixture
@@ -47,8 +47,8 @@ else:
 __all__ = [
     "CODECS", "CODEC_CALIBRATION_CLIPS", "FORMAT", "TRAINING_SPLIT", "CacheOptions", "CacheSpec", "CacheWriter",
     "CachedClip", "Calibrator", "ChannelSums", "ClipInfo", "Codec", "Commit", "Damage", "EncodedClip", "EpochSampler",
-    "Failure", "FailureGroup", "KeepOptions", "LatentCache", "LatentFiles", "LatentLoader", "ManifestRow", "Mixture",
-    "PayloadLayout", "ShardWriter", "SplitProgress", "ValueRangeError", "Verification", "assign_shards",
+    "Failure", "FailureGroup", "LatentCache", "LatentFiles", "LatentLoader", "ManifestRow", "Mixture", "PayloadLayout",
+    "ReductionOptions", "ShardWriter", "SplitProgress", "ValueRangeError", "Verification", "assign_shards",
     "channel_statistics", "check_clip_ids", "check_held", "committed_shards", "create_or_check", "differences",
     "epoch_order", "failure_groups", "finalize_statistics", "get_codec", "is_calibrated", "is_committed",
     "latent_differences", "make_spec", "mixture_order", "rank_share", "read_commits", "read_failures", "read_latents",

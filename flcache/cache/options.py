@@ -24,7 +24,7 @@ class CacheOptions:
 
 
 @dataclass(frozen=True)
-class KeepOptions:
+class ReductionOptions:
     """What of the latents is stored."""
 
     pool: Annotated[bool, Formerly(((None, False), (2, True)))] = False

@@ -83,12 +83,12 @@ def build(section: type[Section], tree: Mapping[str, Any], problems: list[str]) 
         return section()
 
 
-def values_of(section: Any) -> dict[str, Any]:
+def as_dict(section: Any) -> dict[str, Any]:
     """The keys of a dataclass and their values, as nested dictionaries: `build` gives the dataclass again."""
     tree: dict[str, Any] = {}
     for name, field in _keyed_fields(type(section)):
         value = getattr(section, field.name)
-        below = values_of(value) if is_dataclass(value) else value
+        below = as_dict(value) if is_dataclass(value) else value
         tree |= below if _is_inline(field) else {name: below}
     return tree
 
