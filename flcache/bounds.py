@@ -29,6 +29,13 @@ class OneOf:
         return value in self.registry
 
 
+@dataclass(frozen=True, eq=False)
+class Formerly:
+    """Values that an earlier version had for the option, so that its configurations still load: (then, now) pairs."""
+
+    pairs: tuple[tuple[Any, Any], ...]
+
+
 Positive = Annotated[int, Bound("of at least 1", lambda value: value >= 1)]
 Count = Annotated[int, Bound("of at least 0", lambda value: value >= 0)]
 NonNegative = Annotated[float, Bound("of at least 0", lambda value: 0 <= value < float("inf"))]

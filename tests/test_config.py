@@ -51,6 +51,20 @@ def test_values_get_the_types_of_the_schema() -> None:
     assert config.training.precision == "no"
 
 
+@pytest.mark.parametrize(("then", "now"), [("null", False), ("2", True), ("true", True), ("false", False)])
+def test_pool_of_an_earlier_version_still_loads(then: str, now: bool) -> None:
+    assert load(f"encode: {{keep: {{pool: {then}}}}}\n").encode.keep.pool is now
+    assert problems("encode: {keep: {pool: 4}}\n") == ["my.yaml:1: encode.keep.pool: expected true or false, got 4"]
+
+
+def test_configuration_of_an_earlier_checkpoint_loads() -> None:
+    files = sorted((Path(__file__).parent / "fixtures").glob("*/training/checkpoints/*/config.yaml"))
+    assert files
+    for file in files:
+        config = load_config(file)
+        assert config.encode.keep.pool is False and config_from_yaml(file.read_text(encoding="utf-8")) == config
+
+
 def test_unknown_keys_fail_all_at_once_with_line_and_near_name() -> None:
     text = "encoder:\n  nme: x\ntrainng:\n  steps: 3\ntraining.steps: 3\nbatchsize: 1\ninherit: [a]\nseed: {a: 1}\n"
     assert problems(text, "clip.fsp=2", "zzz=1") == [

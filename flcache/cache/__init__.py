@@ -31,7 +31,7 @@ if TYPE_CHECKING:
         with_calibration,
     )
     from flcache.cache.format.statistics import TRAINING_SPLIT, ChannelSums, channel_statistics, finalize_statistics
-    from flcache.cache.options import CacheOptions, KeepOptions
+    from flcache.cache.options import CacheOptions, ReductionOptions
     from flcache.cache.read.cache import CachedClip, LatentCache, SplitProgress
     from flcache.cache.read.loader import LatentLoader
     from flcache.cache.read.mixture import Mixture
@@ -63,13 +63,13 @@ __all__ = [
     "EpochSampler",
     "Failure",
     "FailureGroup",
-    "KeepOptions",
     "LatentCache",
     "LatentFiles",
     "LatentLoader",
     "ManifestRow",
     "Mixture",
     "PayloadLayout",
+    "ReductionOptions",
     "ShardBusy",
     "ShardWriter",
     "SplitProgress",

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
-from flcache.bounds import Fraction, OptionalPath, Positive
+from flcache.bounds import Formerly, Fraction, OptionalPath, Positive
 from flcache.cache.codecs.registry import CodecName
 
 
@@ -23,10 +24,10 @@ class CacheOptions:
 
 
 @dataclass(frozen=True)
-class KeepOptions:
+class ReductionOptions:
     """What of the latents is stored."""
 
-    pool: bool = False
+    pool: Annotated[bool, Formerly(((None, False), (2, True)))] = False
     """Store the mean of every 2 x 2 patches, instead of every patch."""
     pca: Positive | None = None
     """Principal components to store, fitted once on training clips; null stores every channel."""

@@ -88,11 +88,6 @@ def read_config(path: Path, *, inherited_by: tuple[Path, ...] = ()) -> Layers:
     return merge(layers, own)
 
 
-def read_text(text: str, name: str) -> Layers:
-    """The values of a YAML document that inherits nothing. Raises ConfigError naming `name` and the line."""
-    return _one_layer(read_yaml(text, name))
-
-
 def read_overrides(overrides: Iterable[str]) -> Layers:
     """`KEY=VALUE` texts as a layer; values are YAML, the later of two counts. Raises ConfigError."""
     layers = Layers()

@@ -10,13 +10,12 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import yaml
 
 from flcache.bounds import OptionalPath
 from flcache.config.inherit import Conflict, find_config, merge, read_config, read_overrides, resolve
-from flcache.config.schema import as_tree, build, check_keys, convert, schema_keys, values_of
+from flcache.config.schema import as_dict, as_tree, build, check_keys, convert, schema_keys
 from flcache.config.tree import Config
 from flcache.config.yaml_lines import Entry, Key, Origin, dotted, read_yaml
 from flcache.errors import ConfigError
@@ -62,11 +61,6 @@ def config_from_yaml(text: str, name: str = "configuration") -> Config:
     entries = read_yaml(text, name)
     _refuse(check_keys(entries, _KEYS))
     return _from_entries(entries, [], {})
-
-
-def as_dict(config: Config) -> dict[str, Any]:
-    """Every section, key and value."""
-    return values_of(config)
 
 
 def to_yaml(config: Config) -> str:

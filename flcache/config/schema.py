@@ -14,7 +14,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import Field, fields, is_dataclass
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from flcache.bounds import Bound, OneOf
+from flcache.bounds import Bound, Formerly, OneOf
 from flcache.config.yaml_lines import Entry, Key, Origin, dotted, shown
 from flcache.errors import FlcacheError
 
@@ -83,12 +83,12 @@ def build(section: type[Section], tree: Mapping[str, Any], problems: list[str]) 
         return section()
 
 
-def values_of(section: Any) -> dict[str, Any]:
+def as_dict(section: Any) -> dict[str, Any]:
     """The keys of a dataclass and their values, as nested dictionaries: `build` gives the dataclass again."""
     tree: dict[str, Any] = {}
     for name, field in _keyed_fields(type(section)):
         value = getattr(section, field.name)
-        below = values_of(value) if is_dataclass(value) else value
+        below = as_dict(value) if is_dataclass(value) else value
         tree |= below if _is_inline(field) else {name: below}
     return tree
 
@@ -156,6 +156,9 @@ def _converted(value: Any, hint: Any) -> Any:
     if origin in (Union, types.UnionType):
         return _first_that_fits(value, arguments)
     if origin is Annotated:
+        for then, now in (pair for note in arguments[1:] if isinstance(note, Formerly) for pair in note.pairs):
+            if (type(value), value) == (type(then), then):
+                return now
         return _bounded(_converted(value, arguments[0]), arguments[1:])
     if origin is tuple:
         return _converted_list(value, arguments)
@@ -184,8 +187,8 @@ def _converted_list(value: Any, hints: tuple[Any, ...]) -> tuple[Any, ...]:
     return tuple(_converted(item, hint) for item, hint in zip(value, wanted, strict=True))
 
 
-def _bounded(value: Any, bounds: Collection[Bound | OneOf]) -> Any:
-    if not all(bound.holds(value) for bound in bounds):
+def _bounded(value: Any, notes: Collection[Any]) -> Any:
+    if not all(note.holds(value) for note in notes if isinstance(note, Bound | OneOf)):
         raise _WrongValue
     return value
 
@@ -197,7 +200,8 @@ def _wanted(hint: Any) -> str:
     """What a type allows, in words."""
     origin, arguments = get_origin(hint), get_args(hint)
     if origin is Annotated:
-        return f"{_wanted(arguments[0])} {' and '.join(bound.says for bound in arguments[1:])}"
+        says = " and ".join(note.says for note in arguments[1:] if isinstance(note, Bound | OneOf))
+        return f"{_wanted(arguments[0])} {says}".rstrip()
     if origin is tuple and arguments[-1] is Ellipsis:
         return f"a list of {_wanted(arguments[0])}"
     if origin is tuple:

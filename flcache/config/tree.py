@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from flcache.bounds import Device, Fraction, Positive, PositiveFloat
-from flcache.cache.options import CacheOptions, KeepOptions
+from flcache.cache.options import CacheOptions, ReductionOptions
 from flcache.encoder.context import ContextRule
 from flcache.encoder.options import EncoderSource
 from flcache.errors import ConfigError
@@ -21,7 +21,7 @@ class EncodeConfig:
     """How an encode runs: the one section whose keys come from several rooms."""
 
     context: ContextRule = field(default_factory=ContextRule, metadata={"inline": True})
-    keep: KeepOptions = field(default_factory=KeepOptions)
+    keep: ReductionOptions = field(default_factory=ReductionOptions)
     batch_size: Positive = 8
     """Clips per forward pass."""
     decode_workers: Positive = 2

@@ -1,4 +1,4 @@
-"""The order of an epoch: a pure function of (n, seed, epoch, window), the same for any number of ranks and threads.
+"""The order of an epoch: a pure function of (n, seed, epoch, block), the same for any number of ranks and threads.
 
 Random numbers are the raw 64-bit output of the Philox4x64 counter generator, keyed with sha256 of seed and epoch; the
 order is their stable sort. Neither depends on the version of numpy, as its `permutation` may.
@@ -13,56 +13,55 @@ import numpy as np
 from numpy.typing import NDArray
 
 
-def epoch_order(n: int, *, seed: int, epoch: int, window: int | None = None) -> NDArray[np.int64]:
+def epoch_order(n: int, *, seed: int, epoch: int, block: int | None = None) -> NDArray[np.int64]:
     """(n,) a permutation of `0 .. n - 1`.
 
-    With `window`, the clips are cut into runs of `window` consecutive ones; the runs are shuffled, and the clips within
-    each run, so that reading stays local.
+    With `block`, consecutive clips are taken in blocks of that many; the blocks are shuffled, and the clips within
+    each block, so that reading stays local.
     """
     generator = _generator(f"flc1/{seed}/{epoch}")
     clip_keys = np.asarray(generator.random_raw(n), dtype=np.uint64)
-    if window is None:
+    if block is None:
         return np.argsort(clip_keys, kind="stable").astype(np.int64)
-    runs = np.arange(n) // window
-    num_runs = -(-n // window)
-    run_rank = np.argsort(np.argsort(generator.random_raw(num_runs), kind="stable"), kind="stable")
-    return np.lexsort([clip_keys, run_rank[runs]]).astype(np.int64)
+    block_keys = generator.random_raw(-(-n // block))
+    block_rank = np.argsort(np.argsort(block_keys, kind="stable"), kind="stable")
+    return np.lexsort([clip_keys, block_rank[np.arange(n) // block]]).astype(np.int64)
 
 
 def mixture_order(
-    sources: Sequence[tuple[int, float]], *, seed: int, epoch: int, window: int | None = None
+    parts: Sequence[tuple[int, float]], *, seed: int, epoch: int, block: int | None = None
 ) -> NDArray[np.int64]:
-    """(n,) numbers of clips over all sources, put one after the other; `sources` are (clips, weight), n their clips.
+    """(n,) numbers of clips over all parts, put one after the other; `parts` are (clips, weight), n their clips.
 
-    Every epoch takes the same number from each source, its share by weight; a source goes on in its own order where
+    Every epoch takes the same number from each part, its share by weight; a part goes on in its own order where
     the epoch before stopped, so that all of its clips are used equally often, to within one.
     """
-    clips = [size for size, _ in sources]
-    draws = _apportion(sum(clips), [weight for _, weight in sources])
-    owner = np.repeat(np.arange(len(sources)), draws)
+    clips = [size for size, _ in parts]
+    draws = _apportion(sum(clips), [weight for _, weight in parts])
+    owner = np.repeat(np.arange(len(parts)), draws)
     owner = owner[np.argsort(_generator(f"flc1/mixture/{seed}/{epoch}").random_raw(len(owner)), kind="stable")]
     numbers = np.empty(len(owner), dtype=np.int64)
-    for source, (size, drawn) in enumerate(zip(clips, draws, strict=True)):
-        taken = _taken(size, drawn * epoch, drawn, seed=seed, window=window)
-        numbers[owner == source] = sum(clips[:source]) + taken
+    for part, (size, drawn) in enumerate(zip(clips, draws, strict=True)):
+        taken = _taken(size, drawn * epoch, drawn, seed=seed, block=block)
+        numbers[owner == part] = sum(clips[:part]) + taken
     return numbers
 
 
-def _taken(size: int, start: int, count: int, *, seed: int, window: int | None) -> NDArray[np.int64]:
+def _taken(size: int, start: int, count: int, *, seed: int, block: int | None) -> NDArray[np.int64]:
     """(count,) what the endless sequence of epochs of `size` clips holds from `start` on."""
     epochs = range(start // size, -(-(start + count) // size))
-    orders = [epoch_order(size, seed=seed, epoch=epoch, window=window) for epoch in epochs]
+    orders = [epoch_order(size, seed=seed, epoch=epoch, block=block) for epoch in epochs]
     return np.concatenate([np.zeros(0, dtype=np.int64), *orders])[start % size :][:count]
 
 
 def _apportion(total: int, weights: Sequence[float]) -> list[int]:
-    """`total` in whole parts by weight, the largest remainders rounded up."""
+    """`total` in whole shares by weight, the largest remainders rounded up."""
     exact = [total * weight / sum(weights) for weight in weights]
-    parts = [int(part) for part in exact]
-    by_remainder = sorted(range(len(parts)), key=lambda source: (parts[source] - exact[source], source))
-    for source in by_remainder[: total - sum(parts)]:
-        parts[source] += 1
-    return parts
+    shares = [int(part) for part in exact]
+    by_remainder = sorted(range(len(shares)), key=lambda part: (shares[part] - exact[part], part))
+    for part in by_remainder[: total - sum(shares)]:
+        shares[part] += 1
+    return shares
 
 
 def _generator(name: str) -> np.random.Philox:

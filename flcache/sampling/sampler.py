@@ -27,21 +27,21 @@ class EpochSampler:
         batch_size: int,
         seed: int = 0,
         shuffle: bool = True,
-        window: int | None = None,
-        sources: Sequence[tuple[int, float]] | None = None,
+        block: int | None = None,
+        parts: Sequence[tuple[int, float]] | None = None,
         rank: int = 0,
         world_size: int = 1,
         drop_last: bool = True,
     ) -> None:
         """`batch_size` is per rank; `drop_last` leaves out an epoch's last batch if it is short.
 
-        `window` and `sources`, (clips, weight) of each cache of a mixture, are those of `epoch_order` and
+        `block` and `parts`, (clips, weight) of each cache of a mixture, are those of `epoch_order` and
         `mixture_order`; a mixture is always shuffled.
         """
-        if not 0 <= rank < world_size or batch_size < 1 or (window is not None and window < 1):
-            raise CacheError(f"batch size {batch_size}, rank {rank} of {world_size}, window {window}: out of range")
+        if not 0 <= rank < world_size or batch_size < 1 or (block is not None and block < 1):
+            raise CacheError(f"batch size {batch_size}, rank {rank} of {world_size}, block {block}: out of range")
         self.num_clips, self.batch_size, self.seed, self.shuffle = num_clips, batch_size, seed, shuffle
-        self.window, self.sources = window, tuple(sources) if sources else None
+        self.block, self.parts = block, tuple(parts) if parts else None
         self.rank, self.world_size, self.drop_last = rank, world_size, drop_last
         self.epoch, self.samples = 0, 0
         if num_clips < self._least:
@@ -69,34 +69,27 @@ class EpochSampler:
 
     def state_dict(self) -> dict[str, Any]:
         """Where the next batch starts, and what decides the order; small, and JSON."""
-        state: dict[str, Any] = {"seed": self.seed, "epoch": self.epoch, "samples": self.samples}
-        return state | {"clips": self.num_clips, "window": self.window, "weights": self._weights}
+        position = {"seed": self.seed, "epoch": self.epoch, "samples": self.samples}
+        return position | {"clips": self.num_clips, "window": self.block, "weights": self._weights}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on where `state_dict` was taken, in its order. Raises CacheError if there are other clips now, or if it is
         no state of a sampler."""
         _check_state(state)
         if state["clips"] != self.num_clips:
-            raise CacheError(
-                f"{self.num_clips} clips, {state['clips']} when the run was saved: its order cannot be continued; "
-                "start anew, or bring back the clips as they were"
-            )
+            raise _other("clips", f"{self.num_clips} clips, {state['clips']}")
+        if state.get("weights") != self._weights:
+            raise _other("weights", f"weights {self._weights}, {state.get('weights')}")
         if state["samples"] >= self.num_clips:
             raise CacheError(
                 f"sample {state['samples']} of {self.num_clips} clips: no position in the data; start anew"
             )
-        weights = state.get("weights")
-        if weights != self._weights:
-            raise CacheError(
-                f"weights {self._weights}, {weights} when the run was saved: its order cannot be continued; "
-                "start anew, or bring back the weights as they were"
-            )
-        self.seed, self.epoch, self.window = state["seed"], state["epoch"], state["window"]
+        self.seed, self.epoch, self.block = state["seed"], state["epoch"], state["window"]
         self._go_to(state["samples"])
 
     @property
     def _weights(self) -> list[float] | None:
-        return [weight for _, weight in self.sources] if self.sources else None
+        return [weight for _, weight in self.parts] if self.parts else None
 
     @property
     def _global_batch(self) -> int:
@@ -114,23 +107,29 @@ class EpochSampler:
             self.epoch, self.samples = self.epoch + 1, 0
 
     def _order(self) -> NDArray[np.int64]:
-        if self.sources:
-            return mixture_order(self.sources, seed=self.seed, epoch=self.epoch, window=self.window)
+        if self.parts:
+            return mixture_order(self.parts, seed=self.seed, epoch=self.epoch, block=self.block)
         if not self.shuffle:
             return np.arange(self.num_clips)
-        return epoch_order(self.num_clips, seed=self.seed, epoch=self.epoch, window=self.window)
+        return epoch_order(self.num_clips, seed=self.seed, epoch=self.epoch, block=self.block)
 
     def _share(self, order: NDArray[np.int64], start: int) -> NDArray[np.int64]:
         return rank_share(order, start=start, batch_size=self.batch_size, rank=self.rank, world_size=self.world_size)
 
 
+def _other(what: str, now_and_then: str) -> CacheError:
+    return CacheError(
+        f"{now_and_then} when the run was saved: its order cannot be continued; start anew, or bring back the {what} "
+        "as they were"
+    )
+
+
 def _check_state(state: dict[str, Any]) -> None:
     """Raises CacheError for a position that no sampler can be in."""
-    most = 2**63 - 1
-    limits = {"seed": (-most, most), "epoch": (0, most), "samples": (0, most), "clips": (1, most), "window": (1, most)}
-    for name, (least, greatest) in limits.items():
+    least = {"seed": 1 - 2**63, "epoch": 0, "samples": 0, "clips": 1, "window": 1}  # `window` is the block
+    for name, smallest in least.items():
         value = state.get(name)
         if name == "window" and value is None:
             continue
-        if type(value) is not int or not least <= value <= greatest:
+        if type(value) is not int or not smallest <= value < 2**63:
             raise CacheError(f"{name} {str(value)[:40]}: not a position in the data; start anew")

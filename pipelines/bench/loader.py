@@ -24,7 +24,6 @@ from flcache.errors import CacheError
 from ..setup.progress import Progress
 from .measure import LOADERS, RIVALS, write_rivals
 
-MODULES = {"webdataset": "webdataset", "litdata": "litdata", "mosaicml-streaming": "streaming"}
 CLIPS, SHAPE = 256, (8, 16, 16, 1024)
 """4 MiB each in float16: what V-JEPA 2 ViT-L gives for 16 frames of 256 pixels."""
 MIN_BATCHES = 4
@@ -60,9 +59,8 @@ def measure_all(folder: Path, *, thorough: bool) -> list[Row]:
     with Progress("Measuring", len(settings), "loaders") as progress:
         rows = []
         for name, workers, memory in settings:
-            rows.append(
-                {"loader": name, "workers": workers, "memory": memory} | _measure(folder, name, workers, memory)
-            )
+            setting = {"loader": name, "workers": workers, "memory": memory}
+            rows.append(setting | _measure(folder, name, workers, memory))
             progress.advance(note=name)
     return rows
 
@@ -85,24 +83,10 @@ def summary(rows: Sequence[Row]) -> dict[str, Any]:
 
 
 def write_synthetic(path: Path, *, clips: int = CLIPS, codec: str = "float16") -> None:
-    """A cache of `clips` clips of noise."""
+    """A cache of `clips` clips of the same noise."""
     noise = np.random.default_rng(0).standard_normal(SHAPE, dtype=np.float32)
     writer = CacheWriter(path, SHAPE, codec=codec, spec={"encoder": "noise"}, context="step")
-    writer.write("train", [f"clip-{number:06d}" for number in range(clips)], _Shifted(noise, clips))
-
-
-class _Shifted:
-    """The same noise for every clip, but for one value."""
-
-    def __init__(self, noise: Any, count: int) -> None:
-        self._noise, self._count = noise, count
-
-    def __len__(self) -> int:
-        return self._count
-
-    def __getitem__(self, number: int) -> Any:
-        self._noise.flat[0] = number
-        return self._noise
+    writer.write("train", [f"clip-{number:06d}" for number in range(clips)], [noise] * clips)
 
 
 def _prepare(folder: Path, directory: Path | None) -> Path:
@@ -123,7 +107,7 @@ def _prepare(folder: Path, directory: Path | None) -> Path:
 
 
 def _installed() -> list[str]:
-    return [name for name, module in MODULES.items() if importlib.util.find_spec(module)]
+    return [name for name, module in RIVALS.items() if importlib.util.find_spec(module)]
 
 
 def _measure(folder: Path, name: str, workers: int, memory: str) -> dict[str, float]:

@@ -90,11 +90,10 @@ def _flcache(
     folder: Path, threads: int, *, cache: str = "cache", steps: int | None = None, **options: Any
 ) -> tuple[Callable[[], Iterable[Any]], int]:
     opened = LatentCache(folder / cache, "train")
-    window = (0, steps or opened.latent_shape[0])
-    loader = LatentLoader(
-        opened, batch_size=BATCH_SIZE, context_steps=1, allow_leak=True, threads=threads, steps=window, **options
-    )
-    num_bytes = opened.spec.codec.clip_bytes((window[1], *opened.latent_shape[1:]))
+    num_steps = steps or opened.latent_shape[0]
+    options |= {"context_steps": 1, "allow_leak": True, "threads": threads, "steps": (0, num_steps)}
+    loader = LatentLoader(opened, batch_size=BATCH_SIZE, **options)
+    num_bytes = opened.spec.codec.clip_bytes((num_steps, *opened.latent_shape[1:]))
     return lambda: (batch.latents for batch in loader), num_bytes
 
 
@@ -111,29 +110,24 @@ def _ring(folder: Path, threads: int) -> tuple[Callable[[], Iterable[Any]], int]
         descriptors.setdefault(shard, os.open(path, os.O_RDONLY))
         places.append((descriptors[shard], offset))
     buffers = [torch.zeros(BATCH_SIZE, num_bytes, dtype=torch.uint8) for _ in range(threads + SPARE_BUFFERS)]
-    views = [[memoryview(clip) for clip in buffer.numpy()] for buffer in buffers]
     pool = ThreadPoolExecutor(threads)
 
-    def epoch() -> Iterator[torch.Tensor]:
-        order = np.random.permutation(len(places))
-        batches = [order[start : start + BATCH_SIZE] for start in range(0, len(order), BATCH_SIZE)]
-
-        def read(buffer: int, clip: int, index: int) -> int:
+    def read(number: int, batch: list[int]) -> torch.Tensor:
+        buffer = buffers[number % len(buffers)][: len(batch)]
+        for clip, index in zip(buffer.numpy(), batch, strict=True):
             descriptor, offset = places[index]
-            return os.preadv(descriptor, [views[buffer][clip]], offset)
+            os.preadv(descriptor, [memoryview(clip)], offset)
+        return buffer
 
-        def submit(number: int) -> list[Future[int]]:
-            buffer = number % len(buffers)
-            return [pool.submit(read, buffer, clip, index) for clip, index in enumerate(batches[number].tolist())]
-
-        ahead = len(buffers) - 1
-        pending = deque(submit(number) for number in range(min(ahead, len(batches))))
-        for number in range(len(batches)):
-            for future in pending.popleft():
-                future.result()
-            yield buffers[number % len(buffers)][: len(batches[number])]
-            if number + ahead < len(batches):
-                pending.append(submit(number + ahead))
+    def epoch() -> Iterator[torch.Tensor]:
+        order = np.random.permutation(len(places)).tolist()
+        pending: deque[Future[torch.Tensor]] = deque()
+        for number, start in enumerate(range(0, len(order), BATCH_SIZE)):
+            if len(pending) == len(buffers) - 1:  # the other one is with the consumer
+                yield pending.popleft().result()
+            pending.append(pool.submit(read, number, order[start : start + BATCH_SIZE]))
+        for batch in pending:
+            yield batch.result()
 
     return epoch, num_bytes
 
@@ -180,7 +174,8 @@ LOADERS: dict[str, Callable[[Path, int], tuple[Callable[[], Iterable[Any]], int]
     "litdata": _litdata,
     "mosaicml-streaming": _mosaicml_streaming,
 }
-RIVALS = ("webdataset", "litdata", "mosaicml-streaming")
+RIVALS = {"webdataset": "webdataset", "litdata": "litdata", "mosaicml-streaming": "streaming"}
+"""The modules they are imported from."""
 
 
 @lru_cache

@@ -34,7 +34,7 @@ from flcache.videos import DecodePool, PlannedClip, VideoFolder, planned_clips
 from .clips import assign_split, open_pool, read_split
 from .encoder import hard_spec, load_configured_encoder
 
-CALIBRATION_CLIPS = 64
+LIVE_STATISTICS_CLIPS = 64
 """Training clips that channel statistics are computed from where no cache has them."""
 
 
@@ -226,7 +226,7 @@ def _calibrate(
 ) -> ChannelStatistics:
     """Mean and deviation per channel over the first training clips, by the encoder as it is now."""
     clips, folder = _live_clips(config, "train", latent_shape)
-    clips = clips[:CALIBRATION_CLIPS]
+    clips = clips[:LIVE_STATISTICS_CLIPS]
     sampler = EpochSampler(len(clips), batch_size=1, shuffle=False, drop_last=False)
     source = VideoSource(
         clips, folder, pool, sampler, context_steps=1, tubelet_size=model.tubelet_size, max_failed_fraction=1.0

@@ -1,4 +1,4 @@
-"""A cache is data from strangers: mutate spec, idx, commits, npy headers and tar headers, and read what comes out.
+"""A cache is data from strangers: mutate spec, plan, idx, commits, npy and tar headers, and read what comes out.
 
     python tests/cache/fuzz.py --count 20000 [--seed 0] [--codec int8]
 
@@ -34,7 +34,7 @@ from flcache.errors import FlcacheError
 LIMIT_S = 60
 SPARE_BYTES = 2**30
 """Address space that reading a cache of a few hundred kilobytes may take beyond what is mapped at the start."""
-SPEC, COMMIT = "spec.json", "commits/train-000000.json"
+SPEC, PLAN, COMMIT = "spec.json", "plan.parquet", "commits/train-000000.json"
 TAR, IDX = "shards/train-000000.tar", "shards/train-000000.idx"
 NASTY: tuple[Any, ...] = (
     None, True, 0, -1, 1, 2**31, 2**63, 2**64, 10**30, 0.5, -0.0, 1e308, "", "x", "..", "../../etc/passwd", "/", "\0",
@@ -123,7 +123,7 @@ def agree(chance: random.Random, files: dict[str, bytes], fields: dict[str, Any]
 
 
 def mangle_bytes(chance: random.Random, files: dict[str, bytes]) -> None:
-    file = chance.choice((SPEC, COMMIT, IDX))
+    file = chance.choice((SPEC, PLAN, COMMIT, IDX))
     files[file] = mangle(chance, files[file])
 
 

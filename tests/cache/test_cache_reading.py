@@ -67,17 +67,17 @@ def test_padded_steps_are_not_valid(tmp_path: Path) -> None:
     assert valid == [[True] * 4] * 3 + [[True, True, False, False]]
 
 
-def test_window_is_a_slice_of_the_clip(tmp_path: Path) -> None:
+def test_some_steps_are_a_slice_of_the_clip(tmp_path: Path) -> None:
     cache = LatentCache(make_cache(tmp_path / "cache"))
     for start in range(T):
         for stop in range(start + 1, T + 1):
-            clip, window = cache[7], cache.window(7, start, stop)
-            assert np.array_equal(window.latents, clip.latents[start:stop])
-            assert np.array_equal(window.times, clip.times[start:stop])
-            assert np.array_equal(window.valid, clip.valid[start:stop])
-            assert window.seen_until == tuple(range(stop - start))
+            clip, part = cache[7], cache.steps(7, start, stop)
+            assert np.array_equal(part.latents, clip.latents[start:stop])
+            assert np.array_equal(part.times, clip.times[start:stop])
+            assert np.array_equal(part.valid, clip.valid[start:stop])
+            assert part.seen_until == tuple(range(stop - start))
     with pytest.raises(CacheError, match="4 steps"):
-        cache.window(0, 2, 5)
+        cache.steps(0, 2, 5)
 
 
 def test_numbers_wrap_and_end_as_in_a_list(tmp_path: Path) -> None:

@@ -15,12 +15,13 @@ from small_cache import hard_spec, make_cache, plan_cache, write_shard
 
 from flcache.batch import ChannelStatistics
 from flcache.cache import CODECS, LatentCache, ValueRangeError, get_codec, make_spec, read_plan, summary
-from flcache.cache.codecs.fidelity import measure, merge, parse_fidelity
+from flcache.cache.codecs.fidelity import Fidelity, measure, merge
+from flcache.cache.format.record import parse_fields
 from flcache.cache.write.calibration import Calibrator
 from flcache.errors import CacheError
 
 SHAPE = T, H, W, D = (5, 4, 4, 48)
-WINDOW = slice(1, 4)
+STEPS = slice(1, 4)
 
 
 def outlier_latents(num_clips: int = 6, seed: int = 0) -> np.ndarray:
@@ -80,9 +81,9 @@ def test_standardised_equals_decoded_then_standardised(name: str) -> None:
         out = torch.full((len(latents), *SHAPE), torch.nan)
         codec.standardise_into(buffers, statistics, out)
         torch.testing.assert_close(out, expected, rtol=1e-5, atol=1e-5)
-        window = torch.full((4, 3, *SHAPE[1:]), torch.nan)
-        codec.standardise_into([buffer[1:5, WINDOW].contiguous() for buffer in buffers], statistics, window)
-        assert torch.equal(window, out[1:5, WINDOW])
+        part = torch.full((4, 3, *SHAPE[1:]), torch.nan)
+        codec.standardise_into([buffer[1:5, STEPS].contiguous() for buffer in buffers], statistics, part)
+        assert torch.equal(part, out[1:5, STEPS])
 
 
 def test_more_values_than_a_block() -> None:
@@ -199,5 +200,5 @@ def test_room_loads_no_torch_for_any_codec(tmp_path: Path) -> None:
 @pytest.mark.parametrize("value", [1e300, -1e300, float("inf"), float("nan"), True, "1"])
 def test_a_fidelity_that_nothing_has_is_none(value: object) -> None:
     content = asdict(measure(np.ones((3, 4), np.float32), np.ones((3, 4), np.float32)))
-    assert parse_fidelity(content) is not None
-    assert parse_fidelity(content | {"norm": value}) is None
+    assert parse_fields(Fidelity, content) is not None
+    assert parse_fields(Fidelity, content | {"norm": value}) is None

@@ -60,10 +60,10 @@ def cache(page_codec: str, tmp_path: Path) -> LatentCache:
     return opened
 
 
-def test_windows_and_batches_are_the_steps_of_whole_clips(cache: LatentCache) -> None:
+def test_some_steps_and_batches_are_the_steps_of_whole_clips(cache: LatentCache) -> None:
     whole = {clip.clip_id: torch.from_numpy(clip.latents) for clip in cache}
     for number, clip_id in enumerate(cache.ids):
-        assert np.array_equal(cache.window(number, 2, 5).latents, whole[clip_id][2:5])
+        assert np.array_equal(cache.steps(number, 2, 5).latents, whole[clip_id][2:5])
     statistics = cache.statistics()
     for source in (cache, Mixture([cache, cache], [1, 2])):
         for steps in (None, (1, 4)):

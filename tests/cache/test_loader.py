@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader
 
 from flcache.batch import LatentBatch
 from flcache.cache import LatentCache, LatentLoader
-from flcache.cache.read.ring import BatchBuffer, _Crew, _Order
+from flcache.cache.read.ring import BatchBuffer, _Crew, _Request
 from flcache.encoder.torchvision_ops import ensure_torchvision
 from flcache.errors import CacheError, DamagedError
 
@@ -89,17 +89,17 @@ def test_buffers_lie_on_pages(cache: LatentCache) -> None:
 
 
 @pytest.mark.parametrize("whole_codec", ["float16", "float32"])
-def test_every_window_is_a_slice(tmp_path: Path, whole_codec: str) -> None:
+def test_some_steps_are_a_slice(tmp_path: Path, whole_codec: str) -> None:
     cache = LatentCache(make_cache(tmp_path, codec=whole_codec), "train")
     whole = next(iter(LatentLoader(cache, batch_size=4, context_steps=2)))
     for start in range(T):
         for stop in range(start + 2, T + 1):
             for verify in ("always", "off"):
                 loader = LatentLoader(cache, batch_size=4, context_steps=1, steps=(start, stop), verify=verify)
-                window = next(iter(loader))
-                assert torch.equal(window.latents, whole.latents[:, start:stop])
-                assert torch.equal(window.times, whole.times[:, start:stop])
-                assert torch.equal(window.valid, whole.valid[:, start:stop])
+                part = next(iter(loader))
+                assert torch.equal(part.latents, whole.latents[:, start:stop])
+                assert torch.equal(part.times, whole.times[:, start:stop])
+                assert torch.equal(part.valid, whole.valid[:, start:stop])
 
 
 def test_damage_is_named(cache: LatentCache) -> None:
@@ -115,7 +115,7 @@ def test_damage_is_named(cache: LatentCache) -> None:
     assert sum(1 for _ in LatentLoader(cache, batch_size=4, context_steps=2, verify="off")) == 5
 
 
-def test_damage_beside_a_window_is_noticed_where_clips_are_checked(cache: LatentCache) -> None:
+def test_damage_beside_the_steps_read_is_noticed_where_clips_are_checked(cache: LatentCache) -> None:
     flip_payload(cache, 7, step=3)
     options = {"batch_size": 4, "context_steps": 1, "steps": (0, 2)}
     with pytest.raises(DamagedError):
@@ -183,23 +183,32 @@ def test_interrupt_ends_the_process(cache: LatentCache) -> None:
     assert process.returncode != 0 and errors.decode().splitlines()[-1] == "KeyboardInterrupt"
 
 
-@pytest.mark.parametrize(
-    ("ending", "status"),
-    [
-        ("batches = iter(loader); next(batches)", 0),
-        ("def go():\n    batches = iter(loader); next(batches); raise RuntimeError('stop')\ngo()", 1),
-        ("def go():\n    batches = iter(loader); next(batches); raise KeyboardInterrupt\ngo()", -signal.SIGINT),
-    ],
-)
-def test_an_iterator_that_is_left_open_does_not_keep_the_process(cache: LatentCache, ending: str, status: int) -> None:
+ENDINGS = {
+    "batches = iter(loader); next(batches)": 0,
+    "def go():\n    batches = iter(loader); next(batches); raise RuntimeError('stop')\ngo()": 1,
+    "def go():\n    batches = iter(loader); next(batches); raise KeyboardInterrupt\ngo()": -signal.SIGINT,
+}
+
+
+def test_an_iterator_that_is_left_open_does_not_keep_the_process(cache: LatentCache, tmp_path: Path) -> None:
+    """Each ending in a process of its own, forked from one that has imported everything and has no thread yet."""
     program = (
-        "import sys; from flcache.cache import LatentCache, LatentLoader\n"
-        f"loader = LatentLoader(LatentCache(sys.argv[1], 'train'), batch_size=2, context_steps=2)\n{ending}\n"
+        "import os, sys, flcache.cache.read.loader; from flcache.cache import LatentCache, LatentLoader\n"
+        "cache_dir, folder, *endings = sys.argv[1:]\n"
+        "for number, ending in enumerate(endings):\n"
+        "    if not (child := os.fork()):\n"
+        "        os.dup2(os.open(f'{folder}/{number}', os.O_CREAT | os.O_WRONLY), 2)\n"
+        "        loader = LatentLoader(LatentCache(cache_dir, 'train'), batch_size=2, context_steps=2)\n"
+        "        exec(ending)\n"
+        "        break\n"
+        "    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)\n"
     )
-    command = [sys.executable, "-c", program, str(cache.path)]
-    result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
-    assert result.returncode == status and "terminate" not in result.stderr, result.stderr
-    assert result.stderr.count("Traceback") == (status != 0)
+    command = [sys.executable, "-c", program, str(cache.path), str(tmp_path), *ENDINGS]
+    result = subprocess.run(command, capture_output=True, text=True, check=True, timeout=300)
+    assert list(map(int, result.stdout.split())) == list(ENDINGS.values())
+    for number, status in enumerate(ENDINGS.values()):
+        errors = (tmp_path / str(number)).read_text()
+        assert "terminate" not in errors and errors.count("Traceback") == (status != 0), errors
 
 
 def test_more_shards_than_may_be_open_are_read_by_many_threads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -224,7 +233,7 @@ def test_a_thread_that_reads_may_be_the_one_that_collects_the_iterator() -> None
         dismissed.put(True)
 
     crew = _Crew(2, read)
-    crew.give(_Order(0, BatchBuffer((), (), (), None)))
+    crew.give(_Request(0, BatchBuffer((), (), (), None)))
     assert dismissed.get(timeout=10)
     deadline = time.monotonic() + 10
     while reading_threads() and time.monotonic() < deadline:
@@ -251,13 +260,13 @@ def test_a_slow_consumer_holds_the_threads_back(cache: LatentCache) -> None:
 
 
 def test_bad_options_are_refused(cache: LatentCache) -> None:
-    for options in ({"threads": 0}, {"verify": "sometimes"}, {"steps": (0, 9)}, {"shuffle_window": 0}):
+    for options in ({"threads": 0}, {"verify": "sometimes"}, {"steps": (0, 9)}, {"shuffle_block": 0}):
         with pytest.raises(CacheError):
             LatentLoader(cache, batch_size=2, context_steps=1, **options)
 
 
-def test_shuffle_window_reads_neighbours_together(cache: LatentCache) -> None:
-    loader = LatentLoader(cache, batch_size=1, context_steps=2, shuffle_window=5)
+def test_shuffle_block_reads_neighbours_together(cache: LatentCache) -> None:
+    loader = LatentLoader(cache, batch_size=1, context_steps=2, shuffle_block=5)
     numbers = {clip_id: number for number, clip_id in enumerate(cache.ids)}
     runs = [numbers[batch.ids[0]] // 5 for batch in loader]
     assert np.count_nonzero(np.diff(runs)) == 4
@@ -268,20 +277,20 @@ def test_shuffle_window_reads_neighbours_together(cache: LatentCache) -> None:
 
 
 def test_memory_does_not_grow_with_the_cache(tmp_path: Path) -> None:
-    """Peak memory of two epochs over ten times the clips, in processes of their own."""
+    """Peak memory of two epochs, and of two more over ten times the clips, in a process of its own."""
     program = (
         "import sys; from pathlib import Path; from flcache.cache import LatentCache, LatentLoader\n"
-        "loader = LatentLoader(LatentCache(sys.argv[1], 'train'), batch_size=8, context_steps=2)\n"
-        "for _ in range(2):\n"
-        "    for batch in loader: batch.latents.sum()\n"
-        "print(Path('/proc/self/status').read_text().split('VmHWM:')[1].split()[0])\n"
+        "for cache_dir in sys.argv[1:]:\n"
+        "    loader = LatentLoader(LatentCache(cache_dir, 'train'), batch_size=8, context_steps=2)\n"
+        "    for _ in range(2):\n"
+        "        for batch in loader: batch.latents.sum()\n"
+        "    print(Path('/proc/self/status').read_text().split('VmHWM:')[1].split()[0])\n"
     )
-    peaks = []
-    for number in (30, 300):
-        cache_dir = make_cache(tmp_path / str(number), num_train=number, num_val=1, shape=(4, 8, 8, 64))
-        result = subprocess.run([sys.executable, "-c", program, cache_dir], capture_output=True, text=True, check=True)
-        peaks.append(int(result.stdout))
-    assert peaks[1] < 1.05 * peaks[0], f"{peaks} kB"
+    shape = (4, 8, 8, 64)
+    caches = [make_cache(tmp_path / str(number), num_train=number, num_val=1, shape=shape) for number in (30, 300)]
+    result = subprocess.run([sys.executable, "-c", program, *caches], capture_output=True, text=True, check=True)
+    small, large = map(int, result.stdout.split())
+    assert large < 1.05 * small, f"{small} kB, {large} kB"
 
 
 def test_accelerate_leaves_it_as_it_is(cache: LatentCache) -> None:

@@ -53,17 +53,17 @@ def test_what_is_not_there_cannot_be_chosen(caches: list[LatentCache]) -> None:
     assert not len(caches[0].select(ids=[]))
 
 
-@pytest.mark.parametrize("window", [None, 4])
-def test_mixture_keeps_proportions_and_uses_all_clips_alike(window: int | None) -> None:
-    epochs = [mixture_order(SOURCES, seed=1, epoch=epoch, window=window) for epoch in range(50)]
+@pytest.mark.parametrize("block", [None, 4])
+def test_mixture_keeps_proportions_and_uses_all_clips_alike(block: int | None) -> None:
+    epochs = [mixture_order(SOURCES, seed=1, epoch=epoch, block=block) for epoch in range(50)]
     starts = np.array([10, 35, 40])
     for order in epochs:
         assert Counter(np.searchsorted(starts, order, side="right").tolist()) == {0: 24, 1: 8, 2: 8}
     uses = np.bincount(np.concatenate(epochs), minlength=40)
     for part in (uses[:10], uses[10:35], uses[35:]):
         assert part.max() - part.min() <= 1
-    assert np.array_equal(epochs[3], mixture_order(SOURCES, seed=1, epoch=3, window=window))
-    assert not np.array_equal(epochs[3], mixture_order(SOURCES, seed=2, epoch=3, window=window))
+    assert np.array_equal(epochs[3], mixture_order(SOURCES, seed=1, epoch=3, block=block))
+    assert not np.array_equal(epochs[3], mixture_order(SOURCES, seed=2, epoch=3, block=block))
 
 
 def test_mixture_of_one_is_its_epochs() -> None:

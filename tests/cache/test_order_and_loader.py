@@ -57,24 +57,24 @@ def whole_epoch(cache: LatentCache, epoch: int, world_size: int, drop_last: bool
     return planned_ids(cache, epoch=epoch)[: CLIPS - CLIPS % (2 * world_size) if drop_last else CLIPS]
 
 
-@pytest.mark.parametrize("window", [None, 1, 7, 1000])
+@pytest.mark.parametrize("block", [None, 1, 7, 1000])
 @pytest.mark.parametrize("n", [0, 1, 2, 100, 101])
-def test_order_is_a_permutation_of_seed_and_epoch(n: int, window: int | None) -> None:
-    order = epoch_order(n, seed=3, epoch=5, window=window)
+def test_order_is_a_permutation_of_seed_and_epoch(n: int, block: int | None) -> None:
+    order = epoch_order(n, seed=3, epoch=5, block=block)
     assert order.dtype == np.int64 and sorted(order.tolist()) == list(range(n))
-    assert np.array_equal(order, epoch_order(n, seed=3, epoch=5, window=window))
+    assert np.array_equal(order, epoch_order(n, seed=3, epoch=5, block=block))
     if n >= 100:
         for seed, epoch in ((4, 5), (3, 6), (5, 3)):
-            assert not np.array_equal(order, epoch_order(n, seed=seed, epoch=epoch, window=window))
+            assert not np.array_equal(order, epoch_order(n, seed=seed, epoch=epoch, block=block))
 
 
 def test_order_stays_the_same_for_ever() -> None:
     assert epoch_order(8, seed=0, epoch=0).tolist() == [1, 3, 2, 4, 7, 0, 6, 5]
-    assert epoch_order(8, seed=0, epoch=0, window=3).tolist() == [3, 4, 5, 1, 2, 0, 7, 6]
+    assert epoch_order(8, seed=0, epoch=0, block=3).tolist() == [3, 4, 5, 1, 2, 0, 7, 6]
 
 
-def test_window_keeps_reading_local() -> None:
-    runs = epoch_order(100, seed=0, epoch=0, window=8) // 8
+def test_block_keeps_reading_local() -> None:
+    runs = epoch_order(100, seed=0, epoch=0, block=8) // 8
     assert np.count_nonzero(np.diff(runs)) == 12, "every run is read to its end before the next"
     assert runs.tolist() != sorted(runs.tolist())
 
@@ -145,11 +145,11 @@ def test_batch_is_the_standardised_clips(cache: LatentCache) -> None:
         assert batch.context.shape == (len(clips), 2, 2, 2, 6) and batch.latents.dtype == torch.float32
 
 
-def test_window_of_steps(cache: LatentCache) -> None:
+def test_some_steps(cache: LatentCache) -> None:
     whole = next(iter(LatentLoader(cache, batch_size=4, context_steps=2)))
-    window = next(iter(LatentLoader(cache, batch_size=4, context_steps=1, steps=(1, 3))))
-    assert window.ids == whole.ids
-    assert torch.equal(window.latents, whole.latents[:, 1:3]) and torch.equal(window.times, whole.times[:, 1:3])
+    part = next(iter(LatentLoader(cache, batch_size=4, context_steps=1, steps=(1, 3))))
+    assert part.ids == whole.ids
+    assert torch.equal(part.latents, whole.latents[:, 1:3]) and torch.equal(part.times, whole.times[:, 1:3])
 
 
 def test_leaking_context_is_refused(tmp_path: Path) -> None:

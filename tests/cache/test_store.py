@@ -305,7 +305,7 @@ def test_a_cache_in_another_store_is_the_same_cache(tmp_path: Path, codec: str) 
     assert summary(store) == summary(folder) | {"path": "memory:cache"}
     for ours, theirs in zip(LatentCache(store), LatentCache(folder), strict=True):
         assert ours.clip_id == theirs.clip_id and ours.latents.tobytes() == theirs.latents.tobytes()
-    options = {"batch_size": 3, "context_steps": 1, "shuffle_window": 8, "copy": True}
+    options = {"batch_size": 3, "context_steps": 1, "shuffle_block": 8, "copy": True}
     loaders = [LatentLoader(LatentCache(place, "train"), **options) for place in (store, folder)]
     for ours, theirs in zip(*loaders, strict=True):
         assert ours.ids == theirs.ids and ours.latents.equal(theirs.latents)

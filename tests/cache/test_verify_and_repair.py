@@ -13,7 +13,7 @@ from small_cache import clip_latents, file_bytes, fill_cache, make_cache, plan_c
 
 from flcache.cache import LatentCache, LatentLoader, is_committed, read_spec, verify_cache
 from flcache.cache.check.repair import prove, set_aside, shards_aside
-from flcache.cache.check.verify import ShardProver
+from flcache.cache.check.verify import ShardVerifier
 from flcache.cache.format.commit import repair_hint
 from flcache.cache.format.plan import PlanTable
 from flcache.cache.storage import LocalStore
@@ -55,8 +55,8 @@ def damage_finder(cache_dir: Path, file: str) -> Callable[[], bool]:
     if file == SPEC:
         return lambda: not verify_cache(cache_dir, threads=1).ok
     store = LocalStore(cache_dir)
-    prover = ShardProver(store, read_spec(store), PlanTable(store))
-    return lambda: bool(prover.prove("train", 0)[1])
+    verifier = ShardVerifier(store, read_spec(store), PlanTable(store))
+    return lambda: bool(verifier.verify("train", 0)[1])
 
 
 def loader_notices(cache_dir: Path) -> bool:

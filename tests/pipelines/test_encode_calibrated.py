@@ -10,7 +10,7 @@ import pytest
 
 from flcache.cache import LatentCache
 from flcache.config import Config, load_config
-from flcache.errors import CacheError, ConfigError
+from flcache.errors import CacheError
 from flcache.pipelines import audit, encode
 from flcache.videos import write_dataset
 
@@ -68,12 +68,6 @@ def test_components_of_means_are_kept(videos: Path, tmp_path: Path, capsys: pyte
     audit.run(tmp_path, configured(videos, tmp_path, *options), clips=3, as_json=True)
     found = json.loads(capsys.readouterr().out)
     assert found["ok"] and found["clips"] == 3 and found["distance_to_cache"] < 1e-3
-
-
-@pytest.mark.parametrize("old", ["2", "null"])
-def test_the_pool_of_an_old_configuration_is_told_what_to_write(old: str) -> None:
-    with pytest.raises(ConfigError, match=f"encode.keep.pool: expected true or false, got {old}"):
-        load_config("demo", [f"encode.keep.pool={old}"])
 
 
 def test_too_rough_stops_the_run(videos: Path, tmp_path: Path) -> None:

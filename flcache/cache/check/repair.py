@@ -23,7 +23,7 @@ _CHUNK_BYTES = 2**22
 
 
 def set_aside(store: Store, split: str, shard: int) -> None:
-    """Take a shard out of the cache without losing a byte. What an earlier repair has set aside stays the record."""
+    """Take a shard out of the cache without losing a byte. What an earlier repair set aside stays: it is the record."""
     with store.lock(shard_files(split, shard).tar):
         recorded = store.exists(_aside(shard_files(split, shard).commit))
         for file in _files(split, shard):

@@ -89,25 +89,16 @@ def _fidelity(fidelities: Iterable[Fidelity | None]) -> dict[str, Any] | None:
 
 
 def _splits(cache: LatentCache) -> dict[str, dict[str, int]]:
-    videos = _videos(PlanTable(cache.store))
-    return {
-        split: asdict(progress)
-        | {
-            "videos": videos[split],
-            "tar_bytes": sum(commit.tar_bytes for commit in cache.commits if commit.split == split),
-        }
-        for split, progress in cache.progress().items()
-    }
-
-
-def _videos(plan: PlanTable) -> dict[str, int]:
-    """Planned videos by split."""
-    split, video = plan.column("split"), plan.column("video_id")
-    return {name: pc.count_distinct(video.filter(pc.equal(split, name))).as_py() for name in split.unique().to_pylist()}
+    plan, found = PlanTable(cache.store), {}
+    for split, progress in cache.progress().items():
+        videos = plan.column("video_id").filter(pc.equal(plan.column("split"), split))
+        tar_bytes = sum(commit.tar_bytes for commit in cache.commits if commit.split == split)
+        found[split] = asdict(progress) | {"videos": pc.count_distinct(videos).as_py(), "tar_bytes": tar_bytes}
+    return found
 
 
 def _bytes_on_disk(store: Store) -> int:
-    """Of all files, also those of running jobs, which may be gone by the time their size is asked for."""
+    """A file of a running job may be gone before its size is read."""
     return sum(store.size(file) or 0 for file in [*store.names(), *store.unpublished()])
 
 

@@ -1,4 +1,4 @@
-"""Proving a cache: spec, plan, commits, failures, idx and every byte of every tar, on all cores at the disk's speed."""
+"""Verifying a cache: spec, plan, commits, failures, idx and every byte of every tar, on all cores at disk speed."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Damage:
     file: str
     """Relative to the cache."""
     shard: str | None
-    """`train-000012`; None for what no single shard has."""
+    """`train-000012`; None where the spec or the plan is damaged."""
     clip: str | None
     problem: str
 
@@ -80,10 +80,10 @@ def verify_cache(
     except CacheError as error:
         return Verification(0, 0, (), (_of_cache(str(error)),))
     found = sorted(committed_shards(store))
-    prover = ShardProver(store, spec, plan)
+    verifier = ShardVerifier(store, spec, plan)
     with ThreadPoolExecutor(threads or cpu_count() or 1, thread_name_prefix="flcache-verify") as pool:
         results = []
-        for clips, damaged in pool.map(lambda shard: prover.prove(*shard), found):
+        for clips, damaged in pool.map(lambda shard: verifier.verify(*shard), found):
             results.append((clips, damaged))
             on_shard(bool(damaged))
     return Verification(
@@ -94,15 +94,15 @@ def verify_cache(
     )
 
 
-class ShardProver:
-    """Proves single shards; safe for many threads."""
+class ShardVerifier:
+    """Verifies single shards; safe for many threads."""
 
     def __init__(self, store: Store, spec: CacheSpec, plan: PlanTable) -> None:
         self._store, self._spec, self._plan = store, spec, plan
         for column in ("clip_id", "video", "label"):  # loaded here, before the threads ask
             plan.column(column)
 
-    def prove(self, split: str, shard: int) -> tuple[int, list[Damage]]:
+    def verify(self, split: str, shard: int) -> tuple[int, list[Damage]]:
         """The good clips of a committed shard, and what is wrong with it."""
         files = shard_files(split, shard)
         damaged: list[Damage] = []

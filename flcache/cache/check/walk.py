@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from flcache.cache.codecs.protocol import PayloadLayout
 from flcache.cache.format.commit import Commit, check_size
 from flcache.cache.format.index import Rows
-from flcache.cache.format.names import CHANNELS_MEMBER, FINGERPRINT_MEMBER, shard_files
+from flcache.cache.format.names import CHANNELS_MEMBER, FINGERPRINT_MEMBER
 from flcache.cache.format.record import parse_object
 from flcache.cache.format.spec import CacheSpec
 from flcache.cache.format.tar import BLOCK_BYTES, END_BYTES, member_header, npy_header
@@ -26,7 +26,7 @@ from flcache.cache.storage import Store, StoredFile
 from flcache.errors import CacheError
 
 Problem = tuple[str | None, str]
-"""The clip that has it, if one has, and what it is."""
+"""The clip it is in, None for what is around the clips; and what is wrong."""
 _SIZE_FIELD = slice(124, 135)
 _FINITE_CHUNK_VALUES = 2**18
 
@@ -43,7 +43,7 @@ def walk_tar(store: Store, commit: Commit, spec: CacheSpec, rows: Rows, clips: l
 
     Raises CacheError where it cannot be read or is of another size than its commit says.
     """
-    name = shard_files(commit.split, commit.shard).tar
+    name = commit.files.tar
     check_size(store, name, commit.tar_bytes)
     with closing(store.open(name, sequential=True)) as file:
         tar = _Tar(file, commit.tar_bytes)

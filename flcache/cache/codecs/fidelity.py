@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from math import sqrt
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,11 +12,11 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True)
 class Fidelity:
-    """Of all latent vectors of a clip, a shard or a cache."""
+    """How close the latent vectors of a clip, a shard or a cache are to their originals."""
 
     vectors: int
     norm: float
-    """L2 norm of the latents compared with, all vectors together."""
+    """L2 norm of all originals together."""
     relative_l2: float
     """L2 norm of the error, in parts of `norm`."""
     mean_cosine: float
@@ -45,7 +44,7 @@ def measure(latents: NDArray[np.float32], found: NDArray[np.float32]) -> Fidelit
 
 
 def merge(parts: Iterable[Fidelity]) -> Fidelity | None:
-    """Of all parts together; None if there are none."""
+    """The fidelity of all `parts` together; None if they have no vectors."""
     found = list(parts)
     vectors = sum(part.vectors for part in found)
     if not vectors:
@@ -59,20 +58,6 @@ def merge(parts: Iterable[Fidelity]) -> Fidelity | None:
         mean_cosine=sum(part.mean_cosine * part.vectors for part in found) / vectors,
         min_cosine=min(part.min_cosine for part in found),
     )
-
-
-_LARGEST = 1e60
-"""More than any sum of float32 squares, and small enough to be squared twice."""
-
-
-def parse_fidelity(content: Any) -> Fidelity | None:
-    """The fidelity whose fields are in `content`; None if they are not."""
-    names = {field.name for field in fields(Fidelity)}
-    if not isinstance(content, dict) or set(content) != names or type(content["vectors"]) is not int:
-        return None
-    if not all(type(value) in (int, float) and abs(value) < _LARGEST for value in content.values()):
-        return None
-    return Fidelity(**content)
 
 
 def _dot(left: NDArray[np.float32], right: NDArray[np.float32]) -> NDArray[np.float64]:

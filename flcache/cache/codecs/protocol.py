@@ -1,7 +1,7 @@
 """What a codec is: the one class to derive from to store latents in another way.
 
 A codec turns the latents of a clip into payloads, the arrays that lie in a shard, and back. Every payload has the time
-axis first, so that a window of steps is one contiguous read; its other axes are the codec's own.
+axis first, so that consecutive steps are one contiguous read; its other axes are the codec's own.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ class Codec(ABC):
 
     @abstractmethod
     def decode(self, payloads: Sequence[NDArray[Any]]) -> NDArray[Any]:
-        """The latents (T, H, W, D) of a clip or of a window of its steps, in `latents_dtype`."""
+        """The latents (T, H, W, D) of a clip or of some consecutive steps of it, in `latents_dtype`."""
 
     def standardise_into(self, buffers: Sequence[Tensor], statistics: ChannelStatistics | None, out: Tensor) -> None:
         """Fill `out`, float32 (B, T, H, W, D), with standardised latents, or, without `statistics`, as they are.
@@ -100,8 +100,7 @@ class Codec(ABC):
             cast_into(torch.from_numpy(decoded), statistics, target)
 
     def statistics(self) -> ChannelStatistics | None:
-        """What decoded values are standardised with before they are scaled back, so that `standardise_into` with the
-        same costs least; None if nothing."""
+        """The statistics that stored values are standardised with already, so that reading with them costs least."""
         return None
 
     def clip_bytes(self, shape: Shape) -> int:

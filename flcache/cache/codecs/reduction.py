@@ -121,12 +121,13 @@ def are_constants(fields: Any, width: int) -> bool:
     """Whether `fields` holds `mean` and `std` of `width` channels, finite in float32 and the latter above 0."""
     if not isinstance(fields, dict):
         return False
-    lists: list[Any] = [fields.get("mean"), fields.get("std")]
-    if not all(isinstance(values, list) and len(values) == width for values in lists):
-        return False
-    if not all(isinstance(value, float) and abs(value) <= LARGEST for values in lists for value in values):
-        return False
-    return all(value >= _SMALLEST for value in fields["std"])
+    return are_floats(fields.get("mean"), width) and are_floats(fields.get("std"), width, least=_SMALLEST)
+
+
+def are_floats(values: Any, width: int, *, least: float = -LARGEST) -> bool:
+    """Whether `values` is a list of `width` floats, finite in float32 and none below `least`."""
+    right_length = isinstance(values, list) and len(values) == width
+    return right_length and all(isinstance(value, float) and least <= value <= LARGEST for value in values)
 
 
 def _parse_components(fields: Any, width: int, count: int, where: str) -> Components:

@@ -21,8 +21,8 @@ BLOCK_VALUES = 2**19
 def cast_into(stored: Tensor, statistics: ChannelStatistics | None, out: Tensor) -> None:
     """Fill `out`, float32 (..., D), with the floats `stored`, standardised if there are `statistics`."""
     gain, shift = _gain_and_shift(statistics, out.device)
-    for source, target in _blocks(stored, out):
-        target.copy_(source)
+    for block, target in _blocks(stored, out):
+        target.copy_(block)
         if statistics is not None:
             torch.addcmul(shift, target, gain, out=target)
 
@@ -44,8 +44,8 @@ def scale_into(
     gain, shift = gain * std, torch.addcmul(shift, mean, gain)
     vectors = scale.float().reshape(-1, 1)
     start = 0
-    for source, target in _blocks(stored, out):
-        target.copy_(source)
+    for block, target in _blocks(stored, out):
+        target.copy_(block)
         target.mul_(vectors[start : start + len(target)])
         start += len(target)
         if not as_they_are:
@@ -62,6 +62,6 @@ def _gain_and_shift(statistics: ChannelStatistics | None, device: torch.device) 
 
 def _blocks(stored: Tensor, out: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
     """Both as (vectors, D), block by block; a GPU takes all at once."""
-    source, target = stored.reshape(-1, stored.shape[-1]), out.view(-1, out.shape[-1])
+    vectors, target = stored.reshape(-1, stored.shape[-1]), out.view(-1, out.shape[-1])
     length = max(1, BLOCK_VALUES // out.shape[-1]) if out.device.type == "cpu" else max(1, len(target))
-    return zip(torch.split(source, length), torch.split(target, length), strict=True)
+    return zip(torch.split(vectors, length), torch.split(target, length), strict=True)

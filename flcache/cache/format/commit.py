@@ -7,18 +7,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, fields
-from typing import Any
+from dataclasses import asdict, dataclass
 
-from flcache.cache.codecs.fidelity import Fidelity, parse_fidelity
-from flcache.cache.format.names import COMMITS, shard_files, shard_name, shard_of
-from flcache.cache.format.record import parse_object, read_record, seal
+from flcache.cache.codecs.fidelity import Fidelity
+from flcache.cache.format.names import COMMITS, ShardFiles, shard_files, shard_name, shard_of
+from flcache.cache.format.record import parse_fields, parse_object, read_record, seal
 from flcache.cache.format.spec import FORMAT
 from flcache.cache.storage import Location, Store, open_store
 from flcache.errors import DamagedError, Reason, Stage
 
 MAX_FAILURES_BYTES = 2**30
-FIDELITIES = ("fidelity", "keep_fidelity")
 
 
 @dataclass(frozen=True)
@@ -47,19 +45,23 @@ class Commit:
     tar_xxh3_64: str
     idx_xxh3_64: str
     failures_xxh3_64: str | None
-    """Of the failures file; None if no clip failed."""
+    """Digest of the failures file; None if no clip failed."""
     positions: int
     """Latent vectors that the channel sums of the shard add up: those of valid steps."""
     decoders: dict[str, int]
     """Clips by the decoder that read them."""
     fidelity: Fidelity | None
-    """Of what the codec stored, against what it was given; None if no clip is stored."""
+    """What the codec stored against what it was given; None if no clip is stored."""
     keep_fidelity: Fidelity | None
-    """Of the encoder's latents as rebuilt from what is kept of them, against themselves; None where all is kept."""
+    """The encoder's latents, reconstructed from their reduction, against themselves; None without reduction."""
 
     @property
     def name(self) -> str:
         return shard_name(self.split, self.shard)
+
+    @property
+    def files(self) -> ShardFiles:
+        return shard_files(self.split, self.shard)
 
 
 def repair_hint(store: Store) -> str:
@@ -67,9 +69,14 @@ def repair_hint(store: Store) -> str:
     return f'run "flcache repair {store} --config C" with the configuration it was made with'
 
 
+def damaged(store: Store, what: str) -> DamagedError:
+    """The error to raise; `what` is a file and what is wrong with it: `plan.parquet: not in shard order`."""
+    return DamagedError(f"{store}/{what}; {repair_hint(store)}")
+
+
 def write_commit(store: Store, commit: Commit) -> None:
     """Make the shard exist. Its tar, idx and failures must be published."""
-    store.write(shard_files(commit.split, commit.shard).commit, seal({"format": FORMAT} | asdict(commit)))
+    store.write(commit.files.commit, seal({"format": FORMAT} | asdict(commit)))
 
 
 def is_committed(location: Location, split: str, shard: int) -> bool:
@@ -83,11 +90,11 @@ def read_commit(store: Store, split: str, shard: int, *, file: str | None = None
     """
     file = file or shard_files(split, shard).commit
     content = read_record(store, file, repair=repair_hint(store))
-    if content.pop("format", None) != FORMAT or not _is_commit(content) or content["shard"] != shard:
-        raise DamagedError(f"{store}/{file}: not a commit of format {FORMAT}; {repair_hint(store)}")
-    commit = Commit(**content | {name: parse_fidelity(content[name]) for name in FIDELITIES})
+    commit = parse_fields(Commit, content) if content.pop("format", None) == FORMAT else None
+    if commit is None or commit.shard != shard:
+        raise damaged(store, f"{file}: not a commit of format {FORMAT}")
     if commit.split != split:
-        raise DamagedError(f"{store}/{file}: says it is {commit.name}; {repair_hint(store)}")
+        raise damaged(store, f"{file}: says it is {commit.name}")
     return commit
 
 
@@ -110,13 +117,11 @@ def read_failures(location: Location, commit: Commit) -> list[Failure]:
     """The failed clips of a committed shard, by slot."""
     if not commit.failed:
         return []
-    store, file = open_store(location), shard_files(commit.split, commit.shard).failures
+    store, file = open_store(location), commit.files.failures
     lines = store.read(file, MAX_FAILURES_BYTES).splitlines()
     failures = [failure for failure in map(_parse_failure, lines) if failure]
     if len(lines) != commit.failed or len(failures) != commit.failed:
-        raise DamagedError(
-            f"{store}/{file}: does not hold the {commit.failed} failures of its commit; {repair_hint(store)}"
-        )
+        raise damaged(store, f"{file}: does not hold the {commit.failed} failures of its commit")
     return failures
 
 
@@ -126,16 +131,11 @@ def stage_of(reason: Reason) -> Stage:
 
 
 def _parse_failure(line: bytes) -> Failure | None:
-    """A row of a failures file; the class of an error, which files held before reasons, says nothing and is left out.
-
-    None if it is no failure.
-    """
+    """The failure in a line of a failures file, or None. Older lines have the class of an error instead of a reason."""
     row = parse_object(line) or {}
     if row.pop("error", None) is not None:
         row.setdefault("reason", "no file" if row.get("stage") == "find" else "unknown")
-    numbers, names = {"slot", "attempts"}, {field.name for field in fields(Failure)}
-    is_failure = set(row) == names and all(type(row[name]) is (int if name in numbers else str) for name in names)
-    return Failure(**row) if is_failure else None
+    return parse_fields(Failure, row)
 
 
 def committed_shards(location: Location) -> Iterator[tuple[str, int]]:
@@ -149,21 +149,4 @@ def check_size(store: Store, file: str, num_bytes: int) -> None:
     found = store.size(file)
     if found != num_bytes:
         state = "missing" if found is None else f"{found} bytes"
-        raise DamagedError(f"{store}/{file}: {state}, commit says {num_bytes} bytes; {repair_hint(store)}")
-
-
-def _is_commit(content: dict[str, Any]) -> bool:
-    """Whether every field is there and of its type."""
-    if set(content) != {field.name for field in fields(Commit)}:
-        return False
-    counts = [content[name] for name in ("shard", "clips", "failed", "tar_bytes", "positions")]
-    texts = [content[name] for name in ("split", "fingerprint", "tar_xxh3_64", "idx_xxh3_64")]
-    decoders = content["decoders"]
-    return (
-        all(type(count) is int and 0 <= count < 2**63 for count in counts)
-        and all(isinstance(text, str) for text in texts)
-        and isinstance(content["failures_xxh3_64"], str | None)
-        and isinstance(decoders, dict)
-        and all(type(count) is int for count in decoders.values())
-        and all(content[name] is None or parse_fidelity(content[name]) for name in FIDELITIES)
-    )
+        raise damaged(store, f"{file}: {state}, commit says {num_bytes} bytes")

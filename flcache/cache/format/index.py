@@ -27,16 +27,8 @@ Rows = NDArray[np.void]
 
 
 def row_dtype(num_steps: int, num_payloads: int) -> np.dtype[Any]:
-    return np.dtype(
-        [
-            ("slot", "<u4"),
-            ("flags", "<u4"),
-            ("valid_steps", "<u4"),
-            ("zero", "<u4"),
-            ("times", "<f4", (num_steps,)),
-            ("payloads", _PAYLOAD, (num_payloads,)),
-        ]
-    )
+    numbers = [(name, "<u4") for name in ("slot", "flags", "valid_steps", "zero")]
+    return np.dtype([*numbers, ("times", "<f4", (num_steps,)), ("payloads", _PAYLOAD, (num_payloads,))])
 
 
 def index_bytes(rows: Rows) -> bytes:

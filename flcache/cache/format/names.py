@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from flcache.errors import CacheError
 
@@ -17,31 +17,21 @@ _SPLIT = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]*")
 _SHARD_NAME = re.compile(r"([A-Za-z0-9_][A-Za-z0-9_-]*)-([0-9]{6,})")
 
 
-@dataclass(frozen=True)
-class ShardFiles:
-    """The four files of a shard, such as `train-000123`."""
+class ShardFiles(NamedTuple):
+    """What the files of a shard are called; `shard` is its name, such as `train-000123`."""
 
     shard: str
-
-    @property
-    def tar(self) -> str:
-        return f"shards/{self.shard}.tar"
-
-    @property
-    def idx(self) -> str:
-        return f"shards/{self.shard}.idx"
-
-    @property
-    def commit(self) -> str:
-        return f"{COMMITS}/{self.shard}.json"
-
-    @property
-    def failures(self) -> str:
-        return f"failures/{self.shard}.jsonl"
+    tar: str
+    idx: str
+    commit: str
+    failures: str
 
 
 def shard_files(split: str, shard: int) -> ShardFiles:
-    return ShardFiles(shard_name(split, shard))
+    name = shard_name(split, shard)
+    return ShardFiles(
+        name, f"shards/{name}.tar", f"shards/{name}.idx", f"{COMMITS}/{name}.json", f"failures/{name}.jsonl"
+    )
 
 
 def shard_name(split: str, shard: int) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
+from contextlib import closing
 from functools import cached_property
 from io import BytesIO
 from typing import Any
@@ -22,7 +23,7 @@ from numpy.typing import NDArray
 from flcache.cache.format.names import PLAN, shard_name
 from flcache.cache.format.spec import read_spec
 from flcache.cache.format.tar import MAX_NAME_BYTES
-from flcache.cache.storage import Location, Store, open_store
+from flcache.cache.storage import Location, Store, StoredFile, open_store
 from flcache.errors import CacheError, DamagedError
 
 PLAN_SCHEMA = pa.schema(
@@ -44,7 +45,6 @@ PLAN_SCHEMA = pa.schema(
 COLUMNS = tuple(PLAN_SCHEMA.names)
 RULE_COLUMNS = ("frames", "stride", "short")
 """Fields of the clip rule that decoding needs; null where latents come from elsewhere, absent from older plans."""
-MAX_PLAN_BYTES = 2**32
 _CLIP_ID = re.compile(r"[^\x00-\x20./\\\x7f]+")
 _LONGEST_SUFFIX = len(".latents.npy")
 
@@ -165,12 +165,15 @@ class PlanTable:
     @cached_property
     def first_rows(self) -> dict[tuple[str, int], tuple[int, int]]:
         """Where in the plan each shard starts and how many clips it has, by split and shard."""
-        splits = self.column("split").dictionary_encode()
-        codes, shards = splits.indices.to_numpy(), self.column("shard").to_numpy()
+        table = _read_table(self._store, ["split", "shard", "slot"])
+        if any(column.null_count for column in table.columns):
+            raise DamagedError(f"{self._store}/{PLAN}: holds clips without a shard; restore it from a copy")
+        splits = table["split"].combine_chunks().dictionary_encode()
+        codes, shards = splits.indices.to_numpy(), table["shard"].to_numpy()
         starts = _run_starts(codes, shards)
         counts = np.diff(starts, append=len(shards))
         slots = np.arange(len(shards)) - np.repeat(starts, counts)
-        if not np.array_equal(slots, self.column("slot").to_numpy()):
+        if not np.array_equal(slots, table["slot"].to_numpy()):
             raise DamagedError(f"{self._store}/{PLAN}: not in shard order; restore it from a copy")
         names = splits.dictionary.to_pylist()
         keys = zip((names[code] for code in codes[starts].tolist()), shards[starts].tolist(), strict=True)
@@ -209,17 +212,41 @@ def _content(table: Any) -> bytes:
     return buffer.getvalue()
 
 
+class _PlanFile:
+    """A stored file as Python files are, for Arrow, which reads only the columns that are asked for."""
+
+    closed = False
+
+    def __init__(self, file: StoredFile, num_bytes: int) -> None:
+        self._file, self._num_bytes, self._position = file, num_bytes, 0
+
+    def read(self, num_bytes: int) -> bytes:
+        content = bytearray(max(0, min(num_bytes, self._num_bytes - self._position)))
+        self._position += (num_read := self._file.read_into(self._position, memoryview(content)))
+        return bytes(content[:num_read])
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        self._position = (0, self._position, self._num_bytes)[whence] + offset
+        return self._position
+
+    def tell(self) -> int:
+        return self._position
+
+
 def _read_table(store: Store, columns: Iterable[str]) -> Any:
     """These columns of a plan, but for `RULE_COLUMNS` that it lacks."""
     if not store.exists(PLAN):
         raise CacheError(f'{store}/{PLAN}: no plan; "flcache encode" makes it')
-    content = pa.BufferReader(store.read(PLAN, MAX_PLAN_BYTES))
     try:
-        there = pq.read_schema(content).names
-        names = [name for name in columns if name in there or name not in RULE_COLUMNS]
-        schema = pa.schema([PLAN_SCHEMA.field(name) for name in names])
-        return pq.read_table(content, columns=names, partitioning=None).cast(schema)
-    except (pa.ArrowException, KeyError, OSError) as error:  # Arrow raises OSError for some damage
+        with closing(store.open(PLAN)) as file:
+            plan = pq.ParquetFile(pa.PythonFile(_PlanFile(file, store.size(PLAN) or 0), mode="r"))
+            there = plan.schema_arrow.names
+            names = [name for name in columns if name in there or name not in RULE_COLUMNS]
+            schema = pa.schema([PLAN_SCHEMA.field(name) for name in names])
+            table = plan.read(columns=names).select(names).cast(schema)
+            table.validate(full=True)
+            return table
+    except (pa.ArrowException, KeyError, OSError, ValueError) as error:  # as Arrow raises for various damage
         raise DamagedError(
             f"{store}/{PLAN}: not a readable plan ({str(error).splitlines()[0]}); restore it from a copy"
         ) from error

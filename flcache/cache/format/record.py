@@ -7,7 +7,10 @@ always gives the same bytes, and any flipped or missing byte is noticed on readi
 from __future__ import annotations
 
 import json
-from typing import Any
+import types
+from dataclasses import is_dataclass
+from functools import cache
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 import xxhash
 
@@ -16,6 +19,10 @@ from flcache.errors import DamagedError
 
 MAX_RECORD_BYTES = 64 * 2**20
 """A larger file is no record of ours, and is not read."""
+_LARGEST = 1e60
+"""More than any sum of float32 squares, and small enough to be squared twice."""
+_WRONG = object()
+Parsed = TypeVar("Parsed")
 
 
 def canonical_json(value: Any) -> str:
@@ -48,6 +55,34 @@ def parse_object(raw: bytes) -> dict[str, Any] | None:
     except (ValueError, RecursionError):
         return None
     return content if isinstance(content, dict) else None
+
+
+def parse_fields(kind: type[Parsed], content: Any) -> Parsed | None:
+    """The dataclass `kind` whose fields, and no others, are in `content`, each of its type; None if they are not."""
+    hints = _type_hints(kind)  # type: ignore[arg-type]
+    if not isinstance(content, dict) or set(content) != set(hints):
+        return None
+    values = {name: _parse(hint, content[name]) for name, hint in hints.items()}
+    return None if _WRONG in values.values() else kind(**values)
+
+
+_type_hints = cache(get_type_hints)
+
+
+def _parse(hint: Any, value: Any) -> Any:
+    """`value` as the type `hint`; `_WRONG` if it is none. Whole numbers fit into 64 bits, and none is below zero."""
+    if isinstance(hint, types.UnionType):
+        return value if value is None else _parse(get_args(hint)[0], value)
+    if is_dataclass(hint):
+        found = parse_fields(hint, value)  # type: ignore[arg-type]
+        return _WRONG if found is None else found
+    if get_origin(hint) is dict:
+        right = isinstance(value, dict) and _WRONG not in [_parse(int, count) for count in value.values()]
+    elif hint is float:
+        right = type(value) in (int, float) and abs(value) < _LARGEST
+    else:
+        right = type(value) is hint and (hint is not int or 0 <= value < 2**63)
+    return value if right else _WRONG
 
 
 def _tail(head: bytes) -> bytes:

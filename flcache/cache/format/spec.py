@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flcache.cache.codecs.protocol import Codec
-from flcache.cache.codecs.reduction import LARGEST, Reduction, are_constants, parse_reduction, reduced_shape
+from flcache.cache.codecs.reduction import Reduction, are_constants, are_floats, parse_reduction, reduced_shape
 from flcache.cache.codecs.registry import get_codec
 from flcache.cache.format.names import SPEC
 from flcache.cache.format.record import MAX_RECORD_BYTES, canonical_json, parse_object, read_record, seal
@@ -210,10 +210,7 @@ def _check_calibration(hard: dict[str, Any], shape: list[int], where: str) -> No
 def _is_channels(channels: Any, width: int) -> bool:
     if not isinstance(channels, dict) or set(channels) != {"mean", "rms", "count"}:
         return False
-    lists = [channels["mean"], channels["rms"]]
-    return all(isinstance(values, list) and len(values) == width for values in lists) and all(
-        isinstance(value, float) and abs(value) <= LARGEST for values in lists for value in values
-    )
+    return are_floats(channels["mean"], width) and are_floats(channels["rms"], width)
 
 
 def _field(hard: dict[str, Any], section: str, name: str) -> Any:

@@ -14,13 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flcache.cache.codecs.reduction import LARGEST
-from flcache.cache.format.commit import Commit, check_size, read_commits, repair_hint
-from flcache.cache.format.names import shard_files
+from flcache.cache.format.commit import Commit, check_size, damaged, read_commits
 from flcache.cache.format.plan import PlanTable
 from flcache.cache.format.spec import CacheSpec, read_spec, write_channels
 from flcache.cache.format.tar import last_member_offset
 from flcache.cache.storage import Location, Store, open_store
-from flcache.errors import CacheError, DamagedError
+from flcache.errors import CacheError
 
 if TYPE_CHECKING:
     from flcache.batch import ChannelStatistics
@@ -109,7 +108,7 @@ def channel_deviation(channels: dict[str, Any]) -> NDArray[np.float64]:
 
 def _read_sums(store: Store, commit: Commit, width: int) -> NDArray[np.float64]:
     """The last member of the shard's tar, (2, D)."""
-    tar = shard_files(commit.split, commit.shard).tar
+    tar = commit.files.tar
     check_size(store, tar, commit.tar_bytes)
     offset = last_member_offset(commit.tar_bytes, 2 * width * 8)
     if offset >= 0:
@@ -118,7 +117,7 @@ def _read_sums(store: Store, commit: Commit, width: int) -> NDArray[np.float64]:
             file.read_into(offset, sums.data.cast("B"))
         if _are_sums(sums, commit.positions):
             return sums
-    raise DamagedError(f"{store}/{tar}: its channel sums are of no latents; {repair_hint(store)}")
+    raise damaged(store, f"{tar}: its channel sums are of no latents")
 
 
 def _are_sums(sums: NDArray[np.float64], positions: int) -> bool:

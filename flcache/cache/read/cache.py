@@ -1,4 +1,4 @@
-"""Reading a cache: its clips by number, windows of their steps, statistics, failures and progress."""
+"""Reading a cache: its clips by number, or some steps of them; statistics, failures and progress."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ MAX_OPEN_SHARDS = 256
 
 @dataclass(frozen=True)
 class CachedClip:
-    """One clip, or a window of its steps."""
+    """One clip, or some consecutive steps of it."""
 
     clip_id: str
     latents: NDArray[Any]
@@ -70,7 +70,7 @@ class LatentCache:
         self.spec = read_spec(self.store)
         self._plan = PlanTable(self.store)
         self._commits = read_commits(self.store, fingerprint=self.spec.fingerprint)
-        self._check_boundary(split)
+        self._check_split(split)
         self._check_commits()
         self._selected = [commit for commit in self._commits if split in (None, commit.split)]
         self._ends = list(accumulate(commit.clips for commit in self._selected))
@@ -107,7 +107,7 @@ class LatentCache:
 
     def clips(self, split: str) -> int:
         """Good clips of `split` that are committed."""
-        self._check_boundary(split)
+        self._check_split(split)
         return sum(commit.clips for commit in self._commits if commit.split == split)
 
     def select(self, *, labels: Collection[str] | None = None, ids: Collection[str] | None = None) -> LatentCache:
@@ -130,13 +130,13 @@ class LatentCache:
         return list(self._plan.values("clip_id", self._plan_rows()))
 
     def clip_id(self, index: int) -> str:
-        """The id of clip number `index`."""
         shard, row = self.locate(index)
         return self.ids_at([(shard, self.reader(shard).slots[row])])[0]
 
     def ids_at(self, slots: Sequence[tuple[int, int]]) -> tuple[str, ...]:
         """The ids of the clips at these selected shards and slots."""
-        return tuple(self._plan.values("clip_id", [self._plan_row(shard, slot) for shard, slot in slots]))
+        rows = [self._planned(self._selected[shard])[0] + slot for shard, slot in slots]
+        return tuple(self._plan.values("clip_id", rows))
 
     def __len__(self) -> int:
         if self._chosen is not None:
@@ -144,17 +144,18 @@ class LatentCache:
         return self._ends[-1] if self._ends else 0
 
     def __getitem__(self, index: int) -> CachedClip:
-        return self.window(index, 0, self.latent_shape[0])
+        return self.steps(index, 0, self.latent_shape[0])
 
-    def window(self, index: int, start: int, stop: int) -> CachedClip:
+    def steps(self, index: int, start: int, stop: int) -> CachedClip:
         """Steps `start` to `stop` of clip number `index`; only their bytes are read.
 
-        Raises DamagedError if they are not what was written: a whole clip is checked, of a window its size only.
+        Raises DamagedError if they are not what was written: a whole clip is checked, of a part its size only.
         """
-        self.check_window(start, stop)
+        self.check_steps(start, stop)
         shard, row = self.locate(index)
         reader = self.reader(shard)
-        plan_row = self._plan_row(shard, reader.slots[row])
+        commit = self._selected[shard]
+        plan_row = self._planned(commit)[0] + reader.slots[row]
         layouts = self.spec.codec.payloads(self.latent_shape)
         payloads = [payload_buffer(layout, stop - start, 1) for layout in layouts]
         buffers = [memoryview(payload.reshape(-1).view(np.uint8).data) for payload in payloads]
@@ -172,7 +173,7 @@ class LatentCache:
             valid=np.arange(start, stop) < reader.valid_steps[row],
             label=self._plan.value("label", plan_row),
             video=str(self._plan.value("video", plan_row)),
-            split=self._selected[shard].split,
+            split=commit.split,
             seen_until=tuple(seen - start for seen in self.seen_until[start:stop]),
         )
 
@@ -180,7 +181,7 @@ class LatentCache:
         """What to raise where `error` was met while reading clip number `index`."""
         return DamagedError(f"clip {self.clip_id(index)}: {error}")
 
-    def check_window(self, start: int, stop: int) -> None:
+    def check_steps(self, start: int, stop: int) -> None:
         """Raises CacheError unless steps `start` to `stop` are steps of these clips."""
         if not 0 <= start < stop <= self.latent_shape[0]:
             raise CacheError(f"steps {start} to {stop}: these clips have {self.latent_shape[0]} steps")
@@ -203,7 +204,7 @@ class LatentCache:
         """
         reader = self._readers.get(shard)
         if reader is None:
-            reader = self._readers[shard] = ShardReader(self.store, self._selected[shard], self.spec)
+            reader = self._readers[shard] = self._open(self._selected[shard])
             if len(self._readers) > MAX_OPEN_SHARDS:
                 oldest, *_ = self._readers  # all at once: an iterator would meet the changes of other threads
                 self._readers.pop(oldest, None)
@@ -223,6 +224,14 @@ class LatentCache:
     def progress(self) -> dict[str, SplitProgress]:
         """How much of each split is done."""
         return {split: self._split_progress(split) for split in self.splits}
+
+    def _open(self, commit: Commit) -> ShardReader:
+        reader = ShardReader(self.store, commit, self.spec)
+        _, count = self._planned(commit)
+        if reader.slots and reader.slots[-1] >= count:  # they ascend
+            slot = reader.slots[-1]
+            raise DamagedError(f"{self.store}: slot {slot} of {commit.name} is not planned; {repair_hint(self.store)}")
+        return reader
 
     @cached_property
     def _merged_channels(self) -> dict[str, Any]:
@@ -247,13 +256,10 @@ class LatentCache:
         return rows if self._chosen is None else rows[self._chosen]
 
     def _shard_plan_rows(self, shard: int) -> NDArray[np.int64]:
-        commit = self._selected[shard]
-        first, count = self._plan.first_rows.get((commit.split, commit.shard), (0, 0))
-        if commit.clips == count:
+        first, count = self._planned(self._selected[shard])
+        if self._selected[shard].clips == count:
             return np.arange(first, first + count)
-        slots = self.reader(shard).rows["slot"].astype(np.int64)
-        self._check_slot(commit, int(slots.max(initial=0)), count)
-        return first + slots
+        return first + self.reader(shard).rows["slot"].astype(np.int64)
 
     def _among(self, column: str, rows: NDArray[np.int64], wanted: Collection[str]) -> NDArray[np.bool_]:
         """Which of the plan's `rows` have one of the `wanted` values."""
@@ -264,27 +270,21 @@ class LatentCache:
         found: NDArray[np.bool_] = pc.is_in(values, wanted_values).to_numpy(zero_copy_only=False)
         return found
 
-    def _plan_row(self, shard: int, slot: int) -> int:
-        commit = self._selected[shard]
-        first, count = self._plan.first_rows.get((commit.split, commit.shard), (0, 0))
-        self._check_slot(commit, slot, count)
-        return first + slot
-
-    def _check_slot(self, commit: Commit, slot: int, count: int) -> None:
-        if slot >= count:
-            raise DamagedError(f"{self.store}: slot {slot} of {commit.name} is not planned; {repair_hint(self.store)}")
+    def _planned(self, commit: Commit) -> tuple[int, int]:
+        """Where in the plan the shard starts, and how many clips it has."""
+        return self._plan.first_rows.get((commit.split, commit.shard), (0, 0))
 
     def _check_commits(self) -> None:
         """Before anything is sized by what they say: shards of the plan, and tars that can hold their clips."""
-        clip_bytes, planned = self.spec.codec.clip_bytes(self.latent_shape), self._plan.first_rows
+        clip_bytes = self.spec.codec.clip_bytes(self.latent_shape)
         for commit in self._commits:
-            _, count = planned.get((commit.split, commit.shard), (0, 0))
+            _, count = self._planned(commit)
             if commit.clips + commit.failed > count or commit.clips * clip_bytes > commit.tar_bytes:
                 raise DamagedError(
                     f"{self.store}: {commit.name}: {commit.clips} clips of {clip_bytes} bytes and {commit.failed} "
                     f"failures in {commit.tar_bytes} bytes, {count} clips are planned; {repair_hint(self.store)}"
                 )
 
-    def _check_boundary(self, split: str | None) -> None:
+    def _check_split(self, split: str | None) -> None:
         if split is not None and split not in self.splits:
             raise CacheError(f"{self.store}: no split {split!r}; there are {', '.join(self.splits) or 'none'}")

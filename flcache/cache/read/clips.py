@@ -23,8 +23,8 @@ VERIFY = ("always", "first_epoch", "off")
 class StoredBatch:
     """What belongs to a batch besides its latents."""
 
-    sources: tuple[int, ...]
-    """(B,) which of the caches each clip is of."""
+    owners: tuple[int, ...]
+    """(B,) the number of the cache that each clip is of."""
     times: NDArray[np.float32]
     """(B, steps) seconds."""
     valid: NDArray[np.bool_]
@@ -70,30 +70,30 @@ class ClipReader:
     def read(
         self, numbers: NDArray[np.int64], buffer: BatchBuffer, take: Callable[[BatchBuffer, int, int], None]
     ) -> StoredBatch:
-        """Read the clips of these `numbers` (B,) into `buffer`, calling `take(buffer, clip, source)` after each.
+        """Read the clips of these `numbers` (B,) into `buffer`, calling `take(buffer, clip, owner)` after each.
 
         Raises DamagedError naming shard, clip and remedy.
         """
-        sources = [bisect_right(self._ends, number) for number in numbers.tolist()]
-        places = [self._place(source, number) for source, number in zip(sources, numbers.tolist(), strict=True)]
+        owners = [bisect_right(self._ends, number) for number in numbers.tolist()]
+        places = [self._place(owner, number) for owner, number in zip(owners, numbers.tolist(), strict=True)]
         views = buffer.views[: len(places)]
         if self._read_ahead:
             for place, payloads in zip(places, views, strict=True):
                 place.reader.will_need(place.row, self._start, payloads)
         for clip, (number, place, payloads) in enumerate(zip(numbers.tolist(), places, views, strict=True)):
             self._read_clip(number, place, payloads, buffer.scratch)
-            take(buffer, clip, sources[clip])
+            take(buffer, clip, owners[clip])
         valid_steps = np.array([[place.reader.valid_steps[place.row]] for place in places])  # (B, 1)
         return StoredBatch(
-            sources=tuple(sources),
+            owners=tuple(owners),
             times=np.array([place.reader.times[place.row, self._start : self._stop] for place in places]),
             valid=np.arange(self._start, self._stop) < valid_steps,
             ids=self._ids(places),
         )
 
-    def _place(self, source: int, number: int) -> _Place:
-        cache = self._caches[source]
-        index = number - self._ends[source] + len(cache)
+    def _place(self, owner: int, number: int) -> _Place:
+        cache = self._caches[owner]
+        index = number - self._ends[owner] + len(cache)
         shard, row = cache.locate(index)
         return _Place(cache, index, cache.reader(shard), shard, row)
 

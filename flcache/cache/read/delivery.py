@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -28,64 +27,59 @@ class Decoder:
 
     @property
     def passes_through(self) -> bool:
-        """Whether the stored array is delivered as it is."""
+        """Whether stored arrays are delivered as they are."""
         return self.statistics is None and self.codecs[0].stores_latents
 
-    def decode_into(self, source: int, payloads: Sequence[Tensor], out: Tensor) -> None:
-        """Fill `out` (B, T, H, W, D) with the clips of one source in `payloads`."""
-        statistics = self.statistics[source] if self.statistics else None
-        self.codecs[source].standardise_into(payloads, statistics, out)
-
-
-class Delivery(Protocol):
-    """`take` and `stage` run in a thread that reads, `deliver` in the one that asks for the batch."""
-
-    def take(self, buffer: BatchBuffer, clip: int, source: int) -> None:
-        """Clip number `clip` of the batch has been read."""
-
-    def stage(self, buffer: BatchBuffer, sources: Sequence[int]) -> Any:
-        """All clips of the batch have been read, each of the source at its place in `sources` (B,)."""
-
-    def deliver(self, buffer: BatchBuffer, num_clips: int, staged: Any) -> Tensor:
-        """(B, T, H, W, D), valid until the next is asked for; `staged` is what `stage` gave."""
+    def decode_into(self, owner: int, payloads: Sequence[Tensor], out: Tensor) -> None:
+        """Fill `out` (B, T, H, W, D) with the clips of one cache in `payloads`."""
+        statistics = self.statistics[owner] if self.statistics else None
+        self.codecs[owner].standardise_into(payloads, statistics, out)
 
 
 class HostDelivery:
-    """Decodes each clip as soon as it has been read, while it is still in the processor's cache."""
+    """Decodes each clip as soon as it has been read, while it is still in the processor's cache.
+
+    `take` and `stage` run in a thread that reads, `deliver` in the one that asks for the batch.
+    """
 
     def __init__(self, decoder: Decoder) -> None:
         self._decoder = decoder
 
-    def take(self, buffer: BatchBuffer, clip: int, source: int) -> None:
+    def take(self, buffer: BatchBuffer, clip: int, owner: int) -> None:
+        """Clip number `clip` of the batch has been read."""
         if buffer.decoded is not None:
-            self._decoder.decode_into(source, buffer.payloads, buffer.decoded[clip : clip + 1])
+            self._decoder.decode_into(owner, buffer.payloads, buffer.decoded[clip : clip + 1])
 
-    def stage(self, buffer: BatchBuffer, sources: Sequence[int]) -> None:
-        """Nothing: `take` has decoded every clip."""
+    def stage(self, buffer: BatchBuffer, owners: Sequence[int]) -> None:
+        """All clips of the batch have been read, each from the cache whose number is in `owners` (B,)."""
 
     def deliver(self, buffer: BatchBuffer, num_clips: int, staged: None) -> Tensor:
+        """(B, T, H, W, D), valid until the next is asked for; `staged` is what `stage` gave."""
         latents = buffer.payloads[0] if buffer.decoded is None else buffer.decoded
         return latents[:num_clips]
 
 
 class CudaDelivery:
-    """Copies a buffer to the device and decodes it there, on a stream beside the one that trains."""
+    """Copies a buffer to the device and decodes it there, on a stream beside the one that trains.
+
+    Its methods are called as those of `HostDelivery` are.
+    """
 
     def __init__(self, decoder: Decoder, shape: tuple[int, ...], device: torch.device) -> None:
         """`shape` is (T, H, W, D) of a clip."""
         self._decoder, self._shape, self._device = decoder, shape, device
         self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
-    def take(self, buffer: BatchBuffer, clip: int, source: int) -> None:
+    def take(self, buffer: BatchBuffer, clip: int, owner: int) -> None:
         """Nothing: the whole batch goes to the device at once."""
 
-    def stage(self, buffer: BatchBuffer, sources: Sequence[int]) -> tuple[Tensor, torch.cuda.Event]:
+    def stage(self, buffer: BatchBuffer, owners: Sequence[int]) -> tuple[Tensor, torch.cuda.Event]:
         """The latents, and the event after which they are there. Waits until the buffer has been copied."""
         with torch.cuda.device(self._device), torch.cuda.stream(self._stream):
-            payloads = [payload[: len(sources)].to(self._device, non_blocking=True) for payload in buffer.payloads]
+            payloads = [payload[: len(owners)].to(self._device, non_blocking=True) for payload in buffer.payloads]
             latents = payloads[0]
             if not self._decoder.passes_through:
-                latents = self._decode(payloads, sources)
+                latents = self._decode(payloads, owners)
             ready = torch.cuda.Event()  # type: ignore[no-untyped-call]
             ready.record(self._stream)
         ready.synchronize()
@@ -98,13 +92,13 @@ class CudaDelivery:
         latents.record_stream(consumer)  # its memory is not reused while the consumer's stream may read it
         return latents
 
-    def _decode(self, payloads: Sequence[Tensor], sources: Sequence[int]) -> Tensor:
-        """(B, T, H, W, D); clip by clip where they are of several sources."""
-        latents = torch.empty((len(sources), *self._shape), device=self._device)
-        if len(set(sources)) == 1:
-            self._decoder.decode_into(sources[0], payloads, latents)
+    def _decode(self, payloads: Sequence[Tensor], owners: Sequence[int]) -> Tensor:
+        """(B, T, H, W, D); clip by clip where they are of several caches."""
+        latents = torch.empty((len(owners), *self._shape), device=self._device)
+        if len(set(owners)) == 1:
+            self._decoder.decode_into(owners[0], payloads, latents)
             return latents
-        for clip, source in enumerate(sources):
+        for clip, owner in enumerate(owners):
             one = slice(clip, clip + 1)
-            self._decoder.decode_into(source, [payload[one] for payload in payloads], latents[one])
+            self._decoder.decode_into(owner, [payload[one] for payload in payloads], latents[one])
         return latents

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -18,7 +17,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 from flcache.batch import LatentBatch
 from flcache.cache.read.cache import LatentCache
 from flcache.cache.read.clips import ClipReader, StoredBatch
-from flcache.cache.read.delivery import CudaDelivery, Decoder, Delivery, HostDelivery
+from flcache.cache.read.delivery import CudaDelivery, Decoder, HostDelivery
 from flcache.cache.read.mixture import Mixture
 from flcache.cache.read.ring import BatchBuffer, BufferShape, make_buffer, read_ahead
 from flcache.errors import CacheError
@@ -29,10 +28,9 @@ SPARE_BUFFERS = 2
 """Besides one per thread: the batch that the consumer works on, and one that is ready."""
 
 
-@dataclass(frozen=True)
-class _Ring:
+class _Ring(NamedTuple):
     buffers: tuple[BatchBuffer, ...]
-    delivery: Delivery
+    delivery: HostDelivery | CudaDelivery
 
 
 class LatentLoader(IterableDataset[LatentBatch]):
@@ -59,7 +57,7 @@ class LatentLoader(IterableDataset[LatentBatch]):
         context_steps: int,
         seed: int = 0,
         shuffle: bool = True,
-        shuffle_window: int | None = None,
+        shuffle_block: int | None = None,
         rank: int = 0,
         world_size: int = 1,
         drop_last: bool = True,
@@ -71,16 +69,17 @@ class LatentLoader(IterableDataset[LatentBatch]):
         copy: bool = False,
         device: torch.device | str = "cpu",
     ) -> None:
-        """`batch_size` is per rank; `steps` (start, stop) reads that window of every clip only.
+        """`batch_size` is per rank; `steps` (start, stop) reads only those steps of every clip.
 
-        `shuffle_window` is for a cache larger than memory: runs of that many neighbouring clips are shuffled, and the
+        `shuffle_block` is for a cache larger than memory: blocks of that many neighbouring clips are shuffled, and the
         clips within each, and the disk is told ahead what comes. Without `standardise`, latents are in the stored
         type for float16 and float32, float32 for all other codecs. `verify` is `always`, `first_epoch` (each clip when
         it is first read) or `off`; to check a clip is to read all of its steps.
         """
         caches = cache.caches if isinstance(cache, Mixture) else (cache,)
-        self._window = steps or (0, caches[0].latent_shape[0])
-        self._check(caches, threads)
+        self._steps = steps or (0, caches[0].latent_shape[0])
+        if threads < 1:
+            raise CacheError(f"{threads} threads; a loader needs at least 1")
         leaks = [self._leaks(each, context_steps, allow_leak) for each in caches]
         self.leaks = any(leaks)
         """Whether the contexts have seen the targets."""
@@ -91,13 +90,13 @@ class LatentLoader(IterableDataset[LatentBatch]):
             batch_size=batch_size,
             seed=seed,
             shuffle=shuffle,
-            window=shuffle_window,
-            sources=cache.sources if isinstance(cache, Mixture) else None,
+            block=shuffle_block,
+            parts=cache.parts if isinstance(cache, Mixture) else None,
             rank=rank,
             world_size=world_size,
             drop_last=drop_last,
         )
-        self._clips = ClipReader(caches, self._window, verify=verify, read_ahead=shuffle_window is not None)
+        self._clips = ClipReader(caches, self._steps, verify=verify, read_ahead=shuffle_block is not None)
         self._spec, self._checks = caches[0].spec, verify != "off"
         statistics = tuple(each.statistics() for each in caches) if standardise else None
         self._decoder = Decoder(tuple(each.spec.codec for each in caches), statistics)
@@ -116,7 +115,7 @@ class LatentLoader(IterableDataset[LatentBatch]):
             if not len(numbers):  # a short last batch has none for this rank
                 return None
             stored = self._clips.read(numbers, buffer, ring.delivery.take)
-            return stored, ring.delivery.stage(buffer, stored.sources)
+            return stored, ring.delivery.stage(buffer, stored.owners)
 
         with closing(read_ahead(self._sampler.remaining(), ring.buffers, self._threads, read)) as batches:
             for result, buffer in batches:
@@ -147,7 +146,7 @@ class LatentLoader(IterableDataset[LatentBatch]):
         )
 
     def _make_ring(self) -> _Ring:
-        num_steps, cuda = self._window[1] - self._window[0], self._device.type == "cuda"
+        num_steps, cuda = self._steps[1] - self._steps[0], self._device.type == "cuda"
         shape = BufferShape(
             layouts=self._spec.codec.payloads(self._spec.latent_shape),
             latent_shape=self._spec.latent_shape,
@@ -163,13 +162,8 @@ class LatentLoader(IterableDataset[LatentBatch]):
             return _Ring(buffers, HostDelivery(self._decoder))
         return _Ring(buffers, CudaDelivery(self._decoder, (num_steps, *self._spec.latent_shape[1:]), self._device))
 
-    def _check(self, caches: tuple[LatentCache, ...], threads: int) -> None:
-        if threads < 1:
-            raise CacheError(f"{threads} threads; a loader needs at least 1")
-        for each in caches:
-            each.check_window(*self._window)
-
     def _leaks(self, cache: LatentCache, context_steps: int, allow_leak: bool) -> bool:
-        start, stop = self._window
+        start, stop = self._steps
+        cache.check_steps(start, stop)
         seen_until = [seen - start for seen in cache.seen_until[start:stop]]
         return check_boundary(seen_until, context_steps, allow_leak=allow_leak)

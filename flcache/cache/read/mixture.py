@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from flcache.cache.read.cache import LatentCache
 from flcache.errors import CacheError
 
 
-@dataclass(frozen=True)
 class Mixture:
     """Caches, or parts of them, to draw clips from in proportion to `weights`.
 
@@ -18,12 +16,8 @@ class Mixture:
     Raises CacheError for caches whose clips cannot lie in one batch, and for weights that are not above zero.
     """
 
-    caches: tuple[LatentCache, ...]
-    weights: tuple[float, ...]
-
     def __init__(self, caches: Sequence[LatentCache], weights: Sequence[float]) -> None:
-        object.__setattr__(self, "caches", tuple(caches))
-        object.__setattr__(self, "weights", tuple(map(float, weights)))
+        self.caches, self.weights = tuple(caches), tuple(map(float, weights))
         if not caches or len(caches) != len(weights):
             raise CacheError(f"a mixture of {len(caches)} caches with {len(weights)} weights; give one for each")
         if not all(0 < weight < float("inf") for weight in self.weights):
@@ -39,6 +33,6 @@ class Mixture:
                 )
 
     @property
-    def sources(self) -> tuple[tuple[int, float], ...]:
+    def parts(self) -> tuple[tuple[int, float], ...]:
         """The clips and the weight of each cache."""
         return tuple(zip(map(len, self.caches), self.weights, strict=True))

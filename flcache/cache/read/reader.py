@@ -10,9 +10,8 @@ import xxhash
 from numpy.typing import NDArray
 
 from flcache.cache.codecs.protocol import PayloadLayout
-from flcache.cache.format.commit import Commit, check_size, repair_hint
+from flcache.cache.format.commit import Commit, check_size, damaged
 from flcache.cache.format.index import Rows, index_size, parse_index
-from flcache.cache.format.names import shard_files
 from flcache.cache.format.spec import CacheSpec
 from flcache.cache.storage import Store
 from flcache.errors import DamagedError
@@ -27,8 +26,8 @@ class ShardReader:
     def __init__(self, store: Store, commit: Commit, spec: CacheSpec) -> None:
         self._layouts = spec.codec.payloads(spec.latent_shape)
         self._step_bytes = [layout.num_bytes // layout.shape[0] for layout in self._layouts]
-        tar = shard_files(commit.split, commit.shard).tar
-        self._where, self._hint = f"{store}/{tar}", repair_hint(store)
+        tar = commit.files.tar
+        self._store, self._tar = store, tar
         self.rows = read_rows(store, commit, spec)
         """(clips,) the rows of the idx."""
         check_size(store, tar, commit.tar_bytes)
@@ -45,14 +44,14 @@ class ShardReader:
         for payload, buffer in enumerate(buffers):
             offset = self._offsets[row][payload] + start * self._step_bytes[payload]
             if self._file.read_into(offset, buffer) < len(buffer):
-                raise DamagedError(f"{self._where}: ends in the middle of {self._slot(row)}; {self._hint}")
+                raise damaged(self._store, f"{self._tar}: ends in the middle of slot {self.slots[row]}")
 
     def check(self, row: int, whole: Sequence[memoryview]) -> None:
         """Raises DamagedError unless `whole`, every payload of clip `row`, is what was written."""
         for payload, content in enumerate(whole):
             if xxhash.xxh3_64_intdigest(content) != int(self.rows["payloads"]["xxh3_64"][row, payload]):
-                name = self._layouts[payload].name
-                raise DamagedError(f"{self._where}: {name} of {self._slot(row)} are not what was written; {self._hint}")
+                what = f"{self._layouts[payload].name} of slot {self.slots[row]}"
+                raise damaged(self._store, f"{self._tar}: {what} are not what was written")
 
     def read_checked(self, row: int, start: int, buffers: Sequence[memoryview], scratch: Sequence[memoryview]) -> None:
         """As `read_into` after reading the whole clip into `scratch`, one buffer per payload, and checking it.
@@ -72,13 +71,10 @@ class ShardReader:
             offset = self._offsets[row][payload] + start * self._step_bytes[payload]
             self._file.will_need(offset, len(buffer))
 
-    def _slot(self, row: int) -> str:
-        return f"slot {self.slots[row]}"
-
 
 def read_rows(store: Store, commit: Commit, spec: CacheSpec) -> Rows:
     """The rows of a committed idx. Raises DamagedError if it is not the one that was committed."""
-    idx = shard_files(commit.split, commit.shard).idx
+    idx = commit.files.idx
     layouts, num_steps = spec.codec.payloads(spec.latent_shape), spec.latent_shape[0]
     num_bytes = index_size(commit.clips, num_steps, len(layouts))
     check_size(store, idx, num_bytes)
@@ -89,7 +85,7 @@ def read_rows(store: Store, commit: Commit, spec: CacheSpec) -> Rows:
         rows = parse_index(raw, num_steps=num_steps, num_payloads=len(layouts))
         _check_places(rows, layouts, commit.tar_bytes)
     except DamagedError as error:
-        raise DamagedError(f"{store}/{idx}: {error}; {repair_hint(store)}") from None
+        raise damaged(store, f"{idx}: {error}") from None
     return rows
 
 

@@ -36,7 +36,7 @@ class BatchBuffer:
     views: tuple[tuple[memoryview, ...], ...]
     """Where to read each of the B clips to, one view per payload."""
     scratch: tuple[memoryview, ...]
-    """Memory for all steps of one clip, one view per payload; empty unless windows of steps are to be checked."""
+    """Memory for all steps of one clip, one view per payload; empty unless parts of clips are to be checked."""
     decoded: Tensor | None
     """(B, steps, H, W, D) float32, where clips are decoded on the CPU."""
 
@@ -78,19 +78,19 @@ def make_buffer(shape: BufferShape) -> BatchBuffer:
 def read_ahead(
     items: Iterator[Item], buffers: Sequence[BatchBuffer], threads: int, read: Callable[[Item, BatchBuffer], Result]
 ) -> Generator[tuple[Result, BatchBuffer], None, None]:
-    """`read(item, buffer)` of every item, in order, run by `threads` threads as far ahead as there are buffers.
+    """`read(item, buffer)` of every item, in their order, run by `threads` threads as far ahead as there are buffers.
 
     A yielded buffer is filled again once the next is asked for. An exception of `read` is raised here, in its turn.
     Closing the iterator waits for reads in progress and ends the threads.
     """
     free = deque(buffers)
-    pending: deque[_Order[Item, Result]] = deque()
+    pending: deque[_Request[Item, Result]] = deque()
     crew = _Crew(threads, read)
 
     def fill() -> None:
         while free:
             for item in items:
-                pending.append(_Order(item, free.popleft()))
+                pending.append(_Request(item, free.popleft()))
                 crew.give(pending[-1])
                 break
             else:
@@ -99,22 +99,22 @@ def read_ahead(
     try:
         fill()
         while pending:
-            order = pending.popleft()
-            yield order.result(), order.buffer
-            free.append(order.buffer)
+            request = pending.popleft()
+            yield request.result(), request.buffer
+            free.append(request.buffer)
             fill()
     finally:
         crew.dismiss()
 
 
-class _Order(Generic[Item, Result]):
+class _Request(Generic[Item, Result]):
     """One item to be read into a buffer. Futures of concurrent.futures took 35 of 145 microseconds a batch."""
 
     def __init__(self, item: Item, buffer: BatchBuffer) -> None:
         self.item, self.buffer = item, buffer
         self._answer: SimpleQueue[tuple[Result | None, BaseException | None]] = SimpleQueue()
 
-    def carry_out(self, read: Callable[[Item, BatchBuffer], Result]) -> None:
+    def answer(self, read: Callable[[Item, BatchBuffer], Result]) -> None:
         try:
             self._answer.put((read(self.item, self.buffer), None))
         except BaseException as error:
@@ -131,50 +131,45 @@ class _Order(Generic[Item, Result]):
             del error  # its traceback refers to this frame, and so to the buffer
 
 
-Orders = SimpleQueue[_Order[Any, Any] | None]
+Requests = SimpleQueue[_Request[Any, Any] | None]
 
 
 class _Crew:
-    """Threads that carry out orders until `dismiss` is called, this object is collected, or the interpreter exits.
+    """Threads that answer requests until `dismiss` is called, this object is collected, or the interpreter exits.
 
     Daemon threads: an iterator that was left open must not block interpreter exit.
     """
 
     def __init__(self, threads: int, read: Callable[[Any, BatchBuffer], Any]) -> None:
-        self._orders: Orders = SimpleQueue()
+        self._requests: Requests = SimpleQueue()
         names = [f"flcache-read-{number}" for number in range(threads)]
-        crew = [Thread(target=_serve, args=(self._orders, read), name=name, daemon=True) for name in names]
-        self.dismiss = weakref.finalize(self, _dismiss, self._orders, crew)
+        crew = [Thread(target=_serve, args=(self._requests, read), name=name, daemon=True) for name in names]
+        self.dismiss = weakref.finalize(self, _dismiss, self._requests, crew)
         """Waits for reads in progress and ends the threads."""
         for thread in crew:
             thread.start()
 
-    def give(self, order: _Order[Any, Any]) -> None:
-        self._orders.put(order)
+    def give(self, request: _Request[Any, Any]) -> None:
+        self._requests.put(request)
 
 
-def _serve(orders: Orders, read: Callable[[Any, BatchBuffer], Any]) -> None:
-    _one_core()
-    while (order := orders.get()) is not None:
-        order.carry_out(read)
-        del order  # waiting for the next one must not keep this one's result alive
+def _serve(requests: Requests, read: Callable[[Any, BatchBuffer], Any]) -> None:
+    torch.set_num_threads(1)  # of this thread: with all cores busy, splitting operations over them is 3 times slower
+    while (request := requests.get()) is not None:
+        request.answer(read)
+        del request  # waiting for the next one must not keep this one's result alive
 
 
-def _dismiss(orders: Orders, crew: Sequence[Thread]) -> None:
+def _dismiss(requests: Requests, crew: Sequence[Thread]) -> None:
     with suppress(Empty):
         while True:
-            orders.get_nowait()
+            requests.get_nowait()
     for _ in crew:
-        orders.put(None)
+        requests.put(None)
     for thread in crew:
         # The finalizer may run on one of these threads, and a thread cannot join itself.
         if thread.ident is not None and thread is not current_thread():
             thread.join()
-
-
-def _one_core() -> None:
-    """Run torch's operations of this thread on one core: with all cores busy, splitting them is 3 times slower."""
-    torch.set_num_threads(1)
 
 
 def _aligned(dtype: np.dtype[Any], shape: tuple[int, ...], *, pinned: bool = False) -> Tensor:
