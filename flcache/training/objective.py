@@ -4,6 +4,9 @@ What a predictor learns from are predictions of steps at horizons (`Predictor.fo
 the mean distance at each horizon, weighted. The loss of copying is measured on the same predictions, so that every run
 is above or below that baseline from its first line.
 
+What an objective ignores of a target token (its mean and deviation, or its length) is replaced by that of the last
+known token at the same place, and still costs the prediction: evaluation and rollout take predictions as they are.
+
 Shapes: B clips, T steps, H x W patch grid, D channels, P predictions of a clip.
 """
 
@@ -26,9 +29,12 @@ DISTANCES: dict[Distance, Callable[[Tensor, Tensor], Tensor]] = {
     "l1": lambda prediction, target: (prediction - target).abs().mean(-1),
     "l2": lambda prediction, target: (prediction - target).square().mean(-1),
     "smooth_l1": lambda prediction, target: functional.smooth_l1_loss(prediction, target, reduction="none").mean(-1),
-    "cosine": lambda prediction, target: 1 - functional.cosine_similarity(prediction, target, dim=-1),
+    "cosine": lambda prediction, target: (prediction - target).square().sum(-1) / 2,
 }
-"""From two tensors of tokens (..., D), in float32, to their distances (...)."""
+"""From two tensors of tokens (..., D), in float32, to their distances (...). `cosine` gets targets of length 1: for
+predictions of length 1 it is 1 - cosine similarity, and it is least at the mean of the possible targets."""
+LEAST_LENGTH = 1e-3
+"""Of a token that others are divided by; standardised tokens have a length of about sqrt(D)."""
 
 
 @dataclass(frozen=True)
@@ -90,20 +96,25 @@ def _score(
     """Distance of the prediction, distance of copying, and whether they count; each (B, P)."""
     targets = batch.targets[:, part.steps].detach()
     origins = part.steps - part.horizons  # the last step that each prediction knew
+    last = batch.latents[:, origins]
     with torch.no_grad():
-        copied = _distance(batch.latents[:, origins], targets, objective)
-    distance = _distance(part.prediction, targets, objective)
+        copied = _distance(last, targets, last, objective)
+    distance = _distance(part.prediction, targets, last, objective)
     if part.clip_weights is not None:
         distance, copied = distance * part.clip_weights[:, None], copied * part.clip_weights[:, None]
     legal = torch.isin(origins + 1, torch.tensor(boundaries, device=origins.device))
     return distance, copied, batch.valid[:, part.steps] & legal
 
 
-def _distance(prediction: Tensor, targets: Tensor, objective: Objective) -> Tensor:
-    """(B, P) mean over H and W of the distance of tokens, in float32."""
-    prediction, targets = prediction.float(), targets.float()
+def _distance(prediction: Tensor, targets: Tensor, last: Tensor, objective: Objective) -> Tensor:
+    """(B, P) mean over H and W of the distance of tokens, in float32; `last` (B, P, H, W, D) is what was known last."""
+    prediction, targets, last = prediction.float(), targets.float(), last.detach().float()
     if objective.targets == "layer_norm":
-        prediction, targets = (functional.layer_norm(tokens, tokens.shape[-1:]) for tokens in (prediction, targets))
+        variance, level = torch.var_mean(last, dim=-1, correction=0, keepdim=True)
+        targets = level + variance.sqrt() * functional.layer_norm(targets, targets.shape[-1:])
+    if objective.distance == "cosine":
+        prediction = prediction / last.norm(dim=-1, keepdim=True).clamp(min=LEAST_LENGTH)
+        targets = functional.normalize(targets, dim=-1, eps=LEAST_LENGTH)
     return DISTANCES[objective.distance](prediction, targets).mean(dim=(2, 3))
 
 

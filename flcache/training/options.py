@@ -17,10 +17,12 @@ class Objective:
     """What a predictor learns from. Raises ConfigError for a distance, targets or weights that cannot be."""
 
     distance: Distance = field(default="l1", metadata={"key": "loss"})
-    """`flow_matching` takes `l2` alone."""
+    """`cosine` looks at directions: every target gets the length of the last known token at its place, and the squared
+    error is divided by twice its square, which is 1 - cosine similarity where lengths agree. `flow_matching` takes `l2`
+    alone."""
     targets: Targets = "raw"
-    """`raw` compares standardised latents; `layer_norm` norms every token of prediction and target first, so that a
-    token's own mean and scale do not count (V-JEPA 2)."""
+    """`raw` compares standardised latents; `layer_norm` gives every target token the mean and deviation of the last
+    known token at its place, so that only its pattern is learnt, as by V-JEPA 2's predictor."""
     rollout_steps: Positive = 1
     """How far `causal` is rolled out from a random prefix in every batch; 1 is teacher forcing alone."""
     horizon_weights: tuple[NonNegative, ...] = (1.0,)
