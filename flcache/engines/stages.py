@@ -28,13 +28,13 @@ def run_task(
     """Encode and commit one shard. Bad clips are recorded and left out; raises CacheError where writing fails."""
     with ShardWriter(job.cache, task.split, task.shard, job.spec, min_cosine=job.min_cosine) as writer:
         decoded = decode_planned(pool, VideoFolder(job.video_root), task.clips)
-        for clip in encode_clips(model, decoded, job.batch_size):
+        for clip in encode_clips(model, decoded, job.batch_size, nominal_times=job.spec.nominal_times):
             on_event(_store(writer, clip))
         on_event(ShardCommitted(writer.commit()))
 
 
 def encode_clips(
-    model: LatentVideoModel, decoded: Iterable[Decoded], batch_size: int
+    model: LatentVideoModel, decoded: Iterable[Decoded], batch_size: int, *, nominal_times: bool = True
 ) -> Iterator[EncodedClip | Failure]:
     """Every clip with its latents, or why it has none, in the order of `decoded`.
 
@@ -47,7 +47,7 @@ def encode_clips(
         latents = dict(zip((clip.clip_id for clip, _ in good), _forward(model, good), strict=True))
         for clip, found in batch:
             if isinstance(found, DecodedClip):
-                yield _encoded(clip, found, latents[clip.clip_id], model.tubelet_size)
+                yield _encoded(clip, found, latents[clip.clip_id], nominal_times)
             else:
                 yield _not_decoded(clip, found)
 
@@ -61,12 +61,13 @@ def _forward(model: LatentVideoModel, clips: list[tuple[PlannedClip, DecodedClip
     return list(latents.cpu().numpy())
 
 
-def _encoded(clip: PlannedClip, decoded: DecodedClip, latents: NDArray[np.float32], tubelet_size: int) -> EncodedClip:
+def _encoded(clip: PlannedClip, decoded: DecodedClip, latents: NDArray[np.float32], nominal_times: bool) -> EncodedClip:
+    tubelet_size = len(decoded.mask) // len(latents)
     return EncodedClip(
         clip_id=clip.clip_id,
         slot=clip.slot,
         latents=latents,
-        times=step_times(decoded.timestamps, tubelet_size).tolist(),
+        times=step_times(decoded.sampled(nominal=nominal_times), tubelet_size).tolist(),
         timestamps=decoded.timestamps.tolist(),
         mask=decoded.mask.tolist(),
         valid_steps=int(step_valid(decoded.mask, tubelet_size).sum()),

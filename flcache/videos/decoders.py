@@ -54,6 +54,13 @@ class DecodedClip:
     """(F,) False where the video had ended, and its last frame is repeated."""
     decoder: str
     """`decord` or `pyav`."""
+    nominal: NDArray[np.float64]
+    """(F,) seconds that were sampled: the requested ones, or multiples of the stride at the file's average rate. Evenly
+    spaced also where the picture freezes or the video has ended, of which they tell nothing."""
+
+    def sampled(self, *, nominal: bool) -> NDArray[np.float64]:
+        """(F,) the `nominal` seconds, or those at which the frames come on display."""
+        return self.nominal if nominal else self.timestamps
 
 
 def decode_clip(path: Path, request: ClipRequest, *, decoder: str = "auto") -> DecodedClip:
@@ -73,7 +80,7 @@ def decode_clip(path: Path, request: ClipRequest, *, decoder: str = "auto") -> D
             "down, or give a worker more memory",
             reason="too large",
         ) from None
-    return DecodedClip(frames, table.seconds[indices], mask, used)
+    return DecodedClip(frames, table.seconds[indices], mask, used, _nominal(table, request))
 
 
 def _read(path: Path, table: FrameTable, wanted: NDArray[np.int64], decoder: str) -> tuple[NDArray[np.uint8], str]:
@@ -91,6 +98,14 @@ def _read(path: Path, table: FrameTable, wanted: NDArray[np.int64], decoder: str
             reason="undecodable frame",
         )
     return pyav_reader.read_frames(path, table, wanted), "pyav"
+
+
+def _nominal(table: FrameTable, request: ClipRequest) -> NDArray[np.float64]:
+    if request.timestamps is not None:
+        return np.array(request.timestamps, dtype=np.float64)
+    assert request.stride is not None
+    apart_s = request.stride * table.end_s / len(table)
+    return request.start_s + apart_s * np.arange(request.frames, dtype=np.float64)
 
 
 def _choose_frames(path: Path, table: FrameTable, request: ClipRequest) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:

@@ -62,5 +62,5 @@ class ClipRule:
             raise ConfigError(f"clip.short is {self.short!r}; choose pad or drop")
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values, for the spec."""
-        return asdict(self)
+        """Plain values, for the spec. Caches without `times` have those at which frames came on display."""
+        return {**asdict(self), "times": "nominal"}

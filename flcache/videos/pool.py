@@ -161,6 +161,7 @@ class _Worker:
             timestamps=np.array(answer["timestamps"], dtype=np.float64),
             mask=np.array(answer["mask"], dtype=np.bool_),
             decoder=answer["decoder"],
+            nominal=np.array(answer["nominal"], dtype=np.float64),
         )
 
     def _within(self, timeout_s: float, head: dict[str, Any] | None) -> tuple[dict[str, Any], Any]:

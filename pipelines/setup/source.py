@@ -24,14 +24,14 @@ from flcache.cache import (
     with_calibration,
 )
 from flcache.config import Config
-from flcache.encoder import LatentVideoModel, first_form
+from flcache.encoder import LatentVideoModel
 from flcache.errors import CacheError, ConfigError, DataError
 from flcache.leak import check_boundary, middle_boundary
 from flcache.training import Source, VideoSource, WorldModel
 from flcache.videos import DecodePool, PlannedClip, VideoFolder, planned_clips
 
 from .clips import assign_split, read_split
-from .encoder import hard_spec, load_configured_encoder
+from .encoder import earlier_forms, hard_spec, load_configured_encoder
 
 CALIBRATION_CLIPS = 64
 """Training clips that channel statistics are computed from where no cache has them."""
@@ -55,9 +55,9 @@ class LatentSource:
     """The encoder of the batches' frames; None where the batches hold latents."""
 
     def known_as(self, fingerprint: str) -> LatentSource:
-        """This source under `fingerprint`, if that is of the same latents in the form of the first specs."""
-        first = CacheSpec(first_form(self.hard), {})
-        return replace(self, fingerprint=fingerprint) if first.fingerprint == fingerprint else self
+        """This source under `fingerprint`, if that is of the same latents in the form of earlier specs."""
+        earlier = [CacheSpec(hard, {}).fingerprint for hard in earlier_forms(self.hard)]
+        return replace(self, fingerprint=fingerprint) if fingerprint in earlier else self
 
 
 @dataclass(frozen=True)
@@ -142,6 +142,7 @@ def _live(config: Config, reading: Reading, pool: DecodePool, device: str) -> La
     context_steps = _context_steps(config, seen_until)
     leak = check_boundary(seen_until, context_steps, allow_leak=config.allow_leak)
     clips, folder = _live_clips(config, reading.split, latent_shape)
+    spec = _live_spec(config, model)
     sampler = EpochSampler(
         len(clips),
         batch_size=reading.batch_size,
@@ -159,8 +160,8 @@ def _live(config: Config, reading: Reading, pool: DecodePool, device: str) -> La
         context_steps=context_steps,
         tubelet_size=model.tubelet_size,
         max_failed_fraction=config.encode.max_failed_fraction,
+        nominal_times=spec.nominal_times,
     )
-    spec = _live_spec(config, model)
     statistics = _known_statistics(config, spec.fingerprint) or _calibrate(config, model, pool, latent_shape)
     return LatentSource(
         batches=source,
