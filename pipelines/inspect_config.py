@@ -19,7 +19,7 @@ from flcache.config import Config, ResolvedConfig, as_dict
 from flcache.config.yaml_lines import Origin, shown
 from flcache.encoder import EncoderDescription, describe_encoder, seen_until
 from flcache.errors import ConfigError, FlcacheError
-from flcache.leak import check_boundary, middle_boundary
+from flcache.leak import check_boundary, legal_boundaries, middle_boundary
 from flcache.predictor import build_predictor, training_memory_bytes
 from flcache.videos import Video, VideoFolder, needs_duration, plan_clips, read_annotations
 
@@ -47,7 +47,8 @@ class Findings:
         try:
             return step()
         except FlcacheError as error:
-            self.problems.append(str(error))
+            if str(error) not in self.problems:  # parts of the report ask for the same
+                self.problems.append(str(error))
             return None
 
 
@@ -117,11 +118,16 @@ def _parameters(
         counts["predictor"] = (predictor, predictor)
     counts["together"] = (sum(total for total, _ in counts.values()), sum(trained for _, trained in counts.values()))
     rows = [f"{part:10} {total:>15,} {trained:>15,}" for part, (total, trained) in counts.items()]
-    return [f"{'':10} {'total':>15} {'trainable':>15}", *rows, *(_memory(config, shape) if shape and predictor else [])]
+    memory = findings.attempt(lambda: _memory(config, encoder, shape)) if encoder and shape and predictor else None
+    return [f"{'':10} {'total':>15} {'trainable':>15}", *rows, *(memory or [])]
 
 
-def _memory(config: Config, shape: Shape) -> list[str]:
-    batch_size, rollout_steps = config.training.batch_size, config.training.objective.rollout_steps
+def _memory(config: Config, encoder: EncoderDescription, shape: Shape) -> list[str]:
+    batch_size, steps = config.training.batch_size, shape[0]
+    boundaries = legal_boundaries(seen_until(encoder.context, steps))
+    if config.allow_leak or not boundaries:
+        boundaries = list(range(1, steps))
+    rollout_steps = config.training.objective.steps_rolled_out(boundaries, steps)
     memory = training_memory_bytes(config.predictor, shape, batch_size=batch_size, rollout_steps=rollout_steps)
     return [f"training   {decimal(memory)} for the predictor with {batch_size} clips a step, in float32"]
 

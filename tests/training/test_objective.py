@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.functional import layer_norm
 
-from flcache.batch import LatentBatch
+from flcache.batch import ChannelStatistics, LatentBatch
 from flcache.errors import ConfigError, LeakError, TrainingError
 from flcache.predictor import PREDICTORS, Forecast, Predictor, PredictorOptions, build_predictor
 from flcache.predictor.causal import CausalPredictor
@@ -24,6 +24,7 @@ from flcache.training.objective import (
     prediction_loss,
 )
 from flcache.training.options import Distance, Objective
+from flcache.training.world_model import WorldModel
 
 B, T = 3, 5
 SHAPE = (B, T, 2, 3, 4)
@@ -247,6 +248,30 @@ def test_rollout_stops_where_the_clip_ends() -> None:
     model, batch = predictor(), a_batch()
     assert [part.horizons.tolist() for part in model.forecasts(batch, [4], 3)] == [[1, 1, 1, 1], []]
     assert [part.horizons.tolist() for part in model.forecasts(batch, [2, 4], 3)] == [[1, 1, 1, 1], [2, 3]]
+
+
+@pytest.mark.parametrize(("legal", "rollout_steps"), [([1, 2, 3, 4], 1), ([2, 4], 3), ([3], 2), ([2], 3)])
+def test_null_rolls_out_over_all_targets_unless_contexts_may_end_anywhere(legal: list[int], rollout_steps: int) -> None:
+    """Of a prefix, teacher forcing trains the one step after it."""
+    assert Objective().steps_rolled_out(legal, T) == rollout_steps
+    assert an_objective(rollout_steps=1).steps_rolled_out(legal, T) == 1
+    statistics = ChannelStatistics(torch.zeros(4), torch.ones(4))
+    parts: list[Forecast] = []
+    model = WorldModel(predictor(), statistics, boundaries=legal, objective=Objective())
+    made = model.predictor.forecasts
+    model.predictor.forecasts = lambda *given: parts.extend(made(*given)) or parts  # type: ignore[method-assign,func-returns-value]
+    model(a_batch())
+    trained = {
+        (step, ahead)
+        for part in parts
+        for step, ahead in zip(part.steps.tolist(), part.horizons.tolist(), strict=True)
+        if step - ahead + 1 in legal
+    }
+    middle = min(legal, key=lambda boundary: abs(boundary - T // 2))
+    if len(legal) < T - 1:
+        assert {(middle + ahead - 1, ahead) for ahead in range(1, T - middle + 1)} <= trained
+    else:
+        assert trained == {(step, 1) for step in range(1, T)}
 
 
 def test_rollout_gradient_reaches_the_first_prediction() -> None:
