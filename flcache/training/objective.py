@@ -46,7 +46,8 @@ class PredictionLoss:
     per_clip: Tensor
     """(B,) detached: the mean over each clip's predictions that count; zero if none does."""
     metrics: dict[str, Tensor]
-    """Detached scalars, left on the device: `loss/prediction`, and `loss/copy_last` of the same predictions."""
+    """Detached scalars, left on the device: `loss/prediction`, and `loss/copy_last` of the same predictions. Of a flow,
+    which is shown noisy targets, also `loss/copy_last_shown`: of copying that makes the best of these."""
 
 
 def legal_training_boundaries(seen_until: Sequence[int], *, allow_leak: bool) -> list[int]:
@@ -70,12 +71,14 @@ def prediction_loss(
     A prediction counts if its context ends at one of `boundaries` and its step is not padding.
     """
     scored = [_score(part, batch, boundaries, objective) for part in forecasts]
-    distance, copied, counts = (torch.cat(parts, dim=1) for parts in zip(*scored, strict=True))  # (B, P)
+    distance, copied, shown, counts = (torch.cat(parts, dim=1) for parts in zip(*scored, strict=True))  # (B, P)
     horizons = torch.cat([part.horizons for part in forecasts])
     weights = _weights(horizons, counts, objective.horizon_weights)
     loss = (distance * weights).sum()
     per_clip = ((distance * counts).sum(1) / counts.sum(1).clamp(min=1)).detach()
     metrics = {"loss/prediction": loss.detach(), "loss/copy_last": (copied * weights).sum()}
+    if any(part.shown is not None for part in forecasts):
+        metrics["loss/copy_last_shown"] = (shown * weights).sum()
     return PredictionLoss(loss, per_clip, metrics)
 
 
@@ -92,18 +95,23 @@ def check_finite(loss: Tensor, per_clip: Tensor, ids: Sequence[str]) -> None:
 
 def _score(
     part: Forecast, batch: LatentBatch, boundaries: Sequence[int], objective: Objective
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Distance of the prediction, distance of copying, and whether they count; each (B, P)."""
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Distance of the prediction, of copying, and of copying that is shown what it was, and whether they count; (B, P).
+
+    The mean of two independent estimates of a target, weighted by their precision, has the inverse of the sum of these
+    as its squared error: here the copy, and the noisy target divided by its scale.
+    """
     targets = batch.targets[:, part.steps].detach()
     origins = part.steps - part.horizons  # the last step that each prediction knew
     last = batch.latents[:, origins]
     with torch.no_grad():
         copied = _distance(last, targets, last, objective)
+    shown = copied if part.shown is None else copied / (1 + copied.mean(0) * part.shown[:, None])
     distance = _distance(part.prediction, targets, last, objective)
     if part.clip_weights is not None:
-        distance, copied = distance * part.clip_weights[:, None], copied * part.clip_weights[:, None]
+        distance, copied, shown = (each * part.clip_weights[:, None] for each in (distance, copied, shown))
     legal = torch.isin(origins + 1, torch.tensor(boundaries, device=origins.device))
-    return distance, copied, batch.valid[:, part.steps] & legal
+    return distance, copied, shown, batch.valid[:, part.steps] & legal
 
 
 def _distance(prediction: Tensor, targets: Tensor, last: Tensor, objective: Objective) -> Tensor:

@@ -50,10 +50,10 @@ def next_step_loss(prediction: Tensor, batch: LatentBatch, boundaries: Sequence[
     return prediction_loss([forced], batch, boundaries, an_objective(distance))
 
 
-def predictor(kind: str = "causal") -> Predictor:
+def predictor(kind: str = "causal", channels: int = SHAPE[-1]) -> Predictor:
     torch.manual_seed(0)
     sizes = {"depth": 2, "width": 24, "heads": 2, "mlp_width": 48, "merge": 1}
-    model = build_predictor(PredictorOptions(kind, "tiny", sizes), SHAPE[1:])
+    model = build_predictor(PredictorOptions(kind, "tiny", sizes), (*SHAPE[1:-1], channels))
     nn.init.normal_(model.get_submodule("head").get_parameter("weight"), std=0.1)  # a zero head would only copy
     return model
 
@@ -211,6 +211,26 @@ def test_untrained_predictors_cost_what_copying_costs(kind: str) -> None:
     nn.init.zeros_(model.get_submodule("head").get_parameter("weight"))
     result = prediction_loss(model.forecasts(batch, EVERY_BOUNDARY, 3), batch, EVERY_BOUNDARY, an_objective())
     assert torch.equal(result.loss, result.metrics["loss/copy_last"])
+
+
+def test_a_flow_that_only_removes_noise_is_not_ahead_of_copying() -> None:
+    """Copying, joined with the noisy target as well as can be: nothing is known of the future."""
+    generator, copy_error = torch.Generator().manual_seed(0), 0.5
+    latents = torch.randn(64, 2, 4, 4, 16, generator=generator)
+    latents[:, 1] = latents[:, 0] + copy_error**0.5 * latents[:, 1]
+    batch = LatentBatch(latents, latents, torch.arange(2.0).expand(64, 2), torch.ones(64, 2).bool(), ("",) * 64, 1)
+    model = predictor("flow_matching", channels=16)
+
+    def ends(noisy: Tensor, progress: Tensor, context: Tensor, *_: Tensor) -> Tensor:
+        done = progress[:, None, None, None, None]
+        share = copy_error * done**2 / (copy_error * done**2 + (1 - done) ** 2)
+        return context[:, -1:] + share * (noisy / done - context[:, -1:])
+
+    model.forward = ends  # type: ignore[method-assign]
+    torch.manual_seed(0)
+    result = prediction_loss(model.forecasts(batch, [1], 1), batch, [1], an_objective())
+    assert result.metrics["loss/copy_last_shown"].item() == pytest.approx(result.loss.item(), rel=0.02)
+    assert result.loss < 0.75 * result.metrics["loss/copy_last"]
 
 
 @pytest.mark.parametrize("kind", KINDS)
