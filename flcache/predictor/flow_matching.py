@@ -99,7 +99,7 @@ class FlowMatchingPredictor(TransformerPredictor):
     def noisy_ends(
         self, context: Tensor, context_times: Tensor, targets: Tensor, target_times: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """For training: ends (B, Tt, H, W, D) estimated at random points of the paths to `targets`, and their t (B,)."""
+        """For training: ends (B, Tt, H, W, D) estimated at random t (B,) of the paths to `targets`, and these t."""
         clips = len(targets)
         logits = PROGRESS_MEAN + PROGRESS_STD * torch.randn(clips, device=targets.device)
         progress = logits.sigmoid()

@@ -38,7 +38,7 @@ class Forecast:
     clip_weights: Tensor | None = None
     """(B,) factors of each clip's distances, for prediction and copy alike."""
     shown: Tensor | None = None
-    """(B,) where a prediction was made from its noisy target too: the target's squared scale in it, over the noise's."""
+    """(B,) where a prediction saw its noisy target: the target's squared scale in that, over the noise's."""
 
     @classmethod
     def from_boundary(
