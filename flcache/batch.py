@@ -110,7 +110,7 @@ def send(tensor: Tensor, device: torch.device | str) -> Tensor:
 
 
 def step_times(timestamps: NDArray[np.float64], tubelet_size: int) -> NDArray[np.float32]:
-    """Seconds of each step: the mean of its frames' `timestamps` (F,), measured from the clip's first frame; (T,)."""
+    """Seconds of each step, (T,): the mean over its frames of `timestamps` (F,), measured from the clip's first."""
     relative = (timestamps - timestamps[0]).reshape(-1, tubelet_size)
     seconds: NDArray[np.float32] = relative.mean(axis=1).astype(np.float32)
     return seconds

@@ -20,7 +20,7 @@ from flcache.config import Config, ResolvedConfig, as_dict
 from flcache.config.yaml_lines import Origin, shown
 from flcache.encoder import LatentVideoModel, describe_encoder
 from flcache.errors import ConfigError, FlcacheError
-from flcache.leak import check_boundary, middle_boundary
+from flcache.leak import check_boundary, legal_boundaries, middle_boundary
 from flcache.predictor import build_predictor, training_memory_bytes
 from flcache.videos import Video, VideoFolder, needs_duration, plan_clips, read_annotations
 
@@ -48,7 +48,8 @@ class Findings:
         try:
             return step()
         except FlcacheError as error:
-            self.problems.append(str(error))
+            if str(error) not in self.problems:  # parts of the report ask for the same
+                self.problems.append(str(error))
             return None
 
 
@@ -98,6 +99,7 @@ def _rows(
 def _parameters(config: Config, encoder: LatentVideoModel | None, shape: Shape | None, findings: Findings) -> list[str]:
     """Total and trainable parameters, part by part; parts that cannot be built are left out."""
     parts: dict[str, nn.Module] = {"encoder": encoder} if encoder else {}
+    predictor = None
     if shape:
         with torch.device("meta"):
             predictor = findings.attempt(lambda: build_predictor(config.predictor, shape))
@@ -105,16 +107,20 @@ def _parameters(config: Config, encoder: LatentVideoModel | None, shape: Shape |
     counts = {part: (_count(module), _count(module, trainable=True)) for part, module in parts.items()}
     counts["together"] = (sum(total for total, _ in counts.values()), sum(trained for _, trained in counts.values()))
     rows = [f"{part:10} {total:>15,} {trained:>15,}" for part, (total, trained) in counts.items()]
-    memory = [_memory(config, shape)] if shape and "predictor" in parts else []
-    return [f"{'':10} {'total':>15} {'trainable':>15}", *rows, *memory]
+    memory = findings.attempt(lambda: _memory(config, encoder, shape)) if encoder and shape and predictor else None
+    return [f"{'':10} {'total':>15} {'trainable':>15}", *rows, *([memory] if memory else [])]
 
 
 def _count(module: nn.Module, *, trainable: bool = False) -> int:
     return sum(weight.numel() for weight in module.parameters() if weight.requires_grad or not trainable)
 
 
-def _memory(config: Config, shape: Shape) -> str:
-    batch_size, rollout_steps = config.training.batch_size, config.training.objective.rollout_steps
+def _memory(config: Config, encoder: LatentVideoModel, shape: Shape) -> str:
+    batch_size, steps = config.training.batch_size, shape[0]
+    boundaries = legal_boundaries(encoder.seen_until(config.clip.frames))
+    if config.allow_leak or not boundaries:
+        boundaries = list(range(1, steps))
+    rollout_steps = config.training.objective.steps_rolled_out(boundaries, steps)
     memory = training_memory_bytes(config.predictor, shape, batch_size=batch_size, rollout_steps=rollout_steps)
     return f"training   {decimal(memory)} for the predictor with {batch_size} clips a step, in float32"
 

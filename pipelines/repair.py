@@ -15,11 +15,10 @@ from flcache.cache.format.names import PLAN, parse_shard_name, shard_name
 from flcache.cache.format.spec import read_spec
 from flcache.cache.storage import Store, open_store
 from flcache.config import Config
-from flcache.encoder import first_form
 from flcache.errors import CacheError
 
 from .setup.clips import read_splits, report_missing
-from .setup.encoder import load_configured_encoder
+from .setup.encoder import earlier_forms, load_configured_encoder
 from .setup.encoding import encode_missing, open_cache, report_encoding
 from .setup.progress import verify_with_progress
 
@@ -68,7 +67,7 @@ def _repair_spec(store: Store, config: Config) -> None:
     splits = read_splits(config)
     model = load_configured_encoder(config, device=config.encode.device)
     spec = open_cache(store, config, model, splits)
-    prove_spec(store, [spec, replace(spec, hard=first_form(spec.hard))])
+    prove_spec(store, [spec, *(replace(spec, hard=hard) for hard in earlier_forms(spec.hard))])
     print(f"{store}: spec.json: made anew, and of the fingerprint that the commits have")
 
 

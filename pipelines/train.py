@@ -127,4 +127,5 @@ def _fit(config: Config, training_run: Run) -> None:
 def _describe(metrics: dict[str, float]) -> str:
     if not metrics:
         return ""
-    return f"loss {metrics['loss']:.4f}, copying the last step {metrics['loss/copy_last']:.4f}"
+    copied = metrics.get("loss/copy_last_shown", metrics["loss/copy_last"])  # of a flow, on its own terms
+    return f"loss {metrics['loss']:.4f}, copying the last step {copied:.4f}"

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
         make_spec,
         read_spec,
         with_calibration,
+        without_times,
     )
     from flcache.cache.format.statistics import TRAINING_SPLIT, ChannelSums, channel_statistics, finalize_statistics
     from flcache.cache.options import CacheOptions, ReductionOptions
@@ -106,5 +107,6 @@ __all__ = [
     "summary",
     "verify_cache",
     "with_calibration",
+    "without_times",
     "write_plan",
 ]

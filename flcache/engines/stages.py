@@ -37,13 +37,14 @@ def run_task(
         if commit := writer.committed:
             on_event(ShardCommitted(commit, by_another=True))
             return
-        for clip in encode_clips(model, decode(task.clips), job.batch_size):
+        nominal = job.spec.nominal_times
+        for clip in encode_clips(model, decode(task.clips), job.batch_size, nominal_times=nominal):
             on_event(_store(writer, clip))
         on_event(ShardCommitted(writer.commit()))
 
 
 def encode_clips(
-    model: LatentVideoModel, decoded: Iterable[Decoded], batch_size: int
+    model: LatentVideoModel, decoded: Iterable[Decoded], batch_size: int, *, nominal_times: bool = True
 ) -> Iterator[EncodedClip | Failure]:
     """Every clip with its latents, or why it has none, in the order of `decoded`.
 
@@ -56,7 +57,7 @@ def encode_clips(
         latents = dict(zip((clip.clip_id for clip, _ in good), _forward(model, good), strict=True))
         for clip, found in batch:
             if isinstance(found, DecodedClip):
-                yield _encoded(clip, found, latents[clip.clip_id], model.tubelet_size)
+                yield _encoded(clip, found, latents[clip.clip_id], nominal_times)
             else:
                 yield _not_decoded(clip, found)
 
@@ -70,12 +71,13 @@ def _forward(model: LatentVideoModel, clips: list[tuple[PlannedClip, DecodedClip
     return list(latents.cpu().numpy())
 
 
-def _encoded(clip: PlannedClip, decoded: DecodedClip, latents: NDArray[np.float32], tubelet_size: int) -> EncodedClip:
+def _encoded(clip: PlannedClip, decoded: DecodedClip, latents: NDArray[np.float32], nominal_times: bool) -> EncodedClip:
+    tubelet_size = len(decoded.mask) // len(latents)
     return EncodedClip(
         clip_id=clip.clip_id,
         slot=clip.slot,
         latents=latents,
-        times=step_times(decoded.timestamps, tubelet_size).tolist(),
+        times=step_times(decoded.sampled(nominal=nominal_times), tubelet_size).tolist(),
         timestamps=decoded.timestamps.tolist(),
         mask=decoded.mask.tolist(),
         valid_steps=int(step_valid(decoded.mask, tubelet_size).sum()),

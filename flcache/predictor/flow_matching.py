@@ -78,11 +78,15 @@ class FlowMatchingPredictor(TransformerPredictor):
         return self._guided_end(state, 1 - 1 / steps, context, times)  # the last Euler step arrives there
 
     def forecasts(self, batch: LatentBatch, boundaries: Sequence[int], rollout_steps: int) -> list[Forecast]:
-        """The ends of noisy paths to all that follows a random boundary, weighted as `noisy_ends` says."""
+        """The ends of noisy paths to all that follows a random boundary.
+
+        The squared error of an end times its weight is the squared error of the velocity.
+        """
         boundary = draw_boundary(boundaries)
         latents, times, targets = batch.latents, batch.times, batch.targets[:, boundary:].detach()
-        ends, weights = self.noisy_ends(latents[:, :boundary], times[:, :boundary], targets, times[:, boundary:])
-        return [Forecast.from_boundary(ends, boundary, weights)]
+        ends, progress = self.noisy_ends(latents[:, :boundary], times[:, :boundary], targets, times[:, boundary:])
+        weights = (1 - progress).clamp(min=SMALLEST_REMAINDER) ** -2
+        return [Forecast.from_boundary(ends, boundary, weights, (progress / (1 - progress)).square())]
 
     def check_objective(self, distance: str, targets: str) -> None:
         if (distance, targets) != ("l2", "raw"):
@@ -95,10 +99,7 @@ class FlowMatchingPredictor(TransformerPredictor):
     def noisy_ends(
         self, context: Tensor, context_times: Tensor, targets: Tensor, target_times: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """For training: ends (B, Tt, H, W, D) estimated at random points of the paths to `targets`, and weights (B,).
-
-        The squared error of an end times its weight is the squared error of the velocity.
-        """
+        """For training: ends (B, Tt, H, W, D) estimated at random t (B,) of the paths to `targets`, and these t."""
         clips = len(targets)
         logits = PROGRESS_MEAN + PROGRESS_STD * torch.randn(clips, device=targets.device)
         progress = logits.sigmoid()
@@ -107,7 +108,7 @@ class FlowMatchingPredictor(TransformerPredictor):
         hide_past = torch.rand(clips, device=targets.device) < self.flow.context_dropout
         times = torch.cat((context_times, target_times), dim=1)
         ends: Tensor = self(noisy, progress, context, times, hide_past)
-        return ends, (1 - progress).clamp(min=SMALLEST_REMAINDER) ** -2
+        return ends, progress
 
     def _step(self, state: Tensor, done: float, step: float, context: Tensor, times: Tensor) -> Tensor:
         """`state`, which is at t = `done` of its path, at t = `done + step`."""

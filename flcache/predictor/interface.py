@@ -37,12 +37,20 @@ class Forecast:
     """(P,) how far ahead: prediction p knew the steps up to steps[p] - horizons[p]."""
     clip_weights: Tensor | None = None
     """(B,) factors of each clip's distances, for prediction and copy alike."""
+    shown: Tensor | None = None
+    """(B,) where a prediction saw its noisy target: the target's squared scale in that, over the noise's."""
 
     @classmethod
-    def from_boundary(cls, prediction: Tensor, boundary: int, clip_weights: Tensor | None = None) -> Forecast:
+    def from_boundary(
+        cls,
+        prediction: Tensor,
+        boundary: int,
+        clip_weights: Tensor | None = None,
+        shown: Tensor | None = None,
+    ) -> Forecast:
         """`prediction` (B, P, H, W, D) of the steps from `boundary` on, made from the steps before it."""
         horizons = torch.arange(1, prediction.shape[1] + 1, device=prediction.device)
-        return cls(prediction, horizons + boundary - 1, horizons, clip_weights)
+        return cls(prediction, horizons + boundary - 1, horizons, clip_weights, shown)
 
 
 class Predictor(nn.Module, ABC):

@@ -4,6 +4,9 @@ What a predictor learns from are predictions of steps at horizons (`Predictor.fo
 the mean distance at each horizon, weighted. The loss of copying is measured on the same predictions, so that every run
 is above or below that baseline from its first line.
 
+What an objective ignores of a target token (its mean and deviation, or its length) is replaced by that of the last
+known token at the same place, and still costs the prediction: evaluation and rollout take predictions as they are.
+
 Shapes: B clips, T steps, H x W patch grid, D channels, P predictions of a clip.
 """
 
@@ -26,9 +29,12 @@ DISTANCES: dict[Distance, Callable[[Tensor, Tensor], Tensor]] = {
     "l1": lambda prediction, target: (prediction - target).abs().mean(-1),
     "l2": lambda prediction, target: (prediction - target).square().mean(-1),
     "smooth_l1": lambda prediction, target: functional.smooth_l1_loss(prediction, target, reduction="none").mean(-1),
-    "cosine": lambda prediction, target: 1 - functional.cosine_similarity(prediction, target, dim=-1),
+    "cosine": lambda prediction, target: (prediction - target).square().sum(-1) / 2,
 }
-"""From two tensors of tokens (..., D), in float32, to their distances (...)."""
+"""From two tensors of tokens (..., D), in float32, to their distances (...). `cosine` gets targets of length 1: for
+predictions of length 1 it is 1 - cosine similarity, and it is least at the mean of the possible targets."""
+LEAST_LENGTH = 1e-3
+"""Of a token that others are divided by; standardised tokens have a length of about sqrt(D)."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +46,8 @@ class PredictionLoss:
     per_clip: Tensor
     """(B,) detached: the mean over each clip's predictions that count; zero if none does."""
     metrics: dict[str, Tensor]
-    """Detached scalars, left on the device: `loss/prediction`, and `loss/copy_last` of the same predictions."""
+    """Detached scalars, left on the device: `loss/prediction`, and `loss/copy_last` of the same predictions. Of a flow,
+    which is shown noisy targets, also `loss/copy_last_shown`: of copying that makes the best of these."""
 
 
 def legal_training_boundaries(seen_until: Sequence[int], *, allow_leak: bool) -> list[int]:
@@ -64,12 +71,14 @@ def prediction_loss(
     A prediction counts if its context ends at one of `boundaries` and its step is not padding.
     """
     scored = [_score(part, batch, boundaries, objective) for part in forecasts]
-    distance, copied, counts = (torch.cat(parts, dim=1) for parts in zip(*scored, strict=True))  # (B, P)
+    distance, copied, shown, counts = (torch.cat(parts, dim=1) for parts in zip(*scored, strict=True))  # (B, P)
     horizons = torch.cat([part.horizons for part in forecasts])
     weights = _weights(horizons, counts, objective.horizon_weights)
     loss = (distance * weights).sum()
     per_clip = ((distance * counts).sum(1) / counts.sum(1).clamp(min=1)).detach()
     metrics = {"loss/prediction": loss.detach(), "loss/copy_last": (copied * weights).sum()}
+    if any(part.shown is not None for part in forecasts):
+        metrics["loss/copy_last_shown"] = (shown * weights).sum()
     return PredictionLoss(loss, per_clip, metrics)
 
 
@@ -86,24 +95,34 @@ def check_finite(loss: Tensor, per_clip: Tensor, ids: Sequence[str]) -> None:
 
 def _score(
     part: Forecast, batch: LatentBatch, boundaries: Sequence[int], objective: Objective
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Distance of the prediction, distance of copying, and whether they count; each (B, P)."""
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Distance of the prediction, of copying, and of copying that is shown what it was, and whether they count; (B, P).
+
+    The mean of two independent estimates of a target, weighted by their precision, has the inverse of the sum of these
+    as its squared error: here the copy, and the noisy target divided by its scale.
+    """
     targets = batch.targets[:, part.steps].detach()
     origins = part.steps - part.horizons  # the last step that each prediction knew
+    last = batch.latents[:, origins]
     with torch.no_grad():
-        copied = _distance(batch.latents[:, origins], targets, objective)
-    distance = _distance(part.prediction, targets, objective)
+        copied = _distance(last, targets, last, objective)
+    shown = copied if part.shown is None else copied / (1 + copied.mean(0) * part.shown[:, None])
+    distance = _distance(part.prediction, targets, last, objective)
     if part.clip_weights is not None:
-        distance, copied = distance * part.clip_weights[:, None], copied * part.clip_weights[:, None]
+        distance, copied, shown = (each * part.clip_weights[:, None] for each in (distance, copied, shown))
     legal = torch.isin(origins + 1, torch.tensor(boundaries, device=origins.device))
-    return distance, copied, batch.valid[:, part.steps] & legal
+    return distance, copied, shown, batch.valid[:, part.steps] & legal
 
 
-def _distance(prediction: Tensor, targets: Tensor, objective: Objective) -> Tensor:
-    """(B, P) mean over H and W of the distance of tokens, in float32."""
-    prediction, targets = prediction.float(), targets.float()
+def _distance(prediction: Tensor, targets: Tensor, last: Tensor, objective: Objective) -> Tensor:
+    """(B, P) mean over H and W of the distance of tokens, in float32; `last` (B, P, H, W, D) is what was known last."""
+    prediction, targets, last = prediction.float(), targets.float(), last.detach().float()
     if objective.targets == "layer_norm":
-        prediction, targets = (functional.layer_norm(tokens, tokens.shape[-1:]) for tokens in (prediction, targets))
+        variance, level = torch.var_mean(last, dim=-1, correction=0, keepdim=True)
+        targets = level + variance.sqrt() * functional.layer_norm(targets, targets.shape[-1:])
+    if objective.distance == "cosine":
+        prediction = prediction / last.norm(dim=-1, keepdim=True).clamp(min=LEAST_LENGTH)
+        targets = functional.normalize(targets, dim=-1, eps=LEAST_LENGTH)
     return DISTANCES[objective.distance](prediction, targets).mean(dim=(2, 3))
 
 

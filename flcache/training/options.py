@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
@@ -17,12 +18,16 @@ class Objective:
     """What a predictor learns from. Raises ConfigError for a distance, targets or weights that cannot be."""
 
     distance: Distance = field(default="l1", metadata={"key": "loss"})
-    """`flow_matching` takes `l2` alone."""
+    """`cosine` looks at directions: every target gets the length of the last known token at its place, and the squared
+    error is divided by twice its square, which is 1 - cosine similarity where lengths agree. `flow_matching` takes `l2`
+    alone."""
     targets: Targets = "raw"
-    """`raw` compares standardised latents; `layer_norm` norms every token of prediction and target first, so that a
-    token's own mean and scale do not count (V-JEPA 2)."""
-    rollout_steps: Positive = 1
-    """How far `causal` is rolled out from a random prefix in every batch; 1 is teacher forcing alone."""
+    """`raw` compares standardised latents; `layer_norm` gives every target token the mean and deviation of the last
+    known token at its place, so that only its pattern is learnt, as by V-JEPA 2's predictor."""
+    rollout_steps: Positive | None = None
+    """How far `causal` is rolled out from a random prefix in every batch; 1 is teacher forcing alone. Null is 1 where a
+    context may end at any step, and else as far as from the middle boundary to the end of the clip: teacher forcing
+    would train the few steps that follow a boundary, and none of them further ahead."""
     horizon_weights: tuple[NonNegative, ...] = (1.0,)
     """Weights of the loss 1, 2, ... steps ahead; the last one holds for all further steps."""
 
@@ -34,6 +39,14 @@ class Objective:
             raise ConfigError(
                 f"training.horizon_weights: {list(self.horizon_weights)} must hold weights of at least 0, not all 0"
             )
+
+    def steps_rolled_out(self, boundaries: Sequence[int], num_steps: int) -> int:
+        """`rollout_steps`, or what null stands for in clips of `num_steps` whose contexts may end at `boundaries`."""
+        if self.rollout_steps is not None:
+            return self.rollout_steps
+        if len(boundaries) == num_steps - 1:
+            return 1
+        return num_steps - min(boundaries, key=lambda boundary: abs(boundary - num_steps // 2))
 
 
 @dataclass(frozen=True)

@@ -33,11 +33,12 @@ class VideoSource:
         context_steps: int,
         tubelet_size: int,
         max_failed_fraction: float,
+        nominal_times: bool = True,
     ) -> None:
         self.failures: dict[str, str] = {}
         self._clips, self._folder, self._pool, self._sampler = clips, folder, pool, sampler
         self._context_steps, self._tubelet_size = context_steps, tubelet_size
-        self._max_failed_fraction = max_failed_fraction
+        self._max_failed_fraction, self._nominal_times = max_failed_fraction, nominal_times
 
     def __iter__(self) -> Iterator[VideoBatch]:
         shares = list(self._sampler.remaining())
@@ -60,7 +61,8 @@ class VideoSource:
         self._sampler.load_state_dict(state)
 
     def _batch(self, clips: Sequence[tuple[PlannedClip, DecodedClip]]) -> VideoBatch:
-        times = [step_times(decoded.timestamps, self._tubelet_size) for _, decoded in clips]
+        sampled = [decoded.sampled(nominal=self._nominal_times) for _, decoded in clips]
+        times = [step_times(seconds, self._tubelet_size) for seconds in sampled]
         valid = [step_valid(decoded.mask, self._tubelet_size) for _, decoded in clips]
         return VideoBatch(
             frames=tuple(torch.from_numpy(decoded.frames) for _, decoded in clips),

@@ -66,7 +66,8 @@ class WorldModel(nn.Module):
 
     def forward(self, batch: Batch, boundaries: Sequence[int] | None = None) -> PredictionLoss:
         latents = self.to_latents(batch)
-        forecasts = self.predictor.forecasts(latents, boundaries or self.boundaries, self.objective.rollout_steps)
+        rollout_steps = self.objective.steps_rolled_out(self.boundaries, latents.latents.shape[1])
+        forecasts = self.predictor.forecasts(latents, boundaries or self.boundaries, rollout_steps)
         return prediction_loss(forecasts, latents, self.boundaries, self.objective)
 
     def to_latents(self, batch: Batch) -> LatentBatch:

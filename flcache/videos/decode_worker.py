@@ -86,6 +86,7 @@ def _head(clip: DecodedClip) -> dict[str, object]:
         "timestamps": clip.timestamps.tolist(),
         "mask": clip.mask.tolist(),
         "decoder": clip.decoder,
+        "nominal": clip.nominal.tolist(),
     }
 
 

@@ -55,6 +55,13 @@ class DecodedClip:
     """(F,) False where the video had ended, and its last frame is repeated."""
     decoder: str
     """`decord` or `pyav`."""
+    nominal: NDArray[np.float64]
+    """(F,) seconds that were sampled: the requested ones, or multiples of the stride at the file's average rate. Evenly
+    spaced also where the picture freezes or the video has ended, of which they tell nothing."""
+
+    def sampled(self, *, nominal: bool) -> NDArray[np.float64]:
+        """(F,) the `nominal` seconds, or those at which the frames come on display."""
+        return self.nominal if nominal else self.timestamps
 
 
 def decode_clip(
@@ -78,7 +85,7 @@ def decode_clip(
             frames = frames[places]
     except (MemoryError, BlockingIOError):  # EAGAIN: no room for the stack of a thread that converts colours
         raise _too_large(path, request, table, "do not fit in memory; lower clip.frames, or scale") from None
-    return DecodedClip(frames, table.seconds[indices], mask, used)
+    return DecodedClip(frames, table.seconds[indices], mask, used, _nominal(table, request))
 
 
 def _too_large(path: Path, request: ClipRequest, table: FrameTable, words: str) -> DecodeError:
@@ -103,6 +110,14 @@ def _read(
             reason="undecodable frame",
         )
     return pyav_reader.read_frames(path, table, wanted, max_pixels=max_pixels), "pyav"
+
+
+def _nominal(table: FrameTable, request: ClipRequest) -> NDArray[np.float64]:
+    if request.timestamps is not None:
+        return np.array(request.timestamps, dtype=np.float64)
+    assert request.stride is not None
+    apart_s = request.stride * table.end_s / len(table)
+    return request.start_s + apart_s * np.arange(request.frames, dtype=np.float64)
 
 
 def _choose_frames(path: Path, table: FrameTable, request: ClipRequest) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:

@@ -64,5 +64,9 @@ class ClipRule:
             raise ConfigError(f"clip.short is {self.short!r}; choose pad or drop")
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values, for the spec; `max_bytes` decides no pixel."""
-        return {name: value for name, value in asdict(self).items() if name != "max_bytes"}
+        """Plain values, for the spec, without `max_bytes`, which decides no pixel.
+
+        Caches without `times` have those at which frames came on display.
+        """
+        values = {name: value for name, value in asdict(self).items() if name != "max_bytes"}
+        return {**values, "times": "nominal"}

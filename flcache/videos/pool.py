@@ -206,6 +206,7 @@ class _Worker:
             timestamps=np.array(answer["timestamps"], dtype=np.float64),
             mask=np.array(answer["mask"], dtype=np.bool_),
             decoder=answer["decoder"],
+            nominal=np.array(answer["nominal"], dtype=np.float64),
         )
 
     def probe(self, paths: Sequence[Path], timeout_s: float) -> list[VideoInfo | DecodeError]:

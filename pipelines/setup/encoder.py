@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 
-from flcache.cache import reduced_shape, reduction_fields
+from flcache.cache import reduced_shape, reduction_fields, without_times
 from flcache.config import Config
-from flcache.encoder import LatentVideoModel, hard_keys, load_encoder
+from flcache.encoder import LatentVideoModel, first_form, hard_keys, load_encoder
 from flcache.errors import ConfigError
 
 
@@ -35,6 +35,12 @@ def hard_spec(config: Config, model: LatentVideoModel) -> dict[str, Any]:
         "codec": config.cache.codec,
         **({"keep": keep} if keep else {}),
     }
+
+
+def earlier_forms(hard: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """`hard` as earlier specs stated it: caches and checkpoints of then have the fingerprints of these."""
+    displayed = without_times(hard)
+    return [displayed, first_form(displayed)]
 
 
 def pick_device(device: str) -> str:

@@ -25,14 +25,14 @@ from flcache.cache import (
     with_calibration,
 )
 from flcache.config import Config
-from flcache.encoder import LatentVideoModel, first_form
+from flcache.encoder import LatentVideoModel
 from flcache.errors import CacheError, ConfigError, DataError
 from flcache.leak import check_boundary, middle_boundary
 from flcache.training import Source, VideoSource, WorldModel
 from flcache.videos import DecodePool, PlannedClip, VideoFolder, planned_clips
 
 from .clips import assign_split, open_pool, read_split
-from .encoder import hard_spec, load_configured_encoder
+from .encoder import earlier_forms, hard_spec, load_configured_encoder
 
 LIVE_STATISTICS_CLIPS = 64
 """Training clips that channel statistics are computed from where no cache has them."""
@@ -56,9 +56,9 @@ class LatentSource:
     """The encoder of the batches' frames; None where the batches hold latents."""
 
     def known_as(self, fingerprint: str) -> LatentSource:
-        """This source under `fingerprint`, if that is of the same latents in the form of the first specs."""
-        first = CacheSpec(first_form(self.hard), {})
-        return replace(self, fingerprint=fingerprint) if first.fingerprint == fingerprint else self
+        """This source under `fingerprint`, if that is of the same latents in the form of earlier specs."""
+        earlier = [CacheSpec(hard, {}).fingerprint for hard in earlier_forms(self.hard)]
+        return replace(self, fingerprint=fingerprint) if fingerprint in earlier else self
 
 
 @dataclass(frozen=True)
@@ -150,6 +150,7 @@ def _live(config: Config, reading: Reading, pool: DecodePool, device: str) -> La
     context_steps = _context_steps(config, seen_until)
     leak = check_boundary(seen_until, context_steps, allow_leak=config.allow_leak)
     clips, folder = _live_clips(config, reading.split, latent_shape)
+    spec = _live_spec(config, model)
     sampler = EpochSampler(
         len(clips),
         batch_size=reading.batch_size,
@@ -167,8 +168,8 @@ def _live(config: Config, reading: Reading, pool: DecodePool, device: str) -> La
         context_steps=context_steps,
         tubelet_size=model.tubelet_size,
         max_failed_fraction=config.encode.max_failed_fraction,
+        nominal_times=spec.nominal_times,
     )
-    spec = _live_spec(config, model)
     statistics = _known_statistics(config, spec.fingerprint) or _calibrate(config, model, pool, latent_shape)
     return LatentSource(
         batches=source,

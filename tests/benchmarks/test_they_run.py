@@ -11,6 +11,7 @@ import pytest
 HERE = Path(__file__).parent
 SMALLEST = {
     "before_and_after.py": [str(HERE.parents[1]), "--smallest", "--rounds", "1", "--only", "loader, unchecked"],
+    "combinations.py": ["--steps", "1", "--contexts", "prefix", "--only", "causal-l2-raw", "--out"],
     "encode.py": ["--clips", "1", "--rounds", "1"],
     "predictor_step.py": ["--memory", "--preset", "tiny"],
     "rollout.py": ["--preset", "tiny", "--grid", "4", "--rounds", "1"],
@@ -25,7 +26,9 @@ def test_every_benchmark_is_here() -> None:
 
 
 @pytest.mark.parametrize("name", SMALLEST)
-def test_it_runs(name: str) -> None:
+def test_it_runs(name: str, tmp_path: Path) -> None:
     command = [sys.executable, str(HERE / name), *SMALLEST[name]]
+    if command[-1] == "--out":
+        command.append(str(tmp_path))
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.returncode == 0 and any(character.isdigit() for character in result.stdout), result.stderr

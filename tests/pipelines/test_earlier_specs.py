@@ -11,9 +11,9 @@ import torch
 
 from flcache.cache import LatentCache, create_or_check
 from flcache.config import Config, load_config
-from flcache.encoder import first_form
 from flcache.errors import CacheError, SpecMismatch, TrainingError
 from flcache.pipelines import audit, encode, evaluate, repair, train
+from flcache.pipelines.setup.encoder import earlier_forms
 from flcache.training.checkpoint import _sealed
 
 STORED = Path(__file__).parent.parent / "fixtures" / "b98e9e3"
@@ -64,7 +64,7 @@ def test_a_damaged_spec_is_repaired_in_its_own_form(earlier: Path) -> None:
 def test_a_damaged_spec_with_a_calibration_is_too(earlier: Path) -> None:
     """Calibrated on this machine, whose last bits the stored cache does not have."""
     encode.run(configured("cache.dir=today", "cache.codec=int8"))
-    create_or_check(earlier / "first", first_form(LatentCache(earlier / "today").spec.hard), {})
+    create_or_check(earlier / "first", earlier_forms(LatentCache(earlier / "today").spec.hard)[-1], {})
     config = configured("cache.dir=first", "cache.codec=int8")
     encode.run(config)
     fingerprint, path = LatentCache(earlier / "first").fingerprint, earlier / "first" / "spec.json"

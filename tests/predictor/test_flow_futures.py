@@ -37,7 +37,8 @@ def trained(kind: str, loss: Callable[[Predictor, Tensor, Tensor], Tensor], step
 
 def flow_loss(model: Predictor, latents: Tensor, times: Tensor) -> Tensor:
     assert isinstance(model, FlowMatchingPredictor)
-    ends, weights = model.noisy_ends(latents[:, :2], times[:, :2], latents[:, 2:], times[:, 2:])
+    ends, progress = model.noisy_ends(latents[:, :2], times[:, :2], latents[:, 2:], times[:, 2:])
+    weights = (1 - progress).clamp(min=0.05) ** -2
     return ((ends - latents[:, 2:]).square().mean(dim=(1, 2, 3, 4)) * weights).mean()
 
 

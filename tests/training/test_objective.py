@@ -9,9 +9,10 @@ from typing import get_args
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.nn.functional import layer_norm
 
-from flcache.batch import LatentBatch
+from flcache.batch import ChannelStatistics, LatentBatch
 from flcache.errors import ConfigError, LeakError, TrainingError
 from flcache.predictor import PREDICTORS, Forecast, Predictor, PredictorOptions, build_predictor
 from flcache.predictor.causal import CausalPredictor
@@ -23,6 +24,7 @@ from flcache.training.objective import (
     prediction_loss,
 )
 from flcache.training.options import Distance, Objective
+from flcache.training.world_model import WorldModel
 
 B, T = 3, 5
 SHAPE = (B, T, 2, 3, 4)
@@ -48,10 +50,10 @@ def next_step_loss(prediction: Tensor, batch: LatentBatch, boundaries: Sequence[
     return prediction_loss([forced], batch, boundaries, an_objective(distance))
 
 
-def predictor(kind: str = "causal") -> Predictor:
+def predictor(kind: str = "causal", channels: int = SHAPE[-1]) -> Predictor:
     torch.manual_seed(0)
     sizes = {"depth": 2, "width": 24, "heads": 2, "mlp_width": 48, "merge": 1}
-    model = build_predictor(PredictorOptions(kind, "tiny", sizes), SHAPE[1:])
+    model = build_predictor(PredictorOptions(kind, "tiny", sizes), (*SHAPE[1:-1], channels))
     nn.init.normal_(model.get_submodule("head").get_parameter("weight"), std=0.1)  # a zero head would only copy
     return model
 
@@ -66,7 +68,8 @@ def test_loss_equals_the_direct_formula_over_what_counts(kind: str) -> None:
         predicted, true = prediction[clip, step - 1].double(), batch.latents[clip, step].double()
         off = (predicted - true).abs()
         smooth = torch.where(off < 1, off.square() / 2, off - 0.5)
-        cosine = 1 - (predicted * true).sum(-1) / (predicted.norm(dim=-1) * true.norm(dim=-1))
+        last = batch.latents[clip, step - 1].double().norm(dim=-1, keepdim=True)
+        cosine = (predicted / last - true / true.norm(dim=-1, keepdim=True)).square().sum(-1) / 2
         distances.append({"l1": off, "l2": off.square(), "smooth_l1": smooth, "cosine": cosine}[kind].mean())
     result = next_step_loss(prediction, batch, [2, 4], kind)
     assert result.loss.item() == pytest.approx(torch.stack(distances).mean().item(), rel=1e-5)
@@ -122,17 +125,47 @@ def test_positions_that_do_not_count_get_no_gradient() -> None:
     assert prediction.grad.abs().amax(dim=(0, 2, 3, 4)).bool().tolist() == [False, True, False, False]
 
 
-def test_layer_normed_targets_ignore_a_tokens_own_mean_and_scale() -> None:
-    batch, objective = a_batch(), an_objective("l1", "layer_norm")
-    prediction = torch.randn(B, T - 1, *SHAPE[2:])
-    forced = Forecast(prediction, torch.arange(1, T), torch.ones(T - 1, dtype=torch.long))
-    result = prediction_loss([forced], batch, EVERY_BOUNDARY, objective)
-    direct = (layer_norm(prediction, (4,)) - layer_norm(batch.latents[:, 1:], (4,))).abs().mean()
+SCALELESS = [("l1", "layer_norm"), ("l2", "layer_norm"), ("cosine", "raw"), ("cosine", "layer_norm")]
+
+
+@pytest.mark.parametrize(("distance", "targets"), SCALELESS)
+def test_a_scale_that_the_objective_ignores_is_of_the_target_alone(distance: str, targets: str) -> None:
+    """What a prediction would be evaluated and rolled out with must cost something in training."""
+    batch, objective = a_batch(), an_objective(distance, targets)
+
+    def loss(prediction: Tensor, seen: LatentBatch = batch) -> float:
+        forced = Forecast(prediction, torch.arange(1, T), torch.ones(T - 1, dtype=torch.long))
+        return prediction_loss([forced], seen, EVERY_BOUNDARY, objective).loss.item()
+
+    copied = batch.latents[:, :-1]
+    shift = 0 if targets == "raw" else 2
+    assert loss(copied, replace(batch, targets=3 * batch.latents + shift)) == pytest.approx(loss(copied), rel=1e-4)
+    perfect = batch.latents[:, 1:]
+    if targets == "layer_norm":
+        level, deviation = copied.mean(-1, keepdim=True), copied.std(-1, correction=0, keepdim=True)
+        perfect = level + deviation * layer_norm(perfect, (4,))
+    if distance == "cosine":
+        perfect = functional.normalize(perfect, dim=-1) * copied.norm(dim=-1, keepdim=True)
+    assert loss(perfect) < 1e-3
+    assert loss(2 * perfect) > 0.3
+
+
+def test_cosine_of_predictions_that_keep_their_length_is_that_of_directions() -> None:
+    batch = a_batch()
+    turned = batch.latents[:, :-1].flip(-1)
+    result = next_step_loss(turned, batch, EVERY_BOUNDARY, "cosine")
+    direct = 1 - functional.cosine_similarity(turned, batch.latents[:, 1:], dim=-1).mean()
     assert result.loss.item() == pytest.approx(direct.item(), rel=1e-5)
-    scaled = replace(forced, prediction=3 * prediction + 2)
-    assert prediction_loss([scaled], batch, EVERY_BOUNDARY, objective).loss.item() == pytest.approx(
-        direct.item(), rel=1e-3
-    )
+
+
+def test_layer_normed_targets_have_the_scale_of_the_last_known_step() -> None:
+    batch, prediction = a_batch(), torch.randn(B, 2, *SHAPE[2:])
+    ahead = Forecast(prediction, torch.arange(3, 5), torch.arange(2, 4))  # both from the steps before 2
+    result = prediction_loss([ahead], batch, [2], an_objective("l1", "layer_norm"))
+    last = batch.latents[:, 1:2]
+    scaled = layer_norm(batch.latents[:, 3:], (4,)) * last.std(-1, correction=0, keepdim=True)
+    direct = (prediction - last.mean(-1, keepdim=True) - scaled).abs().mean()
+    assert result.loss.item() == pytest.approx(direct.item(), rel=1e-5)
 
 
 def test_weights_are_of_the_mean_at_each_horizon() -> None:
@@ -180,6 +213,26 @@ def test_untrained_predictors_cost_what_copying_costs(kind: str) -> None:
     assert torch.equal(result.loss, result.metrics["loss/copy_last"])
 
 
+def test_a_flow_that_only_removes_noise_is_not_ahead_of_copying() -> None:
+    """Copying, joined with the noisy target as well as can be: nothing is known of the future."""
+    generator, copy_error = torch.Generator().manual_seed(0), 0.5
+    latents = torch.randn(64, 2, 4, 4, 16, generator=generator)
+    latents[:, 1] = latents[:, 0] + copy_error**0.5 * latents[:, 1]
+    batch = LatentBatch(latents, latents, torch.arange(2.0).expand(64, 2), torch.ones(64, 2).bool(), ("",) * 64, 1)
+    model = predictor("flow_matching", channels=16)
+
+    def ends(noisy: Tensor, progress: Tensor, context: Tensor, *_: Tensor) -> Tensor:
+        done = progress[:, None, None, None, None]
+        share = copy_error * done**2 / (copy_error * done**2 + (1 - done) ** 2)
+        return context[:, -1:] + share * (noisy / done - context[:, -1:])
+
+    model.forward = ends  # type: ignore[method-assign]
+    torch.manual_seed(0)
+    result = prediction_loss(model.forecasts(batch, [1], 1), batch, [1], an_objective())
+    assert result.metrics["loss/copy_last_shown"].item() == pytest.approx(result.loss.item(), rel=0.02)
+    assert result.loss < 0.75 * result.metrics["loss/copy_last"]
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_noise_comes_from_torchs_generator_and_the_boundary_is_the_first(kind: str) -> None:
     model, batch = predictor(kind), a_batch()
@@ -214,6 +267,30 @@ def test_rollout_stops_where_the_clip_ends() -> None:
     model, batch = predictor(), a_batch()
     assert [part.horizons.tolist() for part in model.forecasts(batch, [4], 3)] == [[1, 1, 1, 1], []]
     assert [part.horizons.tolist() for part in model.forecasts(batch, [2, 4], 3)] == [[1, 1, 1, 1], [2, 3]]
+
+
+@pytest.mark.parametrize(("legal", "rollout_steps"), [([1, 2, 3, 4], 1), ([2, 4], 3), ([3], 2), ([2], 3)])
+def test_null_rolls_out_over_all_targets_unless_contexts_may_end_anywhere(legal: list[int], rollout_steps: int) -> None:
+    """Of a prefix, teacher forcing trains the one step after it."""
+    assert Objective().steps_rolled_out(legal, T) == rollout_steps
+    assert an_objective(rollout_steps=1).steps_rolled_out(legal, T) == 1
+    statistics = ChannelStatistics(torch.zeros(4), torch.ones(4))
+    parts: list[Forecast] = []
+    model = WorldModel(predictor(), statistics, boundaries=legal, objective=Objective())
+    made = model.predictor.forecasts
+    model.predictor.forecasts = lambda *given: parts.extend(made(*given)) or parts  # type: ignore[method-assign,func-returns-value]
+    model(a_batch())
+    trained = {
+        (step, ahead)
+        for part in parts
+        for step, ahead in zip(part.steps.tolist(), part.horizons.tolist(), strict=True)
+        if step - ahead + 1 in legal
+    }
+    middle = min(legal, key=lambda boundary: abs(boundary - T // 2))
+    if len(legal) < T - 1:
+        assert {(middle + ahead - 1, ahead) for ahead in range(1, T - middle + 1)} <= trained
+    else:
+        assert trained == {(step, 1) for step in range(1, T)}
 
 
 def test_rollout_gradient_reaches_the_first_prediction() -> None:

@@ -70,6 +70,20 @@ def test_decord_serves_plain_files(write_video: Callable[..., Path]) -> None:
         decode_clip(write_video("video.avi", codec="mpeg4", options={}), at(0.1), decoder="decord")
 
 
+def test_nominal_times_are_those_asked_for_and_not_those_on_display(write_video: Callable[..., Path]) -> None:
+    """A slow video shows one frame several times, and one that has ended its last."""
+    path = write_video(times=(0, 60, 300, 330))  # ends at 0.65 s: the last frame stays as long as most
+    asked = (0.0, 0.2, 0.4, 0.6, 0.8)
+    clip = decode_clip(path, at(*asked))
+    assert tuple(clip.nominal) == asked and clip.timestamps[1] == clip.timestamps[2]
+    table = read_frame_table(path)
+    strided = decode_clip(path, every(2, 4))
+    assert strided.nominal == pytest.approx([0, *np.cumsum([2 * table.end_s / 4] * 3)])
+    assert strided.timestamps[2] == strided.timestamps[3] and strided.mask.tolist() == [True, True, False, False]
+    even = decode_clip(write_video("even.mp4"), every(3, 5, 0.2))
+    assert even.nominal == pytest.approx(even.timestamps)
+
+
 def test_a_frame_stays_until_the_next_one(write_video: Callable[..., Path]) -> None:
     path = write_video(times=(0, 60, 300, 330))
     clip = decode_clip(path, at(0.0, 0.09, 0.1, 0.3, 0.49, 0.5, 0.56))

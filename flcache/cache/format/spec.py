@@ -74,6 +74,11 @@ class CacheSpec:
         return T, H, W, D
 
     @property
+    def nominal_times(self) -> bool:
+        """Whether the times of steps are those that were sampled; in the first caches, frames came on display then."""
+        return bool(_field(self.hard, "clip", "times") == "nominal")
+
+    @property
     def seen_until(self) -> tuple[int, ...]:
         """(T,) the last step that each step has seen."""
         return tuple(self.hard["context"]["seen_until"])
@@ -123,12 +128,20 @@ def with_calibration(hard: Mapping[str, Any], cache: CacheSpec) -> dict[str, Any
 def latent_differences(cache: CacheSpec, run: CacheSpec) -> list[str]:
     """Why the latents of a run are not those of a cache, a line for each hard field; empty if they are.
 
-    The first specs stated only some fields of an encoder and its processor, and have no `encoder.fields`: a cache of
-    then is compared by the fields that it has.
+    The first specs stated only some fields of an encoder and its processor, and have no `encoder.fields`; until
+    `clip.times` there was one kind of times. A cache of then is compared by the fields that it has.
     """
     if cache.fingerprint == run.fingerprint:
         return []
     return differences(cache.hard, _comparable(cache.hard, run.hard))
+
+
+def without_times(hard: Mapping[str, Any]) -> dict[str, Any]:
+    """`hard` as specs were before `clip.times`."""
+    match hard:
+        case {"clip": dict(clip)}:
+            return {**hard, "clip": {name: value for name, value in clip.items() if name != "times"}}
+    return dict(hard)
 
 
 def differences(cache: Mapping[str, Any], run: Mapping[str, Any]) -> list[str]:
@@ -223,7 +236,10 @@ def _counts(values: Any, *, minimum: int) -> bool:
 
 
 def _comparable(cache: Mapping[str, Any], run: Mapping[str, Any]) -> Mapping[str, Any]:
-    """`run`; if `cache` is of the first form and `run` is not, without the fields that `cache` does not state."""
+    """`run`; if `cache` is of an earlier form and `run` is not, without the fields that `cache` does not state."""
+    match cache, run:
+        case {"clip": dict(had_clip)}, {"clip": dict()} if "times" not in had_clip:
+            run = without_times(run)
     match cache, run:
         case (
             {"encoder": {"architecture": dict(had), **first}, "processor": dict(had_processor)},
