@@ -24,10 +24,14 @@ def start(*arguments: str | Path, ignore: int | None = None) -> subprocess.Popen
 
 
 def wait_until(seen: Callable[[], object], process: subprocess.Popen[str]) -> None:
-    deadline = time.monotonic() + 120
-    while not seen():
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.005)
+    deadline = time.monotonic() + 300  # a busy machine imports slowly
+    try:
+        while not seen():
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.005)
+    except BaseException:
+        process.kill()
+        raise
 
 
 def children(pid: int) -> list[int]:

@@ -95,9 +95,9 @@ def test_two_runs_share_the_work_and_give_the_bytes_of_one(content: bytes, encod
 
 
 def test_what_a_killed_run_leaves_is_done_by_the_other(content: bytes, encoded: Path, tmp_path: Path) -> None:
-    [(here, others)] = run_together(content, 6, NEVER)  # shards have four clips: it dies in the middle of its second
+    [(here, others)] = run_together(content, 9, NEVER)  # shards have six clips: it dies in the middle of its second
     clips = len(LatentCache(encoded.parent / "cache"))
-    assert here + others == clips and 0 < others <= 6
+    assert here + others == clips and others == 6
     assert shards_of(tmp_path / "cache") == shards_of(encoded.parent / "cache")
 
 
