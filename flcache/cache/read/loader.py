@@ -63,6 +63,7 @@ class LatentLoader(IterableDataset[LatentBatch]):
         rank: int = 0,
         world_size: int = 1,
         drop_last: bool = True,
+        even_last: bool = True,
         standardise: bool = True,
         steps: tuple[int, int] | None = None,
         allow_leak: bool = False,
@@ -71,7 +72,7 @@ class LatentLoader(IterableDataset[LatentBatch]):
         copy: bool = False,
         device: torch.device | str = "cpu",
     ) -> None:
-        """`batch_size` is per rank; `steps` (start, stop) reads that window of every clip only.
+        """`batch_size` is per rank; `even_last` is that of `rank_share`; `steps` (start, stop) reads that window only.
 
         `shuffle_window` is for a cache larger than memory: runs of that many neighbouring clips are shuffled, and the
         clips within each, and the disk is told ahead what comes. Without `standardise`, latents are in the stored
@@ -96,6 +97,7 @@ class LatentLoader(IterableDataset[LatentBatch]):
             rank=rank,
             world_size=world_size,
             drop_last=drop_last,
+            even_last=even_last,
         )
         self._clips = ClipReader(caches, self._window, verify=verify, read_ahead=shuffle_window is not None)
         self._spec, self._checks = caches[0].spec, verify != "off"
