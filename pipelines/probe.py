@@ -15,12 +15,13 @@ from torch import Tensor, nn
 from flcache.batch import LatentBatch
 from flcache.config import Config
 from flcache.errors import DataError
-from flcache.evaluation import Accuracy, Labelled, ProbeTest, copy_last, plain, train_probes, true_context
+from flcache.evaluation import Accuracy, Labelled, ProbeTest, clip_seeds, copy_last, plain, train_probes, true_context
 from flcache.training import WorldModel, latest_checkpoint
 
 from .setup.encoder import pick_device
 from .setup.model import load_trained
-from .setup.source import Reading, known_videos, latent_batches, open_source, source_clips
+from .setup.running import as_trained
+from .setup.source import LatentSource, Reading, known_videos, latent_batches, open_source, source_clips
 
 KINDS = ("true", "predicted", "copied")
 
@@ -58,15 +59,14 @@ def run(config: Config, checkpoint: Path | None = None, as_json: bool = False) -
             seed=config.seed,
             device=device,
         )
-        leak = source.leak
-    test = _test(config, probes, model, test_classes, device)
+        test = _test(config, probes, model, source, test_classes, device)
     found = test.accuracies()
     content = {
         "clips": test.clips,
         "classes": len(train_classes.names),
         "chance": test.chance,
         "probes": plain(found),
-        "leak": leak,
+        "leak": source.leak,
     }
     (directory / "probe.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     if as_json:
@@ -78,17 +78,26 @@ def run(config: Config, checkpoint: Path | None = None, as_json: bool = False) -
 
 @torch.no_grad()
 def _test(
-    config: Config, probes: Mapping[str, nn.Module], model: WorldModel, classes: _Classes, device: str
+    config: Config,
+    probes: Mapping[str, nn.Module],
+    model: WorldModel,
+    beside: LatentSource,
+    classes: _Classes,
+    device: str,
 ) -> ProbeTest:
     test = ProbeTest(probes, known_videos(config, config.evaluation.split))
     reading = Reading(config.evaluation.split, config.evaluation.batch_size, shuffle=False)
-    with open_source(config, reading, device=device) as source:
+    predictor, precision = model.predictor, as_trained(config.training.precision, device)
+    predict, sample = precision(predictor.predict), precision(predictor.sample)
+    with open_source(config, reading, device=device, beside=beside) as source:
         for batch in latent_batches(model, source, device):
             chosen, labels = classes.pick(batch)
             if not len(chosen):
                 continue
             times = batch.context_times, batch.target_times
-            predicted, copied = model.predictor.predict(batch.context, *times), copy_last(true_context(batch), *times)
+            seeds = (clip_seeds(config.seed, batch.ids),) if predictor.generative else ()
+            predicted = (sample if seeds else predict)(batch.context, *times, *seeds).float()
+            copied = copy_last(true_context(batch), *times)
             kinds = {"true": batch.target, "predicted": predicted, "copied": copied}
             ids = [batch.ids[row] for row in chosen.tolist()]
             chosen = chosen.to(device)

@@ -10,14 +10,16 @@ if TYPE_CHECKING:
     from flcache.evaluation.options import EvaluationOptions, ProbeOptions
     from flcache.evaluation.plot import plot_skill
     from flcache.evaluation.probe import Accuracy, Labelled, ProbeTest, train_probes
+    from flcache.evaluation.processes import ALONE, Processes
     from flcache.evaluation.result import Errors, EvaluationResult, HorizonResult, plain
     from flcache.evaluation.rollout import evaluate
-    from flcache.evaluation.sampling import Sampling
+    from flcache.evaluation.sampling import Sampling, clip_seeds
     from flcache.evaluation.table import baselines_table, detail_table, evaluation_table, samples_table
 else:
     __getattr__ = load_on_demand(__name__, __file__)
 
 __all__ = [
+    "ALONE",
     "BASELINES",
     "Accuracy",
     "Errors",
@@ -29,8 +31,10 @@ __all__ = [
     "Predict",
     "ProbeOptions",
     "ProbeTest",
+    "Processes",
     "Sampling",
     "baselines_table",
+    "clip_seeds",
     "copy_last",
     "detail_table",
     "evaluate",

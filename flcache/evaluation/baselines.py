@@ -9,13 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain
 
 import torch
 from torch import Tensor
 
 from flcache.batch import LatentBatch
 from flcache.errors import DataError
+from flcache.evaluation.processes import ALONE, Processes, add_exactly
 from flcache.evaluation.ridge import RidgeMoments
 from flcache.leak import check_boundary, legal_boundaries
 
@@ -79,43 +79,50 @@ def fit_baselines(
     ridge_steps: int,
     horizons: int | None = None,
     allow_leak: bool = False,
+    processes: Processes = ALONE,
 ) -> dict[str, Predict]:
     """Every baseline, those that are fitted to `batches` of training clips included.
 
     `batches` are standardised; each clip is looked at once. Ridge looks at `ridge_steps` past steps, or at as many as
     the context has, predicts `horizons` steps (None: as far as the clips go), and learns from boundaries that are legal
-    for that `seen_until`, or from all with `allow_leak`. Raises DataError if there is no clip, LeakError if no
-    boundary is legal.
+    for that `seen_until`, or from all with `allow_leak`. Of several `processes` each has every `count`th batch. Raises
+    DataError if there is no clip, LeakError if no boundary is legal.
     """
-    stream = iter(batches)
-    first = next(stream, None)
-    if first is None:
-        raise DataError('no training clips to fit baselines to: "dataset.train" has no encoded clips')
-    check_boundary(seen_until, first.context_steps, allow_leak=allow_leak)
     boundaries = range(1, len(seen_until)) if allow_leak else legal_boundaries(seen_until)
-    ahead = first.target_times[:, :horizons].shape[1]
-    mean = _PositionMean()
-    moments = RidgeMoments(min(ridge_steps, first.context_steps), ahead)
-    for batch in chain([first], stream):
+    mean, moments = _PositionMean(), None
+    for number, batch in enumerate(batches):
+        if moments is None:
+            check_boundary(seen_until, batch.context_steps, allow_leak=allow_leak)
+            ahead = batch.target_times[:, :horizons].shape[1]
+            moments = RidgeMoments(min(ridge_steps, batch.context_steps), ahead)
         mean.add(batch)
-        moments.add(batch, boundaries)
-    return {**BASELINES, "dataset_mean": mean.finish(), "ridge": moments.fit()}
+        moments.add(batch, boundaries, number * processes.count + processes.rank)
+    mean.sums = processes.add_up(mean.sums)
+    sums = processes.add_up(moments.sums() if moments else {})
+
+    def fit() -> dict[str, Predict]:
+        if moments is None:
+            raise DataError('no training clips to fit baselines to: "dataset.train" has no encoded clips')
+        moments.put(sums)
+        return {"dataset_mean": mean.finish(), "ridge": moments.fit()}
+
+    return {**BASELINES, **processes.share(fit)}
 
 
 class _PositionMean:
     """Running sum over the valid steps of the targets."""
 
     def __init__(self) -> None:
-        self._sum: Tensor | None = None
-        self._count = 0
+        self.sums: dict[str, Tensor] = {}
+        """Those over the batches of several processes are the sums of theirs."""
 
     def add(self, batch: LatentBatch) -> None:
         valid = batch.valid.to(batch.targets.device)
-        total = torch.einsum("bt,bthwd->hwd", valid.to(batch.targets.dtype), batch.targets).cpu().double()
-        self._sum = total if self._sum is None else self._sum + total
-        self._count += int(valid.sum())
+        total = torch.einsum("bt,bthwd->hwd", valid.to(batch.targets.dtype), batch.targets)
+        for name, value in (("steps", valid.sum()[None]), ("latents", total)):
+            add_exactly(self.sums.setdefault(name, torch.zeros(value.shape, dtype=torch.float64)), value)
 
     def finish(self) -> DatasetMean:
-        if self._sum is None or not self._count:
+        if not self.sums or not self.sums["steps"]:
             raise DataError("no training clip has a step that is not padding, so there is no mean to take")
-        return DatasetMean((self._sum / self._count).float())
+        return DatasetMean((self.sums["latents"] / self.sums["steps"]).float())

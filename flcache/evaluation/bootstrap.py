@@ -25,6 +25,7 @@ SEED = 0
 LEVEL = 0.95
 QUANTILE = 1.96
 """Of the normal distribution, at the upper end of `LEVEL`."""
+MADE_UP_VIDEOS = 2
 CHUNK_COUNTS = 4_000_000
 """Entries of a matrix of counts (resamples x videos) that is in memory at once: 32 MB."""
 
@@ -77,9 +78,12 @@ def ratio_intervals(
 
 def share_interval(right: Tensor, videos: Tensor) -> Interval:
     """Of the share of `right` (N,) bool, by Wilson's score interval (1927) for as many independent clips as these are
-    worth: share * (1 - share) / its variance between `videos` (N,), at most N (Dean and Pagano 2015).
+    worth: N by the design effect, the variance of the share between `videos` (N,) over that between independent clips
+    (Dean and Pagano 2015), of at least 1.
 
-    Where all are right, or none is, nothing tells how alike clips of a video are, and each video counts once.
+    Videos that have an answer of the rarer kind tell how alike clips of a video are. Where these are few, they say too
+    little just when the share is off: two more are made up, whose clips are all alike. Without any, each video counts
+    once.
     """
     share = right.double().mean().item()
     clips = _effective_clips(right.double(), videos, share)
@@ -91,12 +95,16 @@ def share_interval(right: Tensor, videos: Tensor) -> Interval:
 
 def _effective_clips(right: Tensor, videos: Tensor, share: float) -> float:
     """How many independent answers hold as much as those of `right` (N,)."""
-    deviations = _per_video((right - share)[:, None], videos)
-    num_videos = len(deviations)
-    if share in (0.0, 1.0) or num_videos == 1:
-        return float(num_videos)
-    variance = deviations.square().sum().item() / len(right) ** 2 * num_videos / (num_videos - 1)
-    return min(float(len(right)), share * (1 - share) / max(variance, 1e-12))
+    columns = torch.stack((right, torch.ones_like(right), right - share), dim=1)
+    rights, sizes, deviations = _per_video(columns, videos).unbind(1)
+    clips, num_videos = len(right), int((sizes > 0).sum())
+    all_alike = sizes.square().sum().item() / clips
+    telling = min(int((rights > 0).sum()), int((rights < sizes).sum()))
+    if not telling or num_videos == 1:
+        return clips / all_alike
+    variance = deviations.square().sum().item() / clips**2 * num_videos / (num_videos - 1)
+    design_effect = max(1.0, variance * clips / (share * (1 - share)))
+    return clips / ((telling * design_effect + MADE_UP_VIDEOS * all_alike) / (telling + MADE_UP_VIDEOS))
 
 
 def _video_in(clip_id: str) -> str:

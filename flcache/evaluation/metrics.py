@@ -21,6 +21,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
+from flcache.evaluation.processes import add_exactly
+
 NOISE = 1e-4
 """Squared errors below this fraction of the targets' power count as this much in a skill. It is an error of 1 % of the
 RMS, about what the coarsest codec of a cache leaves: below it, two errors differ by rounding and not by prediction."""
@@ -64,18 +66,21 @@ class ChannelVariance:
     """Variance of latents within channels, mean over channels, from sums over batches."""
 
     def __init__(self) -> None:
-        self._count = 0
-        self._sums: list[Tensor] = []
+        self.sums: dict[str, Tensor] = {}
+        """Those over the clips of several processes are the sums of theirs."""
 
     def add(self, latents: Tensor) -> None:
         """Count tokens (..., D)."""
         tokens = latents.flatten(0, -2).float()
-        self._count += len(tokens)
-        self._sums.append(torch.stack((tokens.sum(0), tokens.square().sum(0))).cpu().double())
+        values = {"tokens": torch.tensor([len(tokens)]), "values": tokens.sum(0), "squares": tokens.square().sum(0)}
+        for name, value in values.items():
+            add_exactly(self.sums.setdefault(name, torch.zeros(len(value), dtype=torch.float64)), value)
 
     def value(self) -> float:
         """NaN without tokens."""
-        mean, square = torch.stack(self._sums).sum(0) / self._count if self._count else torch.full((2, 1), torch.nan)
+        if not self.sums or not self.sums["tokens"]:
+            return float("nan")
+        mean, square = (self.sums[name] / self.sums["tokens"] for name in ("values", "squares"))
         return float((square - mean.square()).mean())
 
 

@@ -21,7 +21,7 @@ class EvaluationOptions:
     own_predictor: bool = True
     """Also score the predictor that the encoder's checkpoint ships, where it ships one (V-JEPA 2)."""
     samples: Annotated[int, Bound("of at least 2", lambda value: value >= 2)] = 8
-    """Futures drawn of every context from a generative predictor."""
+    """Futures drawn of each context from a generative predictor, which is evaluated on the first 512 clips alone."""
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ Shapes: B clips a batch, N clips in all, K horizons, H x W patch grid, D channel
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -34,26 +35,35 @@ class Gallery:
     """Collects true and predicted latents, batch by batch."""
 
     def __init__(self) -> None:
-        self._truths: list[Tensor] = []
-        self._predictions: list[Tensor] = []
-        self._valid: list[Tensor] = []
-        self._room = MAX_CLIPS
+        self._parts: list[tuple[int, Tensor, Tensor, Tensor]] = []
+        """Number of the first clip, truths, predictions, valid."""
+        self._clips = 0
 
-    def add(self, prediction: Tensor, truth: Tensor, valid: Tensor) -> None:
-        """Two tensors (B, K, H, W, D), and where they count, `valid` (B, K)."""
-        clips = min(self._room, len(truth))
-        self._room -= clips
-        if clips:
+    def add(self, prediction: Tensor, truth: Tensor, valid: Tensor, first: int | None = None) -> None:
+        """Two tensors (B, K, H, W, D), and where they count, `valid` (B, K).
+
+        `first` is the number of the first clip in the split (None: it follows those added before).
+        """
+        first = self._clips if first is None else first
+        self._clips = first + len(truth)
+        clips = min(MAX_CLIPS - first, len(truth))
+        if clips > 0:
             # clones: a loader uses the memory of its batches again
-            self._truths.append(sketch(truth[:clips]).cpu().clone())
-            self._predictions.append(sketch(prediction[:clips]).cpu().clone())
-            self._valid.append(valid[:clips].cpu())
+            kept = [sketch(latents[:clips]).cpu().clone() for latents in (truth, prediction)]
+            self._parts.append((first, kept[0], kept[1], valid[:clips].cpu()))
+
+    @classmethod
+    def join(cls, galleries: Iterable[Gallery]) -> Gallery:
+        """The clips of all, in their order in the split."""
+        joined = cls()
+        joined._parts = sorted((part for each in galleries for part in each._parts), key=lambda part: part[0])
+        return joined
 
     def finish(self) -> list[Retrieval]:
         """One for each horizon."""
-        if not self._truths:
+        if not self._parts:
             return []
-        truths, predictions, valid = (torch.cat(parts) for parts in (self._truths, self._predictions, self._valid))
+        truths, predictions, valid = (torch.cat(parts) for parts in list(zip(*self._parts, strict=True))[1:])
         return [_retrieve(predictions[valid[:, k], k], truths[valid[:, k], k]) for k in range(valid.shape[1])]
 
 

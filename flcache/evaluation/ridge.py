@@ -2,12 +2,14 @@
 
 Each patch is predicted from the same patch at the last k steps, channels mixed: k * D x D weights a horizon, shared by
 all positions. A map that is fed its own predictions instead multiplies whatever it gets wrong by itself, horizon after
-horizon. The weights solve normal equations that are summed up in float64 while the training clips stream by, so memory
-does not grow with their number: for D = 1024, k = 3 and 8 horizons they hold 1.5 GB, and solving takes as much again.
+horizon. The weights solve normal equations that are summed up while the training clips stream by, in float32 over a
+batch and in float64 over batches, so memory does not grow with their number: for D = 1024, k = 3 and 8 horizons they
+hold 1.4 GB, and solving takes as much again.
 
 The constant is one for all positions, or one for each; then a prediction cannot be worse than the dataset mean on the
 rows it is fitted to. How strong the ridge is, and then which of the two, has the least error on every eighth clip,
-horizon by horizon; the same sums give that error without a second look at the data. All clips then give the weights.
+horizon by horizon; the same sums give that error without a second look at the data. `JUDGED_CHANNELS` of the channels
+that are predicted tell enough for that. All clips then give the weights.
 
 Shapes: B clips, T steps, H x W patch grid, P = H * W positions, D channels, K horizons; F = k * D features.
 """
@@ -15,7 +17,7 @@ Shapes: B clips, T steps, H x W patch grid, P = H * W positions, D channels, K h
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise, product
 
@@ -24,6 +26,7 @@ from torch import Tensor
 
 from flcache.batch import LatentBatch
 from flcache.errors import DataError
+from flcache.evaluation.processes import add_exactly
 
 STRENGTHS = (1e-6, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0, 1000.0)
 """Ridges to choose from, as fractions of the mean variance of a feature; the last leaves little more than constants."""
@@ -31,6 +34,8 @@ ROWS_PER_CLIP = 256
 """Of a clip's boundaries times positions, which are far more rows than there are weights."""
 HELD_OUT_EVERY = 8
 """Every which clip chooses the strength."""
+JUDGED_CHANNELS = 128
+"""At most so many of the channels of a target choose it."""
 
 Choice = tuple[float, bool]
 """Strength, and whether every position has a constant of its own."""
@@ -63,7 +68,7 @@ class Ridge:
 
 @dataclass(frozen=True)
 class _Sums:
-    """Moments of rows, in float64 where the rows are: features x (F) at a position, targets y (D) of K horizons."""
+    """Moments of rows, in float64: features x (F) at a position, targets y (D) of K horizons."""
 
     counts: Tensor
     """(P,)"""
@@ -85,44 +90,45 @@ class _Sums:
     def rows(self) -> int:
         return int(self.counts.sum())
 
-    def add(self, features: Tensor, targets: Tensor, positions: slice) -> None:
-        """Add features (b, p, F) and targets (b, p, K, D), both float64, of every clip's p `positions`."""
-        rows = torch.cat((features, targets.flatten(2)), dim=2)  # (b, p, F + K * D)
-        self.counts[positions] += len(rows)
-        self.sums[positions] += rows.sum(0)
-        self.products.addmm_(features.flatten(0, 1).T, rows.flatten(0, 1))
-        self.powers.add_(targets.square().sum(dim=(0, 1, 3)))
+    @property
+    def channels(self) -> int:
+        """D"""
+        return (self.products.shape[1] - len(self.products)) // len(self.powers)
 
-    def of_horizons(self, first: int, end: int) -> _Sums:
-        """The moments of the horizons `first` to `end`, without it."""
-        features = len(self.products)
-        channels = (self.products.shape[1] - features) // len(self.powers)
-        targets = slice(features + first * channels, features + end * channels)
+    def add(self, features: Tensor, targets: Tensor, positions: slice) -> None:
+        """Add features (b, p, F) and targets (b, p, K, D) of every clip's p `positions`."""
+        self.add_rows([(features, targets, positions)])
+
+    def add_rows(self, blocks: Sequence[tuple[Tensor, Tensor, slice]]) -> None:
+        """`add` for several blocks, whose products are one multiplication of matrices."""
+        rows = [
+            torch.cat((features, targets.flatten(2)), dim=2) for features, targets, _ in blocks
+        ]  # (b, p, F + K * D)
+        for part, (_, targets, positions) in zip(rows, blocks, strict=True):
+            self.counts[positions] += len(part)
+            add_exactly(self.sums[positions], part.sum(0))
+            add_exactly(self.powers, targets.square().sum(dim=(0, 1, 3)))
+        joint = torch.cat([part.flatten(0, 1) for part in rows])
+        add_exactly(self.products, joint[:, : len(self.products)].T @ joint)
+
+    def of_horizons(self, first: int, end: int, stride: int = 1) -> _Sums:
+        """The moments of the horizons `first` to `end`, without it, and of every `stride`th channel of the targets."""
+        features, horizons = len(self.products), len(self.powers)
         sums, products = (
-            torch.cat((part[:, :features], part[:, targets]), dim=1) for part in (self.sums, self.products)
+            torch.cat(
+                (part[:, :features], _by_horizon(part[:, features:], horizons)[:, first:end, ::stride].flatten(1)), 1
+            )
+            for part in (self.sums, self.products)
         )
         return _Sums(self.counts, sums, products, self.powers[first:end])
 
     def solve(self, choice: Choice) -> tuple[Tensor, Tensor]:
         """Weights (F, K * D) under a ridge, and constants (P, K * D) that are free of it."""
         strength, by_position = choice
-        features = len(self.products)
-        overall = self.sums.sum(0) / max(1, self.rows)
-        means, sums = overall[None], self.sums.sum(0, keepdim=True)
-        if by_position:
-            known = self.counts[:, None] > 0
-            means, sums = torch.where(known, self.sums / self.counts.clamp(min=1)[:, None], overall), self.sums
-        centred = self.products - sums[:, :features].T @ means
-        gram, moments = centred[:, :features], centred[:, features:]
-        # what rounding leaves of features that never vary must not look like a variance
-        ridge = strength * gram.diagonal().mean() + 1e-12 * self.products.diagonal().mean() + 1e-30
-        gram.diagonal().add_(ridge)
-        weights = torch.linalg.solve(gram, moments)
-        constants = means[:, features:] - means[:, :features] @ weights
-        return weights, constants.expand(len(self.counts), -1)
+        return _Centred.of(self, by_position).solve(strength)
 
     def errors(self, weights: Tensor, constants: Tensor) -> Tensor:
-        """(K,) mean over rows of the squared error of what `solve` gives."""
+        """(K,) mean over rows of the squared error of what `solve` gives; of some channels, up to a constant."""
         features = len(weights)
         gram, moments = self.products[:, :features], self.products[:, features:]
         of_weights = (weights * (gram @ weights - 2 * moments)).sum(0)
@@ -130,6 +136,54 @@ class _Sums:
         of_constants = (constants * (self.counts[:, None] * constants - 2 * left)).sum(0)
         explained: Tensor = (of_weights + of_constants).reshape(len(self.powers), -1).sum(1)
         return (self.powers + explained) / max(1, self.rows)
+
+
+@dataclass(frozen=True)
+class _Centred:
+    """The normal equations of a ridge without the constants, which are one for all positions or one for each."""
+
+    gram: Tensor
+    """(F, F)"""
+    moments: Tensor
+    """(F, K * D)"""
+    means: Tensor
+    """(P, F + K * D)"""
+    floor: float
+    """What rounding leaves of features that never vary must not look like a variance."""
+
+    @classmethod
+    def of(cls, sums: _Sums, by_position: bool) -> _Centred:
+        features = len(sums.products)
+        overall, totals = sums.sums.sum(0) / max(1, sums.rows), sums.sums.sum(0, keepdim=True)
+        means = overall[None]
+        if by_position:
+            known = sums.counts[:, None] > 0
+            means, totals = torch.where(known, sums.sums / sums.counts.clamp(min=1)[:, None], overall), sums.sums
+        centred = torch.addmm(sums.products, totals[:, :features].T, means, alpha=-1)
+        floor = 1e-12 * sums.products.diagonal().mean().item() + 1e-30
+        means = means.expand(len(sums.counts), -1)
+        return cls(centred[:, :features], centred[:, features:], means, floor)
+
+    def factor(self, strength: float) -> Tensor:
+        """(F, F) Cholesky's triangle; products in float32 may leave none for a weak ridge, which then grows."""
+        ridge = strength * self.gram.diagonal().mean() + self.floor
+        while True:
+            gram = self.gram.clone()
+            gram.diagonal().add_(ridge)
+            triangle: Tensor
+            triangle, failed = torch.linalg.cholesky_ex(gram)
+            if not failed or not ridge.isfinite():
+                return triangle
+            ridge = 10 * ridge
+
+    def solve(self, strength: float) -> tuple[Tensor, Tensor]:
+        return self.solve_with(self.factor(strength), slice(None))
+
+    def solve_with(self, triangle: Tensor, columns: slice) -> tuple[Tensor, Tensor]:
+        """The weights and constants of some columns of the K * D."""
+        features = len(self.gram)
+        weights = torch.cholesky_solve(self.moments[:, columns], triangle)
+        return weights, self.means[:, features:][:, columns] - self.means[:, :features] @ weights
 
 
 class RidgeMoments:
@@ -142,28 +196,40 @@ class RidgeMoments:
         self._sums: dict[tuple[bool, int], _Sums] = {}
         """By whether they are held out, and by how many horizons the rows have, rounded down to one of the reaches: the
         horizons between two of these share a Gram matrix, so that there are few."""
-        self._clips, self._batches = 0, 0
 
     @property
     def rows(self) -> int:
         return sum(part.rows for part in self._sums.values())
 
-    def add(self, batch: LatentBatch, boundaries: Sequence[int]) -> None:
-        """Learn from the targets' latents of `batch` what follows its steps before each of `boundaries`."""
+    def sums(self) -> dict[tuple[bool, int, str], Tensor]:
+        """Those over the batches of several processes are the sums of theirs."""
+        return {(*key, name): tensor for key, part in self._sums.items() for name, tensor in vars(part).items()}
+
+    def put(self, sums: Mapping[tuple[bool, int, str], Tensor]) -> None:
+        """Go on from these sums."""
+        keys = sorted({(held_out, reach) for held_out, reach, _ in sums})
+        names = _Sums.__dataclass_fields__
+        self._sums = {key: _Sums(*(sums[(*key, name)] for name in names)) for key in keys}
+
+    def add(self, batch: LatentBatch, boundaries: Sequence[int], number: int = 0) -> None:
+        """Learn from the targets' latents of `batch`, which has that number, what follows the `boundaries`."""
         usable = [boundary for boundary in boundaries if boundary >= self._steps]
         positions = batch.targets.shape[2] * batch.targets.shape[3]
         stride = math.ceil(len(usable) * positions / ROWS_PER_CLIP)
-        held_out = (self._clips + torch.arange(len(batch))) % HELD_OUT_EVERY == 1
-        for number, boundary in enumerate(usable):
-            # every position has its turn, whatever the stride
-            chosen = slice((number + self._batches) % stride, None, stride)
+        held_out = (number + torch.arange(len(batch))) % HELD_OUT_EVERY == 1
+        rows: dict[tuple[bool, int], list[tuple[Tensor, Tensor, slice]]] = {}
+        for turn, boundary in enumerate(usable, start=number):
+            chosen = slice(turn % stride, None, stride)  # every position has its turn, whatever the stride
             ahead = batch.valid[:, boundary : boundary + self._horizons].cpu().long().cumprod(1).sum(1)  # (B,)
             for (reach, end), held in product(pairwise([*self._reaches, self._horizons + 1]), (False, True)):
                 clips = ((reach <= ahead) & (ahead < end) & (held_out == held)).nonzero()[:, 0]
                 if len(clips):
-                    self._add(batch.targets, clips, boundary, chosen, reach, held)
-        self._clips += len(batch)
-        self._batches += 1
+                    rows.setdefault((held, reach), []).append(self._rows(batch.targets, clips, boundary, chosen, reach))
+        for key, blocks in rows.items():
+            if key not in self._sums:
+                sizes = blocks[0][0].shape[2], blocks[0][1].shape[2:].numel(), key[1]
+                self._sums[key] = _Sums.none(positions, *sizes, _accumulating(batch.targets.device))
+            self._sums[key].add_rows(blocks)
 
     def fit(self) -> Ridge:
         """The maps. Raises DataError where no clip has enough steps that are not padding."""
@@ -180,15 +246,13 @@ class RidgeMoments:
         weights, constants, choices = zip(*maps, strict=True)
         return Ridge(torch.stack(weights), torch.stack(constants), self._steps, choices)
 
-    def _add(self, latents: Tensor, clips: Tensor, boundary: int, chosen: slice, reach: int, held_out: bool) -> None:
-        rows = latents[clips.to(latents.device), boundary - self._steps : boundary + reach].flatten(2, 3)
-        rows = _double(rows[:, :, chosen]).transpose(1, 2)  # (b, p, k + reach, D)
-        features, targets = rows[:, :, : self._steps].flatten(2), rows[:, :, self._steps :]
-        key = held_out, reach
-        if key not in self._sums:
-            positions = latents.shape[2] * latents.shape[3]
-            self._sums[key] = _Sums.none(positions, features.shape[2], reach * latents.shape[4], reach, rows.device)
-        self._sums[key].add(features, targets, chosen)
+    def _rows(
+        self, latents: Tensor, clips: Tensor, boundary: int, chosen: slice, reach: int
+    ) -> tuple[Tensor, Tensor, slice]:
+        """Features (b, p, F) and targets (b, p, reach, D) of `clips` around a boundary, as `_Sums.add` takes them."""
+        rows = latents[:, boundary - self._steps : boundary + reach].flatten(2, 3)[:, :, chosen]
+        rows = rows[clips.to(latents.device)].transpose(1, 2).float()  # (b, p, k + reach, D)
+        return rows[:, :, : self._steps].flatten(2), rows[:, :, self._steps :], chosen
 
     def _total(self, held_out: bool, first: int, end: int) -> _Sums | None:
         """Of all rows that have the horizons `first` to `end`, without it; None if there are none."""
@@ -199,16 +263,29 @@ class RidgeMoments:
 def _fit(learner: _Sums | None, judge: _Sums | None) -> list[_Map]:
     """The map of each horizon, from the rows of both; one of the two may be missing."""
     everything = _add_up([part for part in (learner, judge) if part is not None])
-    learner, judge = learner or everything, judge or everything
-    errors = torch.stack([judge.errors(*learner.solve((strength, True))) for strength in STRENGTHS])  # (strengths, K)
-    strengths = [STRENGTHS[best] for best in errors.argmin(0).tolist()]
-    shared = {strength: judge.errors(*learner.solve((strength, False))) for strength in set(strengths)}
+    choices = _choose(learner or everything, judge or everything)
+    channels = everything.channels
+    systems = {by_position: _Centred.of(everything, by_position) for by_position in {choice[1] for choice in choices}}
+    triangles = {choice: systems[choice[1]].factor(choice[0]) for choice in set(choices)}
     maps = []
-    for horizon, (strength, error) in enumerate(zip(strengths, errors.amin(0).tolist(), strict=True)):
-        choice = strength, error < shared[strength][horizon].item()
-        weights, constants = everything.of_horizons(horizon, horizon + 1).solve(choice)
+    for horizon, choice in enumerate(choices):
+        columns = slice(horizon * channels, (horizon + 1) * channels)
+        weights, constants = systems[choice[1]].solve_with(triangles[choice], columns)
         maps.append((weights.float(), constants.float(), choice))
     return maps
+
+
+def _choose(learner: _Sums, judge: _Sums) -> list[Choice]:
+    """For each horizon what has the least error on the rows of `judge`, learnt from those of `learner`."""
+    horizons = len(judge.powers)
+    stride = math.ceil(judge.channels / JUDGED_CHANNELS)
+    learner, judge = (part.of_horizons(0, horizons, stride) for part in (learner, judge))
+    own, shared = (_Centred.of(learner, by_position) for by_position in (True, False))
+    errors = torch.stack([judge.errors(*own.solve(strength)) for strength in STRENGTHS])  # (strengths, K)
+    strengths = [STRENGTHS[best] for best in errors.argmin(0).tolist()]
+    rivals = {strength: judge.errors(*shared.solve(strength)) for strength in set(strengths)}
+    least = errors.amin(0).tolist()
+    return [(strength, least[k] < rivals[strength][k].item()) for k, strength in enumerate(strengths)]
 
 
 def _add_up(parts: Sequence[_Sums]) -> _Sums:
@@ -219,6 +296,11 @@ def _add_up(parts: Sequence[_Sums]) -> _Sums:
     return total
 
 
-def _double(values: Tensor) -> Tensor:
-    """As float64, on the CPU where the device has none (Apple's MPS)."""
-    return (values.cpu() if values.device.type == "mps" else values).double()
+def _by_horizon(columns: Tensor, horizons: int) -> Tensor:
+    """(n, K * D) as (n, K, D)."""
+    return columns.reshape(len(columns), horizons, -1)
+
+
+def _accumulating(device: torch.device) -> torch.device:
+    """Where sums in float64 are kept: on the CPU where the device has none (Apple's MPS)."""
+    return torch.device("cpu") if device.type == "mps" else device

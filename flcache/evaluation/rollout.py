@@ -5,7 +5,7 @@ Shapes: B clips, Tc context steps, K horizons, H x W patch grid, D channels.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -16,6 +16,7 @@ from flcache.errors import DataError
 from flcache.evaluation.baselines import BASELINES, Predict, copy_last, true_context
 from flcache.evaluation.bootstrap import number_videos
 from flcache.evaluation.metrics import ChannelVariance, Scores, join, mean_square, score
+from flcache.evaluation.processes import ALONE, Processes
 from flcache.evaluation.result import EvaluationResult
 from flcache.evaluation.retrieval import Gallery
 from flcache.evaluation.sampling import SampleScores, Sampling, join_samples, score_samples
@@ -37,33 +38,49 @@ def evaluate(
     sampling: Sampling | None = None,
     video_of: Mapping[str, str] | None = None,
     device: torch.device | str = "cpu",
+    processes: Processes = ALONE,
 ) -> EvaluationResult:
     """Score `predict` on the targets of `batches`, up to `horizons` steps ahead (None: as far as the clips go).
 
-    All batches have the same steps and boundary. `sampling` takes the place of `predict` for a generative
-    predictor: it is asked for several futures of every context, of its first clips alone. `video_of` says which
-    video a clip is of, as `number_videos` takes it. Baselines see the context that the targets' encoder makes;
-    where that is not the context's (the encoder trains), errors are relative to the targets' variance. Memory is a
-    batch, a few numbers a clip, and what `retrieval` and `spread` keep of the first clips. Raises LeakError if the
-    contexts have seen the future, which `seen_until` tells, and `allow_leak` is False; DataError if there are no
-    batches.
+    All batches have the same steps and boundary. `sampling` takes the place of `predict` for a generative predictor: it
+    is asked for several futures of every context, of its first clips alone. `video_of` says which video a clip is of,
+    as `number_videos` takes it. Baselines see the context that the targets' encoder makes; where that is not the
+    context's (the encoder trains), errors are relative to the targets' variance. Memory is a batch, a few numbers
+    a clip, and what `retrieval` and `spread` keep of the first clips. Of several `processes` each has every `count`th
+    batch, and the main one gets the result; that of the others has no horizons. Raises LeakError if the contexts have
+    seen the future, which `seen_until` tells, and `allow_leak` is False; DataError if there are no batches.
     """
-    found = _Found(horizons, {name: [] for name in baselines})
+    found = _Found(horizons)
     leak = False
-    for batch in batches:
+    for first, batch in _in_turn(batches, processes, sampling.max_clips if sampling else None):
         leak |= check_boundary(seen_until, batch.context_steps, allow_leak=allow_leak)
-        if sampling is not None:
-            batch = _first(batch, sampling.max_clips - len(found.ids))
-        found.add(batch.to(device), predict, baselines, sampling)
-        if sampling is not None and len(found.ids) >= sampling.max_clips:
-            break
-    if not found.valid:
+        found.add(first, batch.to(device), predict, baselines, sampling)
+    found.gather(processes)
+    if not processes.main:
+        return EvaluationResult((), leak, fingerprint)
+    if not found.parts:
         raise DataError('no clips to evaluate: "evaluation.split" names a split without encoded clips')
     retrieval = {name: gallery.finish() for name, gallery in found.galleries.items()}
-    variance = found.variance.value() if found.trained_encoder else None
+    variance = found.variance.value() if found.variance.sums else None
     scores = found.clip_scores(sampling, video_of)
     horizon_results = summarise(relative(scores, variance or 1.0), retrieval, found.spread.finish())
     return EvaluationResult(horizon_results, leak, fingerprint, variance)
+
+
+def _in_turn(
+    batches: Iterable[LatentBatch], processes: Processes, most: int | None
+) -> Iterator[tuple[int, LatentBatch]]:
+    """The batches of this process, each with the number of its first clip among all clips, which are `most` at most."""
+    stream, done = iter(batches), 0
+    while most is None or done < most:
+        batch = next(stream, None)
+        sizes = processes.everyones(len(batch) if batch else 0)
+        if not any(sizes):
+            return
+        first = done + sum(sizes[: processes.rank])
+        done += sum(sizes)
+        if batch is not None and (most is None or first < most):
+            yield first, batch if most is None else _first(batch, most - first)
 
 
 def _first(batch: LatentBatch, clips: int) -> LatentBatch:
@@ -74,69 +91,91 @@ def _first(batch: LatentBatch, clips: int) -> LatentBatch:
     return replace(batch, latents=latents, targets=targets, times=times, valid=valid, ids=ids)
 
 
+@dataclass(frozen=True)
+class _Part:
+    """Of one batch; tensors are (B, K) on the CPU."""
+
+    first: int
+    """Number of its first clip."""
+    ids: tuple[str, ...]
+    prediction: Scores
+    samples: SampleScores | None
+    baselines: Mapping[str, Scores]
+    power: Tensor
+    motion: Tensor
+    seconds: Tensor
+    valid: Tensor
+
+
 @dataclass
 class _Found:
-    """What is gathered, batch by batch; tensors are (B, K) on the CPU."""
+    """What is gathered, batch by batch."""
 
     horizons: int | None
-    baselines: dict[str, list[Scores]]
-    predictions: list[Scores] = field(default_factory=list)
-    samples: list[SampleScores] = field(default_factory=list)
-    powers: list[Tensor] = field(default_factory=list)
-    motions: list[Tensor] = field(default_factory=list)
-    seconds: list[Tensor] = field(default_factory=list)
-    valid: list[Tensor] = field(default_factory=list)
-    ids: list[str] = field(default_factory=list)
+    parts: list[_Part] = field(default_factory=list)
     galleries: dict[str, Gallery] = field(default_factory=lambda: {"prediction": Gallery(), "copy_last": Gallery()})
     spread: SpreadMoments = field(default_factory=SpreadMoments)
-    trained_encoder: bool = False
     variance: ChannelVariance = field(default_factory=ChannelVariance)
 
     def add(
-        self, batch: LatentBatch, predict: Predict, baselines: Mapping[str, Predict], sampling: Sampling | None
+        self,
+        first: int,
+        batch: LatentBatch,
+        predict: Predict,
+        baselines: Mapping[str, Predict],
+        sampling: Sampling | None,
     ) -> None:
         target, target_times = self._ahead(batch.target), self._ahead(batch.target_times)
         valid = self._ahead(batch.target_valid)
         given = batch.context, batch.context_times, target_times
+        samples = None
         if sampling is None:
             prediction = example = predict(*given)
-            self.predictions.append(score(prediction, target))
+            scores = score(prediction, target)
         else:
-            prediction, example = self._add_samples(sampling.draw(*given, sampling.num_samples), target)
+            drawn = sampling.samples(*given, batch.ids)
+            prediction, example, samples = drawn.float().mean(0), drawn[0], score_samples(drawn, target)
+            scores = replace(score(prediction, target), error=samples.expected)
         true_given = true_context(batch), batch.context_times, target_times
         copied = copy_last(*true_given)
-        for name, baseline in baselines.items():
-            self.baselines[name].append(score(baseline(*true_given), target))
-        self.powers.append(mean_square(target))
-        self.motions.append(mean_square(target - copied))
-        self.seconds.append((target_times - batch.context_times[:, -1:]).cpu().double())
-        self.valid.append(valid.cpu())
-        self.ids += batch.ids
-        self.galleries["prediction"].add(prediction, target, valid)
-        self.galleries["copy_last"].add(copied, target, valid)
-        self.spread.add(example, target, valid)
-        if batch.targets is not batch.latents:
-            self.trained_encoder = True
+        part = _Part(
+            first=first,
+            ids=batch.ids,
+            prediction=scores,
+            samples=samples,
+            baselines={name: score(baseline(*true_given), target) for name, baseline in baselines.items()},
+            power=mean_square(target),
+            motion=mean_square(target - copied),
+            seconds=(target_times - batch.context_times[:, -1:]).cpu().double(),
+            valid=valid.cpu(),
+        )
+        self.parts.append(part)
+        self.galleries["prediction"].add(prediction, target, valid, first)
+        self.galleries["copy_last"].add(copied, target, valid, first)
+        self.spread.add(example, target, valid, first)
+        if batch.targets is not batch.latents:  # the encoder trains
             self.variance.add(target[valid])
 
-    def _add_samples(self, samples: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-        """Score (S, B, K, H, W, D); returns their mean, and the first of them."""
-        mean, found = samples.float().mean(0), score_samples(samples, target)
-        self.samples.append(found)
-        self.predictions.append(replace(score(mean, target), error=found.expected))
-        return mean, samples[0]
+    def gather(self, processes: Processes) -> None:
+        """On the main process, what all have found, in the order of the batches."""
+        parts = [part for theirs in processes.gather(self.parts) for part in theirs]
+        self.parts = sorted(parts, key=lambda part: part.first)
+        for name, gallery in self.galleries.items():
+            self.galleries[name] = Gallery.join(processes.gather(gallery))
+        self.spread.put(processes.add_up(self.spread.sums()))
+        self.variance.sums = processes.add_up(self.variance.sums)
 
     def clip_scores(self, sampling: Sampling | None, video_of: Mapping[str, str] | None) -> ClipScores:
         """All batches as one."""
         return ClipScores(
-            prediction=join(self.predictions),
-            baselines={name: join(scores) for name, scores in self.baselines.items()},
-            power=torch.cat(self.powers),
-            motion=torch.cat(self.motions),
-            seconds=torch.cat(self.seconds),
-            valid=torch.cat(self.valid),
-            videos=number_videos(self.ids, video_of),
-            samples=join_samples(self.samples) if self.samples else None,
+            prediction=join([part.prediction for part in self.parts]),
+            baselines={name: join([part.baselines[name] for part in self.parts]) for name in self.parts[0].baselines},
+            power=torch.cat([part.power for part in self.parts]),
+            motion=torch.cat([part.motion for part in self.parts]),
+            seconds=torch.cat([part.seconds for part in self.parts]),
+            valid=torch.cat([part.valid for part in self.parts]),
+            videos=number_videos([clip_id for part in self.parts for clip_id in part.ids], video_of),
+            samples=join_samples([part.samples for part in self.parts if part.samples]) if sampling else None,
             num_samples=sampling.num_samples if sampling else 0,
         )
 

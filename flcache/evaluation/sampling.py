@@ -23,12 +23,14 @@ from dataclasses import dataclass
 from itertools import combinations
 
 import torch
+import xxhash
 from torch import Tensor
 
 from flcache.evaluation.metrics import mean_square
 
-Sample = Callable[[Tensor, Tensor, Tensor, int], Tensor]
-"""context (B, Tc, H, W, D), context_times (B, Tc), target_times (B, K), how many -> (S, B, K, H, W, D)."""
+Sample = Callable[[Tensor, Tensor, Tensor, Sequence[int]], Tensor]
+"""context (B, Tc, H, W, D), context_times (B, Tc), target_times (B, K), B seeds -> (B, K, H, W, D): of each clip the
+future that its seed decides, whatever clips are beside it."""
 
 
 @dataclass(frozen=True)
@@ -38,8 +40,22 @@ class Sampling:
     draw: Sample
     num_samples: int
     """At least 2."""
+    seed: int = 0
     max_clips: int = 512
     """Samples are dear: only the first so many clips are evaluated; planning has shuffled them."""
+
+    def samples(self, context: Tensor, context_times: Tensor, target_times: Tensor, ids: Sequence[str]) -> Tensor:
+        """(S, B, K, H, W, D) of the clips `ids`."""
+        drawn = [
+            self.draw(context, context_times, target_times, clip_seeds(self.seed, ids, number))
+            for number in range(self.num_samples)
+        ]
+        return torch.stack(drawn)
+
+
+def clip_seeds(seed: int, ids: Sequence[str], number: int = 0) -> list[int]:
+    """Of the sample `number` of each clip: functions of these three alone."""
+    return [xxhash.xxh3_64_intdigest(f"{seed}/{number}/{clip_id}".encode()) >> 1 for clip_id in ids]
 
 
 @dataclass(frozen=True)

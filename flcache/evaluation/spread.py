@@ -12,10 +12,13 @@ Shapes: B clips, K horizons, H x W patch grid, D channels; P = H * W * D.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from flcache.evaluation.processes import add_exactly
 
 MAX_CLIPS = 512
 _EPSILON = 1e-7
@@ -46,18 +49,30 @@ class SpreadMoments:
     def __init__(self) -> None:
         self._prediction: _Moments | None = None
         self._truth: _Moments | None = None
-        self._room = MAX_CLIPS
+        self._clips = 0
 
-    def add(self, prediction: Tensor, truth: Tensor, valid: Tensor) -> None:
-        """Two tensors (B, K, H, W, D), and where they count, `valid` (B, K)."""
-        clips = min(self._room, len(truth))
-        if not clips:
+    def add(self, prediction: Tensor, truth: Tensor, valid: Tensor, first: int | None = None) -> None:
+        """Two tensors (B, K, H, W, D), and where they count, `valid` (B, K); `first` as `Gallery.add` takes it."""
+        first = self._clips if first is None else first
+        self._clips = first + len(truth)
+        clips = min(MAX_CLIPS - first, len(truth))
+        if clips <= 0:
             return
-        self._room -= clips
         if self._prediction is None or self._truth is None:
             self._prediction, self._truth = _Moments(truth), _Moments(truth)
         self._prediction.add(prediction[:clips], valid[:clips])
         self._truth.add(truth[:clips], valid[:clips])
+
+    def sums(self) -> dict[tuple[str, str], Tensor]:
+        """Those over the clips of several processes are the sums of theirs."""
+        parts = {"prediction": self._prediction, "truth": self._truth}
+        return {(of, name): tensor for of, part in parts.items() if part for name, tensor in vars(part).items()}
+
+    def put(self, sums: Mapping[tuple[str, str], Tensor]) -> None:
+        """Go on from these sums."""
+        for of, part in (("prediction", self._prediction), ("truth", self._truth)):
+            if part and sums:
+                vars(part).update({name: sums[of, name] for name in vars(part)})
 
     def finish(self) -> list[Spread]:
         """One for each horizon."""
@@ -78,7 +93,6 @@ class _Moments:
         K, D = like.shape[1], like.shape[-1]
         self.count = torch.zeros(K, dtype=torch.float64)
         self.sums = torch.zeros(like.shape[1:], dtype=torch.float64)
-        self.squares = torch.zeros(K, dtype=torch.float64)
         self.grams = torch.zeros(K, D, D, dtype=torch.float64)
 
     def add(self, latents: Tensor, valid: Tensor) -> None:
@@ -87,13 +101,12 @@ class _Moments:
         latents = torch.where(valid[:, :, None, None, None], latents, 0.0)
         tokens = latents.transpose(0, 1).flatten(1, 3)  # (K, B * H * W, D)
         self.count += valid.sum(0).cpu()
-        self.sums += latents.sum(0).cpu()
-        grams = (tokens.mT @ tokens).cpu()
-        self.grams += grams
-        self.squares += grams.diagonal(dim1=1, dim2=2).sum(1)
+        add_exactly(self.sums, latents.sum(0))
+        add_exactly(self.grams, tokens.mT @ tokens)
 
     def variance(self) -> Tensor:
         """(K,) over clips, summed over positions and channels; NaN for fewer than two clips."""
         explained = self.sums.square().flatten(1).sum(1) / self.count
-        variance = (self.squares - explained).clamp(min=0) / (self.count - 1)
+        squares = self.grams.diagonal(dim1=1, dim2=2).sum(1)
+        variance = (squares - explained).clamp(min=0) / (self.count - 1)
         return torch.where(self.count > 1, variance, torch.nan)

@@ -69,9 +69,19 @@ class FlowMatchingPredictor(TransformerPredictor):
         return context[:, -1:] + split_patches(change, self.merge)
 
     def predict(self, context: Tensor, context_times: Tensor, target_times: Tensor) -> Tensor:
-        times = torch.cat((context_times, target_times), dim=1)
         shape = (len(context), target_times.shape[1], *context.shape[2:])
-        state = torch.randn(shape, dtype=context.dtype, device=context.device)
+        noise = torch.randn(shape, dtype=context.dtype, device=context.device)
+        return self._flow(noise, context, torch.cat((context_times, target_times), dim=1))
+
+    def sample(self, context: Tensor, context_times: Tensor, target_times: Tensor, seeds: Sequence[int]) -> Tensor:
+        """All clips at once; the noise is drawn on the CPU, so that every device samples the same futures."""
+        shape = (target_times.shape[1], *context.shape[2:])
+        noise = [torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
+        times = torch.cat((context_times, target_times), dim=1)
+        return self._flow(torch.stack(noise).to(context), context, times)
+
+    def _flow(self, state: Tensor, context: Tensor, times: Tensor) -> Tensor:
+        """The latents where the paths from the noise `state` end."""
         steps = self.flow.sampler_steps
         for now in range(steps - 1):
             state = self._step(state, now / steps, 1 / steps, context, times)

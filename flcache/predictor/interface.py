@@ -75,6 +75,16 @@ class Predictor(nn.Module, ABC):
         Tc and Tt are free. Gradients flow through all of it unless the caller disables them.
         """
 
+    def sample(self, context: Tensor, context_times: Tensor, target_times: Tensor, seeds: Sequence[int]) -> Tensor:
+        """`predict` of a generative predictor, where a clip's seed decides its future, whatever clips are beside it."""
+        futures = []
+        for clip, seed in enumerate(seeds):
+            one = slice(clip, clip + 1)
+            with torch.random.fork_rng(devices=[context.device] if context.is_cuda else []):
+                torch.manual_seed(seed)
+                futures.append(self.predict(context[one], context_times[one], target_times[one]))
+        return torch.cat(futures)
+
     def forecasts(self, batch: LatentBatch, boundaries: Sequence[int], rollout_steps: int) -> list[Forecast]:
         """The predictions that a training step on `batch` learns from: here, all that follows a random boundary.
 

@@ -69,14 +69,17 @@ def _generator(name: str) -> np.random.Philox:
 
 
 def rank_share(
-    order: NDArray[np.int64], *, start: int, batch_size: int, rank: int, world_size: int
+    order: NDArray[np.int64], *, start: int, batch_size: int, rank: int, world_size: int, even_last: bool = True
 ) -> NDArray[np.int64]:
     """What `rank` takes of the global batch that starts at `start`.
 
     A global batch is the next `batch_size * world_size` clips of the order, and the ranks' shares, put one after the
-    other, are that batch. A short last batch is shared evenly, so that a rank may get one clip less, or none.
+    other, are that batch. A short last batch is shared evenly, so that a rank may get one clip less, or none; without
+    `even_last`, the first ranks get `batch_size` of it while it lasts, so that all shares are a single rank's batches.
     """
     batch = order[start : start + batch_size * world_size]
+    if not even_last:
+        return batch[rank * batch_size : (rank + 1) * batch_size]
     least, longer = divmod(len(batch), world_size)
     first = rank * least + min(rank, longer)
     return batch[first : first + least + (rank < longer)]

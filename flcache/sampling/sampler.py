@@ -32,8 +32,10 @@ class EpochSampler:
         rank: int = 0,
         world_size: int = 1,
         drop_last: bool = True,
+        even_last: bool = True,
     ) -> None:
-        """`batch_size` is per rank; `drop_last` leaves out an epoch's last batch if it is short.
+        """`batch_size` is per rank; `drop_last` leaves out an epoch's last batch if it is short; `even_last` is that of
+        `rank_share`.
 
         `block` and `parts`, (clips, weight) of each cache of a mixture, are those of `epoch_order` and
         `mixture_order`; a mixture is always shuffled.
@@ -42,7 +44,7 @@ class EpochSampler:
             raise CacheError(f"batch size {batch_size}, rank {rank} of {world_size}, block {block}: out of range")
         self.num_clips, self.batch_size, self.seed, self.shuffle = num_clips, batch_size, seed, shuffle
         self.block, self.parts = block, tuple(parts) if parts else None
-        self.rank, self.world_size, self.drop_last = rank, world_size, drop_last
+        self.rank, self.world_size, self.drop_last, self.even_last = rank, world_size, drop_last, even_last
         self.epoch, self.samples = 0, 0
         if num_clips < self._least:
             raise CacheError(
@@ -114,7 +116,8 @@ class EpochSampler:
         return epoch_order(self.num_clips, seed=self.seed, epoch=self.epoch, block=self.block)
 
     def _share(self, order: NDArray[np.int64], start: int) -> NDArray[np.int64]:
-        return rank_share(order, start=start, batch_size=self.batch_size, rank=self.rank, world_size=self.world_size)
+        of_rank = {"rank": self.rank, "world_size": self.world_size}
+        return rank_share(order, start=start, batch_size=self.batch_size, **of_rank, even_last=self.even_last)
 
 
 def _other(what: str, now_and_then: str) -> CacheError:

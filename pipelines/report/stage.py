@@ -102,9 +102,10 @@ def _provenance(config: Config, record: RunRecord, checkpoint: Path) -> dict[str
 
 def _notes(evaluation: dict[str, Any] | None, record: RunRecord, unread: dict[str, str]) -> list[str]:
     notes = []
-    if evaluation and evaluation["fingerprint"] != record.fingerprint:
+    evaluated = evaluation and evaluation.get("end_to_end", {}).get("trained_from", evaluation["fingerprint"])
+    if evaluated and evaluated != record.fingerprint:
         notes.append(
-            f"evaluation.json is of other latents ({evaluation['fingerprint'][:12]}) than the checkpoint "
+            f"evaluation.json is of other latents ({evaluated[:12]}) than the checkpoint "
             f"({record.fingerprint[:12]}): run flcache evaluate again."
         )
     elif evaluation and evaluation["step"] != record.step:

@@ -10,25 +10,31 @@ import torch
 from flcache.config import Config
 from flcache.encoder import load_own_predictor
 from flcache.errors import EncoderError
-from flcache.evaluation import Predict, fit_baselines
+from flcache.evaluation import Predict, Processes, fit_baselines
 from flcache.training import WorldModel
 
 from .source import LatentSource, Reading, latent_batches, open_source
 
 
 @torch.no_grad()
-def fitted_baselines(config: Config, model: WorldModel, device: str) -> dict[str, Predict]:
-    """Every baseline, fitted to the first `evaluation.baseline_clips` training clips as `model` sees them."""
+def fitted_baselines(
+    config: Config, model: WorldModel, beside: LatentSource, device: str, processes: Processes
+) -> dict[str, Predict]:
+    """Every baseline, fitted to the first `evaluation.baseline_clips` training clips as `model` sees them; `beside` is
+    what is evaluated."""
     options = config.evaluation
     batch_size = min(options.batch_size, options.baseline_clips)
-    with open_source(config, Reading("train", batch_size, shuffle=False), device=device) as source:
+    share = range(processes.rank, options.baseline_clips // batch_size, processes.count)
+    reading = Reading("train", batch_size, False, processes.rank, processes.count)
+    with open_source(config, reading, device=device, beside=beside) as source:
         own = _own_predictor(config, source, model, device)
         fitted = fit_baselines(
-            islice(latent_batches(model, source, device), options.baseline_clips // batch_size),
+            islice(latent_batches(model, source, device), len(share)),
             seen_until=source.seen_until,
             ridge_steps=options.ridge_steps,
             horizons=options.horizons,
             allow_leak=config.allow_leak,
+            processes=processes,
         )
         return fitted | own
 

@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
+import torch
+
+from flcache.batch import ChannelStatistics
+from flcache.cache import CacheSpec
 from flcache.config import Config
+from flcache.encoder import weight_digest
 from flcache.errors import TrainingError
 from flcache.predictor import build_predictor
 from flcache.training import RunRecord, WorldModel, legal_training_boundaries, load_weights, open_checkpoint
@@ -12,21 +18,34 @@ from flcache.training import RunRecord, WorldModel, legal_training_boundaries, l
 from .source import LatentSource
 
 
-def build_world_model(config: Config, source: LatentSource) -> WorldModel:
+def build_world_model(config: Config, source: LatentSource, statistics: ChannelStatistics | None = None) -> WorldModel:
     """A fresh predictor for the latents of `source`, with its encoder where `source` holds frames."""
     boundaries = legal_training_boundaries(source.seen_until, allow_leak=config.allow_leak)
     predictor = build_predictor(config.predictor, source.latent_shape)
     objective = config.training.objective
-    return WorldModel(predictor, source.statistics, boundaries=boundaries, objective=objective, encoder=source.encoder)
+    statistics = statistics or source.statistics
+    return WorldModel(predictor, statistics, boundaries=boundaries, objective=objective, encoder=source.encoder)
 
 
 def load_trained(config: Config, source: LatentSource, checkpoint: Path) -> WorldModel:
     """The model of `checkpoint` for evaluation. Raises TrainingError if it does not fit or is damaged."""
     opened = open_checkpoint(checkpoint)
     _check_latents(opened.record, source, checkpoint)
-    model = build_world_model(config, source)
+    unknown = torch.ones(source.latent_shape[-1])  # the checkpoint's come with its weights
+    model = build_world_model(config, source, ChannelStatistics(unknown, unknown))
     load_weights(opened, model)
     return model.eval()
+
+
+def evaluated_latents(source: LatentSource, model: WorldModel, trained: str) -> tuple[str, dict[str, Any]]:
+    """The fingerprint of the targets that `model` is evaluated on, and what an evaluation says of an encoder that was
+    trained from latents of the fingerprint `trained`; nothing of one that is frozen."""
+    if model.encoder is None or model.target_encoder is None:
+        return trained, {}
+    target, online = (weight_digest(encoder.encoder) for encoder in (model.target_encoder, model.encoder))
+    hard = {**source.hard, "encoder": {**source.hard["encoder"], "weights": target}}
+    said = {"trained_from": trained, "target_weights": target, "online_weights": online}
+    return CacheSpec(hard, {}).fingerprint, {"end_to_end": said}
 
 
 def _check_latents(record: RunRecord, source: LatentSource, checkpoint: Path) -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ from flcache.videos import DecodePool, PlannedClip, VideoFolder, planned_clips
 
 from .clips import assign_split, open_pool, read_split
 from .encoder import earlier_forms, hard_spec, load_configured_encoder
+from .running import as_trained
 
 LIVE_STATISTICS_CLIPS = 64
 """Training clips that channel statistics are computed from where no cache has them."""
@@ -51,9 +53,16 @@ class LatentSource:
     seen_until: tuple[int, ...]
     context_steps: int
     leak: bool
-    statistics: ChannelStatistics
+    find_statistics: Callable[[], ChannelStatistics]
+    """Live, some clips may have to be encoded for them: a checkpoint has its own."""
     encoder: LatentVideoModel | None
     """The encoder of the batches' frames; None where the batches hold latents."""
+    precision: str
+    """`training.precision`"""
+
+    @property
+    def statistics(self) -> ChannelStatistics:
+        return self.find_statistics()
 
     def known_as(self, fingerprint: str) -> LatentSource:
         """This source under `fingerprint`, if that is of the same latents in the form of earlier specs."""
@@ -73,21 +82,33 @@ class Reading:
 
 
 @contextmanager
-def open_source(config: Config, reading: Reading, *, device: str) -> Iterator[LatentSource]:
-    """The source that `training.source` names, for as long as the context lasts."""
+def open_source(
+    config: Config, reading: Reading, *, device: str, beside: LatentSource | None = None
+) -> Iterator[LatentSource]:
+    """The source that `training.source` names, for as long as the context lasts.
+
+    `beside` is another reading of it, whose encoder is taken instead of loading it again.
+    """
     if config.training.source == "cache":
         yield _cached(config, reading)
         return
     with open_pool(config) as pool:
-        yield _live(config, reading, pool, device)
+        if beside is None:
+            yield _live(config, reading, pool, device)
+        else:
+            assert beside.encoder is not None, "both are readings of one source"
+            spec = CacheSpec(dict(beside.hard), {})
+            batches = _live_batches(config, reading, pool, beside.encoder, spec, beside.context_steps)
+            yield replace(beside, batches=batches)
 
 
 def latent_batches(model: WorldModel, source: LatentSource, device: str) -> Iterator[LatentBatch]:
     """One epoch of the source as latents, standardised with the statistics of `model`: those of a cache that has grown
-    since training differ."""
+    since training differ. Frames are encoded in the precision of training."""
     unchanged = source.encoder is not None or _equal(source.statistics, model.statistics)
+    to_latents = as_trained(source.precision, device)(model.to_latents)
     for batch in source.batches:
-        latents = model.to_latents(batch.to(device))
+        latents = to_latents(batch.to(device))
         yield latents if unchanged else _standardised_anew(latents, source.statistics, model.statistics)
 
 
@@ -128,6 +149,7 @@ def _cached(config: Config, reading: Reading) -> LatentSource:
         rank=reading.rank,
         world_size=reading.world_size,
         drop_last=reading.shuffle,
+        even_last=reading.shuffle,
         allow_leak=config.allow_leak,
     )
     return LatentSource(
@@ -138,8 +160,9 @@ def _cached(config: Config, reading: Reading) -> LatentSource:
         seen_until=cache.seen_until,
         context_steps=context_steps,
         leak=loader.leaks,
-        statistics=cache.statistics(),
+        find_statistics=cache.statistics,
         encoder=None,
+        precision=config.training.precision,
     )
 
 
@@ -149,8 +172,35 @@ def _live(config: Config, reading: Reading, pool: DecodePool, device: str) -> La
     latent_shape, seen_until = model.latent_shape(frames), model.seen_until(frames)
     context_steps = _context_steps(config, seen_until)
     leak = check_boundary(seen_until, context_steps, allow_leak=config.allow_leak)
-    clips, folder = _live_clips(config, reading.split, latent_shape)
     spec = _live_spec(config, model)
+
+    @cache
+    def find_statistics() -> ChannelStatistics:
+        return _known_statistics(config, spec.fingerprint) or _calibrate(config, model, pool, latent_shape)
+
+    return LatentSource(
+        batches=_live_batches(config, reading, pool, model, spec, context_steps),
+        hard=spec.hard,
+        fingerprint=spec.fingerprint,
+        latent_shape=latent_shape,
+        seen_until=tuple(seen_until),
+        context_steps=context_steps,
+        leak=leak,
+        find_statistics=find_statistics,
+        encoder=model,
+        precision=config.training.precision,
+    )
+
+
+def _live_batches(
+    config: Config,
+    reading: Reading,
+    pool: DecodePool,
+    model: LatentVideoModel,
+    spec: CacheSpec,
+    context_steps: int,
+) -> VideoSource:
+    clips, folder = _live_clips(config, reading.split, spec.latent_shape)
     sampler = EpochSampler(
         len(clips),
         batch_size=reading.batch_size,
@@ -159,8 +209,9 @@ def _live(config: Config, reading: Reading, pool: DecodePool, device: str) -> La
         rank=reading.rank,
         world_size=reading.world_size,
         drop_last=reading.shuffle,
+        even_last=reading.shuffle,
     )
-    source = VideoSource(
+    return VideoSource(
         clips,
         folder,
         pool,
@@ -169,18 +220,6 @@ def _live(config: Config, reading: Reading, pool: DecodePool, device: str) -> La
         tubelet_size=model.tubelet_size,
         max_failed_fraction=config.encode.max_failed_fraction,
         nominal_times=spec.nominal_times,
-    )
-    statistics = _known_statistics(config, spec.fingerprint) or _calibrate(config, model, pool, latent_shape)
-    return LatentSource(
-        batches=source,
-        hard=spec.hard,
-        fingerprint=spec.fingerprint,
-        latent_shape=latent_shape,
-        seen_until=tuple(seen_until),
-        context_steps=context_steps,
-        leak=leak,
-        statistics=statistics,
-        encoder=model,
     )
 
 

@@ -45,9 +45,13 @@ def test_intervals_cover_as_often_where_clips_of_a_video_are_alike(per_video: in
     assert 0.93 <= covered <= 0.97, covered
 
 
-@pytest.mark.parametrize(("share", "per_video"), [(0.5, 1), (0.8, 1), (0.95, 1), (0.5, 4), (0.8, 4), (0.8, 10)])
+@pytest.mark.parametrize("per_video", [1, 4, 10])
+@pytest.mark.parametrize("share", [0.5, 0.8, 0.9, 0.95, 0.98])
 def test_shares_are_covered_too(share: float, per_video: int) -> None:
-    """Of 40 videos; where a video has several clips, each is right as its video is, or by itself, correlated at 0.7."""
+    """Of 40 videos; where a video has several clips, each is right as its video is, or by itself, correlated at 0.7.
+
+    With the design effect as it is estimated, intervals of 0.95 and 0.98 cover at 0.89 to 0.74.
+    """
     generator = torch.Generator().manual_seed(0)
     videos = torch.arange(40).repeat_interleave(per_video)
     covered = 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
@@ -75,3 +76,19 @@ def flow() -> Predictor:
 @pytest.fixture(scope="module")
 def causal() -> Predictor:
     return trained("causal", squared_loss, 120)
+
+
+@torch.no_grad()
+def test_a_future_depends_on_its_seed_and_not_on_the_clips_beside_it(flow: Predictor) -> None:
+    """Of ours, which samples all clips at once, and of any other generative predictor."""
+    latents, times = fork(6, 1)
+    given = latents[:, :2], times[:, :2], times[:, 2:]
+    seeds = list(range(10, 16))
+    for sample in (flow.sample, partial(Predictor.sample, flow)):
+        together = sample(*given, seeds)
+        torch.rand(3)  # what else is drawn does not matter
+        assert torch.equal(sample(*given, seeds), together)
+        alone = [sample(*(part[clip : clip + 1] for part in given), seeds[clip : clip + 1]) for clip in range(6)]
+        torch.testing.assert_close(torch.cat(alone), together, atol=1e-5, rtol=1e-5)
+        others = sample(*given, [seed + 100 for seed in seeds])
+        assert ((others - together).abs().amax(dim=(1, 2, 3, 4)) > 1e-3).all()

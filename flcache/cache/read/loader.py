@@ -61,6 +61,7 @@ class LatentLoader(IterableDataset[LatentBatch]):
         rank: int = 0,
         world_size: int = 1,
         drop_last: bool = True,
+        even_last: bool = True,
         standardise: bool = True,
         steps: tuple[int, int] | None = None,
         allow_leak: bool = False,
@@ -69,7 +70,8 @@ class LatentLoader(IterableDataset[LatentBatch]):
         copy: bool = False,
         device: torch.device | str = "cpu",
     ) -> None:
-        """`batch_size` is per rank; `steps` (start, stop) reads only those steps of every clip.
+        """`batch_size` is per rank; `even_last` is that of `rank_share`; `steps` (start, stop) reads only those of
+        every clip.
 
         `shuffle_block` is for a cache larger than memory: blocks of that many neighbouring clips are shuffled, and the
         clips within each, and the disk is told ahead what comes. Without `standardise`, latents are in the stored
@@ -95,6 +97,7 @@ class LatentLoader(IterableDataset[LatentBatch]):
             rank=rank,
             world_size=world_size,
             drop_last=drop_last,
+            even_last=even_last,
         )
         self._clips = ClipReader(caches, self._steps, verify=verify, read_ahead=shuffle_block is not None)
         self._spec, self._checks = caches[0].spec, verify != "off"

@@ -1,0 +1,81 @@
+"""The processes that evaluate a split together: each takes some of its batches, and the main one gets what all found.
+
+What comes of it is bit for bit what one process finds: results are put back into the order of the batches, and sums are
+the same in any order (`add_exactly`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed
+from torch import Tensor
+
+_Value = TypeVar("_Value")
+_Key = TypeVar("_Key", bound=Hashable)
+GRID = 2.0**-30
+"""Below the rounding of float32 sums over a batch. float64 adds multiples of it up to 2 ** 23 without rounding."""
+
+
+def add_exactly(total: Tensor, values: Tensor) -> None:
+    """Add `values`, rounded to multiples of `GRID`, to `total` (float64): in any order, the sum has the same bits."""
+    total.add_((values.to(total.device) / GRID).round_(), alpha=GRID)
+
+
+@dataclass(frozen=True)
+class Processes:
+    """This process among `count`; they exchange tensors in the memory of the host."""
+
+    rank: int = 0
+    count: int = 1
+    group: Any = None
+    """A process group that can send such tensors."""
+
+    @property
+    def main(self) -> bool:
+        return self.rank == 0
+
+    def everyones(self, number: int) -> list[int]:
+        """The `number` of every process, by rank."""
+        if self.count == 1:
+            return [number]
+        found = [torch.zeros(1, dtype=torch.long) for _ in range(self.count)]
+        torch.distributed.all_gather(found, torch.tensor([number]), group=self.group)
+        return [int(one) for one in found]
+
+    def gather(self, value: _Value) -> list[_Value]:
+        """On the main process the `value` of every process, by rank; nothing on the others."""
+        if self.count == 1:
+            return [value]
+        found: list[Any] | None = [None] * self.count if self.main else None
+        torch.distributed.gather_object(value, found, dst=0, group=self.group)
+        return found or []
+
+    def add_up(self, sums: Mapping[_Key, Tensor]) -> dict[_Key, Tensor]:
+        """On the main process the sums over all processes, of which some may lack keys; nothing on the others."""
+        if self.count == 1:
+            return dict(sums)
+        shapes: list[Any] = [None] * self.count
+        torch.distributed.all_gather_object(
+            shapes, {key: (part.shape, part.dtype) for key, part in sums.items()}, self.group
+        )
+        total = {}
+        for key, (shape, dtype) in {key: form for forms in shapes for key, form in forms.items()}.items():
+            total[key] = sums[key].cpu() if key in sums else torch.zeros(shape, dtype=dtype)
+            torch.distributed.reduce(total[key], dst=0, group=self.group)
+        return total if self.main else {}
+
+    def share(self, make: Callable[[], _Value]) -> _Value:
+        """What `make` gives on the main process, on all."""
+        if self.count == 1:
+            return make()
+        found: list[Any] = [make() if self.main else None]
+        torch.distributed.broadcast_object_list(found, src=0, group=self.group)
+        value: _Value = found[0]
+        return value
+
+
+ALONE = Processes()
