@@ -79,6 +79,8 @@ def open_video(path: Path, *, max_pixels: int = ClipRule.max_bytes // 3) -> Iter
         stream: Any = container.streams.best("video")
         if stream is None:
             raise DecodeError(f"{path}: there is no video stream in it", reason="no video stream")
+        if stream.codec_context is None:
+            raise DecodeError(f"{path}: FFmpeg has no decoder for its video stream", reason="undecodable frame")
         if not stream.codec_context.width:
             raise _without_size(path, stream, max_pixels)
         stream.thread_count = 1  # parallelism is over clips, and damage is met in file order

@@ -26,7 +26,7 @@ from flcache.errors import DecodeError
 from flcache.videos.container import MATROSKA, MP4, magic
 from flcache.videos.frame_table import TOLERANCE_S, FrameTable
 
-_CODECS = ("h264", "mpeg4", "vp9")  # hevc: wrong frames after a seek; av1: no decoder in its FFmpeg
+_CODECS = ("h264", "mpeg4")  # hevc: wrong frames after a seek; vp9: other pixels when damaged; av1: no decoder
 _AV_LOG_ERROR = 16
 _AVIO_FLAG_READ = 1
 _CONCEALING = b"concealing"  # "concealing 40 DC, 40 AC, 40 MV errors in P frame", logged at level info

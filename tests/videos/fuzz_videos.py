@@ -71,12 +71,12 @@ def pixels_by_pyav(path: Path, clip: DecodedClip) -> bool:
     from flcache.videos.frame_table import read_frame_table
 
     table = read_frame_table(path)
-    indices = np.searchsorted(table.seconds, clip.timestamps - 1e-9)
-    if not np.allclose(table.seconds[indices], clip.timestamps):
-        return False
-    wanted, places = np.unique(indices, return_inverse=True)
-    exact = pyav_reader.read_frames(path, table, wanted, max_pixels=MAX_BYTES)
-    return bool(np.array_equal(exact[places], clip.frames))
+    wanted = np.flatnonzero(np.isin(table.seconds, clip.timestamps))  # several, where the file repeats a time
+    exact, seconds = pyav_reader.read_frames(path, table, wanted, max_pixels=MAX_BYTES), table.seconds[wanted]
+    return all(
+        any(np.array_equal(frame, picture) for picture in exact[seconds == second])
+        for frame, second in zip(clip.frames, clip.timestamps, strict=True)
+    )
 
 
 @dataclass
