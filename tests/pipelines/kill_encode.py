@@ -55,7 +55,7 @@ def main() -> None:
             sys.exit(f"only {trial} of {runs} runs were killed before they were done")
         cache = Path(f"{prefix}-{trial}")
         wanted = moments.randrange(shards)
-        delay_s = moments.random() * (whole_s / shards if wanted else whole_s)
+        delay_s = moments.random() * (whole_s / (2 * shards) if wanted else whole_s)  # starting takes half
         if moment := killed_after(start(config, cache), cache, wanted, delay_s):
             print(f"killed {moment:.3f} {commits(cache)} {shards}", flush=True)
             finish(config, cache)
