@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import types
-from dataclasses import is_dataclass
 from functools import cache
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
@@ -60,7 +59,7 @@ def parse_object(raw: bytes) -> dict[str, Any] | None:
 def parse_fields(kind: type[Parsed], content: Any) -> Parsed | None:
     """The dataclass `kind` whose fields, and no others, are in `content`, each of its type; None if they are not."""
     hints = _type_hints(kind)  # type: ignore[arg-type]
-    if not isinstance(content, dict) or set(content) != set(hints):
+    if not isinstance(content, dict) or content.keys() != hints.keys():
         return None
     values = {name: _parse(hint, content[name]) for name, hint in hints.items()}
     return None if _WRONG in values.values() else kind(**values)
@@ -71,17 +70,19 @@ _type_hints = cache(get_type_hints)
 
 def _parse(hint: Any, value: Any) -> Any:
     """`value` as the type `hint`; `_WRONG` if it is none. Whole numbers fit into 64 bits, and none is below zero."""
-    if isinstance(hint, types.UnionType):
-        return value if value is None else _parse(get_args(hint)[0], value)
-    if is_dataclass(hint):
-        found = parse_fields(hint, value)  # type: ignore[arg-type]
-        return _WRONG if found is None else found
-    if get_origin(hint) is dict:
-        right = isinstance(value, dict) and _WRONG not in [_parse(int, count) for count in value.values()]
+    if hint is str:
+        right = type(value) is str
+    elif hint is int:
+        right = type(value) is int and 0 <= value < 2**63
     elif hint is float:
         right = type(value) in (int, float) and abs(value) < _LARGEST
+    elif isinstance(hint, types.UnionType):
+        return value if value is None else _parse(get_args(hint)[0], value)
+    elif get_origin(hint) is dict:
+        right = isinstance(value, dict) and _WRONG not in [_parse(int, count) for count in value.values()]
     else:
-        right = type(value) is hint and (hint is not int or 0 <= value < 2**63)
+        found = parse_fields(hint, value)
+        return _WRONG if found is None else found
     return value if right else _WRONG
 
 
