@@ -27,7 +27,7 @@ from flcache.training import (
     warmup_cosine,
 )
 
-from .setup.continuing import check_settings
+from .setup.continuing import as_begun, check_settings
 from .setup.encoder import pick_device
 from .setup.model import build_world_model
 from .setup.progress import Progress
@@ -41,6 +41,8 @@ def run(config: Config, resume: bool = False) -> None:
         raise ConfigError("encoder_trainable: latents in a cache train no encoder; set training.source=videos")
     accelerator = _accelerator(config)
     newest = agreed_checkpoint(accelerator, directory / "checkpoints")
+    if newest is not None:
+        config = as_begun(config, newest)
     if newest is not None and _is_done(config, newest, resume, accelerator):
         accelerator.end_training()
         return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,15 @@ MAY_CHANGE = (
 )
 ORDER_OF_VIDEOS = ("cache.seed", "cache.shard_bytes")
 """They decide the order of clips of `training.source=videos`; a cache has its own."""
+
+
+def as_begun(config: Config, checkpoint: Path) -> Config:
+    """`config` with the `training.rollout_steps` of the run in `checkpoint`, if it leaves them to their default."""
+    training, rollout_steps = config.training, _kept(checkpoint / "config.yaml").get("training.rollout_steps")
+    if training.objective.rollout_steps is not None or type(rollout_steps) is not int:
+        return config
+    objective = replace(training.objective, rollout_steps=rollout_steps)
+    return replace(config, training=replace(training, objective=objective))
 
 
 def check_settings(config: Config, checkpoint: Path) -> list[str]:
