@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import yaml
+from accelerate.state import AcceleratorState
 from small_run import small_config
 
 from flcache.videos import write_dataset
@@ -60,3 +62,11 @@ def trained(tmp_path_factory: pytest.TempPathFactory, encoded: Path) -> Path:
     folder = tmp_path_factory.mktemp("trained") / "training"
     train.run(load_config(encoded, [f"training.dir={folder}"]))
     return folder
+
+
+@pytest.fixture(autouse=True)
+def new_accelerator() -> Iterator[None]:
+    """Accelerate keeps the precision of its first use until the process ends."""
+    AcceleratorState._reset_state()
+    yield
+    AcceleratorState._reset_state()

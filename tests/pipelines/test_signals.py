@@ -35,8 +35,10 @@ def wait_until(seen: Callable[[], object], process: subprocess.Popen[str]) -> No
 
 
 def children(pid: int) -> list[int]:
+    """The decode workers of a process that have started: they write to nowhere from then on."""
     tasks = Path(f"/proc/{pid}/task").glob("*/children")
-    return [int(child) for task in tasks for child in task.read_text().split()]
+    started = [int(child) for task in tasks for child in task.read_text().split()]
+    return [child for child in started if os.path.realpath(f"/proc/{child}/fd/2") == os.devnull]
 
 
 def is_alive(pid: int) -> bool:

@@ -8,12 +8,10 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 
 from flcache.cache import LatentCache
@@ -85,16 +83,8 @@ def _die_after_step(step: int):  # type: ignore[no-untyped-def]
     return save_or_die
 
 
-@pytest.fixture
-def new_accelerator() -> Iterator[None]:
-    """Accelerate keeps the precision of its first use until the process ends."""
-    AcceleratorState._reset_state()
-    yield
-    AcceleratorState._reset_state()
-
-
 @pytest.mark.parametrize("precision", ["no", "bf16"])
-def test_cached_equals_live(encoded: Path, tmp_path: Path, precision: str, new_accelerator: None) -> None:
+def test_cached_equals_live(encoded: Path, tmp_path: Path, precision: str) -> None:
     """Precision is that of training: a frozen encoder keeps its own."""
     for source in ("cache", "videos"):
         settings = [f"training.source={source}", f"training.dir={tmp_path / source}", f"training.precision={precision}"]
