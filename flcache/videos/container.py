@@ -7,12 +7,14 @@ only as one of `CONTAINERS`: none of these names other files or addresses, as pl
 from __future__ import annotations
 
 import os
+import re
 import stat
+import struct
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from flcache.errors import DecodeError
 from flcache.videos.options import ClipRule
@@ -23,6 +25,13 @@ CONTAINERS = (MP4, MATROSKA, "avi", "mpegts", "mpeg", "flv", "asf")
 
 _MP4_ATOMS = (b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide")
 _MATROSKA_MAGIC = b"\x1aE\xdf\xa3"
+_MATRIX_AT = {b"mvhd": (36, 48), b"tkhd": (40, 52)}
+"""Where the display matrix lies after the name of an MP4 box of version 0 and 1 (ISO/IEC 14496-12, 8.2.2 and 8.3.2)."""
+_UPRIGHT = struct.pack(">9i", 2**16, 0, 0, 0, 2**16, 0, 0, 0, 2**30)
+_TRACKS, _CLUSTER = b"\x16T\xaek", b"\x1fC\xb6u"  # elements of Matroska (RFC 9559)
+_TURN_OR_CROP = (b"\x76\x70", b"\x54\xaa", b"\x54\xbb", b"\x54\xcc", b"\x54\xdd")  # Projection, PixelCrop...
+_HEADER_BYTES = 2**24
+"""A longer header is not searched."""
 
 
 @dataclass(frozen=True)
@@ -131,6 +140,39 @@ def magic(path: Path) -> str | None:
     if start[4:] in _MP4_ATOMS:
         return MP4
     return MATROSKA if start[:4] == _MATROSKA_MAGIC else "avi" if start[:4] == b"RIFF" else None
+
+
+def shows_as_stored(path: Path, container: Any, stream: Any) -> bool:
+    """Whether the container plainly neither turns nor crops the pictures.
+
+    Versions of FFmpeg disagree about degenerate matrices, rotation by tags and cropping: False wherever one may act.
+    """
+    if any(key.lower() == "rotate" for key in stream.metadata):
+        return False
+    with path.open("rb") as file:
+        if container.format.name == MATROSKA:
+            _, found, tracks = file.read(2**16).partition(_CLUSTER)[0].partition(_TRACKS)
+            return bool(found) and not any(element in tracks for element in _TURN_OR_CROP)
+        header = _movie_header(file)
+    boxes = [(box[0], box.end()) for box in re.finditer(rb"mvhd|tkhd", header)]
+    starts = [end + _MATRIX_AT[name][header[end : end + 1] == b"\x01"] for name, end in boxes]
+    upright = all(header[start : start + len(_UPRIGHT)] == _UPRIGHT for start in starts)
+    return upright and len(boxes) > 1 and b"clap" not in header
+
+
+def _movie_header(file: BinaryIO) -> bytes:
+    """The box `moov` of an MP4; empty where it is too long, or not among the first boxes of the file."""
+    for _ in range(1000):
+        start = file.read(16)
+        size, name = int.from_bytes(start[:4], "big"), start[4:8]
+        if size == 1:
+            size = int.from_bytes(start[8:], "big")
+        if name == b"moov" and 16 <= size <= _HEADER_BYTES:
+            return start + file.read(size - 16)
+        if size < 8:  # 0 is "to the end of the file"; anything else is damage
+            break
+        file.seek(size - len(start), os.SEEK_CUR)
+    return b""
 
 
 def _without_size(path: Path, stream: Any, max_pixels: int) -> DecodeError:

@@ -41,6 +41,8 @@ def obstacle(table: FrameTable) -> str | None:
         return f"it does not decode {table.codec} reliably"
     if table.pixel_format != "yuv420p" or table.width % 2 or table.height % 2:
         return f"its FFmpeg converts {table.pixel_format} of {table.width}x{table.height} to other colours"
+    if not table.as_stored:
+        return "its FFmpeg may turn or crop the pictures otherwise"
     if not table.has_display_times:
         return "the container keeps no display times"
     if table.has_leading_pictures or len(table) != table.num_packets:
@@ -88,7 +90,7 @@ def _read(path: Path, name: str, table: FrameTable, wanted: NDArray[np.int64]) -
         raise _failure(path, f"decord: {next(iter(str(error).splitlines()), type(error).__name__)}") from None
     finally:
         reader = None  # its thread must end before the log's callback goes
-    if sorted(frames.shape[1:3]) != sorted((table.height, table.width)):  # rotated or not
+    if frames.shape[1:3] != (table.height, table.width):
         raise _failure(path, f"decord returns pictures of {frames.shape[2]}x{frames.shape[1]}")
     return frames
 

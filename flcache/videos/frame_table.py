@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flcache.errors import DecodeError
-from flcache.videos.container import declared_duration_s, open_video
+from flcache.videos.container import declared_duration_s, open_video, shows_as_stored
 from flcache.videos.options import ClipRule
 
 TOLERANCE_S = 1e-3
@@ -47,6 +47,8 @@ class FrameTable:
     pixel_format: str
     width: int
     height: int
+    as_stored: bool
+    """Whether the container plainly neither turns nor crops the pictures."""
     cut_off: str | None
     """Why frames are known to be missing at the end, where the header promises more than the file holds."""
 
@@ -96,6 +98,7 @@ def read_frame_table(path: Path, *, max_pixels: int = ClipRule.max_bytes // 3) -
             pixel_format=context.pix_fmt or "",
             width=context.width,
             height=context.height,
+            as_stored=shows_as_stored(path, container, stream),
             cut_off=reading_error or _missing_tail(container, stream, len(packets), end_s),
         )
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -32,6 +33,23 @@ def all_frames(path: Path) -> np.ndarray:
 def assert_same(one: DecodedClip, other: DecodedClip) -> None:
     assert np.array_equal(one.frames, other.frames)
     assert np.array_equal(one.timestamps, other.timestamps) and np.array_equal(one.mask, other.mask)
+
+
+def set_matrix(path: Path, box: bytes, matrix: tuple[int, int, int, int]) -> None:
+    """Rewrite the display matrix in the header of the movie (`mvhd`) or of its track (`tkhd`): ISO/IEC 14496-12, 8."""
+    a, b, c, d = (value * 2**16 for value in matrix)
+    content = bytearray(path.read_bytes())
+    start = content.index(box) + {b"mvhd": 40, b"tkhd": 44}[box]
+    content[start : start + 36] = struct.pack(">9i", a, b, 0, c, d, 0, 0, 0, 2**30)
+    path.write_bytes(content)
+
+
+def turn_by_matrix(stream: Any) -> None:
+    stream.set_display_rotation(90)
+
+
+def turn_by_tag(stream: Any) -> None:
+    stream.metadata["rotate"] = "90"
 
 
 VARIANTS = {
@@ -203,13 +221,39 @@ def test_rotation_is_applied_by_both(
 ) -> None:
     path = write_video()
     upright = np.rot90(all_frames(path), quarter_turns, axes=(1, 2))
-    a, b, c, d = (value * 2**16 for value in matrix)
-    content = bytearray(path.read_bytes())
-    start = content.index(b"tkhd") + 44  # the display matrix of the track header (ISO/IEC 14496-12, 8.3.2)
-    content[start : start + 36] = struct.pack(">9i", a, b, 0, c, d, 0, 0, 0, 2**30)
-    path.write_bytes(content)
+    set_matrix(path, b"tkhd", matrix)
     for decoder in ("auto", "pyav"):
         assert np.array_equal(decode_clip(path, every(1, 30), decoder=decoder).frames, upright)
+
+
+@pytest.mark.parametrize("box", [b"tkhd", b"mvhd"])
+@pytest.mark.parametrize("matrix", [(0, 0, 0, 0), (0, 1, 1, 0), (1, 1, -1, 1), (-1, 0, 0, 1), (0, 1, -1, 0)])
+def test_matrices_that_decoders_read_differently_leave_them_alike(
+    box: bytes, matrix: tuple[int, int, int, int], write_video: Callable[..., Path]
+) -> None:
+    path = write_video()
+    assert read_frame_table(path).as_stored
+    set_matrix(path, box, matrix)
+    assert not read_frame_table(path).as_stored
+    exact, automatic = (decode_clip(path, every(1, 30), decoder=decoder) for decoder in ("pyav", "auto"))
+    assert np.array_equal(exact.frames, automatic.frames)
+
+
+@pytest.mark.parametrize("turn", [turn_by_matrix, turn_by_tag])
+def test_matroska_that_is_turned_is_left_to_pyav(turn: Callable[[Any], None], tmp_path: Path) -> None:
+    paths = [tmp_path / "plain.mkv", tmp_path / "turned.mkv"]
+    for path, change in zip(paths, (lambda _: None, turn), strict=True):
+        with av.open(path, "w") as container:
+            stream: Any = container.add_stream("libx264", rate=25)
+            stream.width, stream.height, stream.pix_fmt = 96, 64, "yuv420p"
+            change(stream)
+            for number in range(30):
+                picture = np.full((64, 96, 3), 8 * number, dtype=np.uint8)
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+            container.mux(stream.encode())
+    assert [read_frame_table(path).as_stored for path in paths] == [True, False]
+    exact, automatic = (decode_clip(paths[1], every(1, 30), decoder=decoder) for decoder in ("pyav", "auto"))
+    assert np.array_equal(exact.frames, automatic.frames)
 
 
 def test_probe_reads_the_header(write_video: Callable[..., Path]) -> None:
