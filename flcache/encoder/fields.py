@@ -10,11 +10,9 @@ from typing import Any
 def deciding_fields(
     values: Mapping[str, Any], defaults: Mapping[str, Any], *, always: Collection[str], never: Collection[str]
 ) -> dict[str, Any]:
-    """Of `values`, the fields that differ from their class's `defaults`, and those named in `always` that are not None.
-
-    A field that a new library version adds is kept only where somebody has set it. Fields named in `never`, and private
-    ones, are left out.
-    """
+    """The fields of `values` that differ from their class's `defaults`, and those named in `always` that are not None;
+    without private ones and those named in `never`. So a field that a new library version adds is kept only once it is
+    set."""
     kept = {}
     for name in {*values, *defaults}.difference(never):
         value, default = _plain(values.get(name)), _plain(defaults.get(name))
@@ -24,7 +22,7 @@ def deciding_fields(
 
 
 def _plain(value: Any) -> Any:
-    """`value` as JSON holds it. Size objects of transformers list every kind of size, most of them None: dropped."""
+    """`value` as JSON holds it, without entries that are None: size objects of transformers list every kind of size."""
     if isinstance(value, Enum):
         return _plain(value.value)
     if hasattr(value, "items"):

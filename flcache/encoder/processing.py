@@ -1,4 +1,4 @@
-"""The processor of an encoder: loaded with it, or its family's own for a stated architecture."""
+"""The processor of an encoder: loaded with it, or its family's default for a stated architecture."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ FIELDS = (
     "rescale_factor",
     "size",
 )
-"""Fields that a spec always states. The first specs stated these alone, so the list is closed."""
+"""Fields that a spec always states. The first specs stated these alone, so never add to the list."""
 
 IGNORED_FIELDS = {
     "auto_map",
@@ -35,7 +35,7 @@ IGNORED_FIELDS = {
     "return_tensors",
     "video_processor_type",
 }
-"""Fields that never change pixels: names of classes, and what `LatentVideoModel` passes itself."""
+"""Fields that never change pixels: names of classes, and arguments that `LatentVideoModel` passes."""
 
 
 def load_processor(family: Family, config: Any, source: EncoderSource) -> Any:
@@ -56,13 +56,13 @@ def load_processor(family: Family, config: Any, source: EncoderSource) -> Any:
 
 
 def processor_fields(processor: Any) -> dict[str, Any]:
-    """The fields of a processor that decide what pixels an encoder sees, as plain values."""
+    """The fields of a processor that decide the encoder's input, as plain values."""
     defaults = type(processor)().to_dict()
     return deciding_fields(processor.to_dict(), defaults, always=FIELDS, never=IGNORED_FIELDS)
 
 
 def output_size(processor: Any) -> tuple[int, int]:
-    """Height and width in pixels of what a processor answers. Raises EncoderError where it is not fixed."""
+    """Height and width of a processor's output in pixels. Raises EncoderError where it is not fixed."""
     fields = processor_fields(processor)
     size = fields["crop_size"] if fields.get("do_center_crop") else fields["size"]
     if "height" not in size:

@@ -1,7 +1,6 @@
 """The cross-attention predictor: targets query a context that is encoded once.
 
-A target step never sees another one, so its prediction does not depend on which others are asked for. Starts as "copy
-the last step", exactly: the head is zero and its output is added to the context's last step.
+A target step never sees another one, so its prediction does not depend on which others are asked for.
 
 Shapes: B clips, Tc and Tt steps of context and target, H x W patch grid, D channels; N tokens a step.
 """
@@ -49,5 +48,5 @@ class CrossAttentionPredictor(TransformerPredictor):
         return context[:, -1:] + split_patches(change, self.merge)
 
     def kept_numbers(self, latent_shape: LatentShape, rollout_steps: int) -> int:
-        """Tokens of the context pass the first half of the layers, those of the targets the other half."""
+        """Every token passes one half of the layers: context tokens the first, target tokens the second."""
         return self.kept_by_tokens(latent_shape, self.size.depth / 2)

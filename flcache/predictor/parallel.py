@@ -1,7 +1,5 @@
 """The parallel predictor: all target steps at once, from mask tokens beside the tokens of the context.
 
-Starts as "copy the last step", exactly: the head is zero and its output is added to the context's last step.
-
 Shapes: B clips, Tc and Tt steps of context and target, H x W patch grid, D channels; N tokens a step.
 """
 
@@ -19,17 +17,16 @@ from flcache.predictor.transformer_predictor import TransformerPredictor
 
 
 class ParallelPredictor(TransformerPredictor):
-    """Context and mask tokens attend to all of each other; the prediction is read from the mask tokens."""
+    """Context and mask tokens all attend to each other; the prediction is read from the mask tokens."""
 
     kind = "parallel"
 
     def __init__(self, options: PredictorOptions, latent_shape: LatentShape) -> None:
         super().__init__(options, latent_shape)
-        size = self.size
-        self.mask = nn.Parameter(0.02 * torch.randn(size.width))
-        self.ahead = ScalarEmbedding(size.width)
-        self.transformer = Transformer(size, causal=False)
-        self.head = zero_head(self.channels, size.width, self.merge)
+        self.mask = nn.Parameter(0.02 * torch.randn(self.size.width))
+        self.ahead = ScalarEmbedding(self.size.width)
+        self.transformer = Transformer(self.size, causal=False)
+        self.head = zero_head(self.channels, self.size.width, self.merge)
 
     def predict(self, context: Tensor, context_times: Tensor, target_times: Tensor) -> Tensor:
         patches = merge_patches(context, self.merge)  # (B, Tc, h, w, merge * merge * D)

@@ -1,8 +1,7 @@
 """Rotary positions on three axes: time in seconds, rows and columns in tokens.
 
-Attention then depends on differences of positions only: a clip that starts later, or sits elsewhere on the grid,
-is attended to alike, and another frame rate is another spacing of times rather than another meaning of "next".
-Source: RoFormer (arXiv 2104.09864), split over axes as in V-JEPA 2 (arXiv 2506.09985).
+Attention then depends on differences of positions only, and another frame rate is another spacing of times rather than
+another meaning of "next". Source: RoFormer (arXiv 2104.09864), split over axes as in V-JEPA 2 (arXiv 2506.09985).
 
 Shapes: B clips, T steps, H x W token grid, L = T * H * W tokens, P = head_dim / 2 pairs of channels that are rotated.
 """
@@ -17,7 +16,7 @@ from torch import Tensor
 SHORTEST_PERIOD_S = 1.0
 """The fastest time pair turns once a second: half a turn between steps of two frames at 4 frames per second."""
 LONGEST_PERIOD_S = 128.0
-"""The slowest one: two steps of a clip shorter than this never have the same angle."""
+"""The slowest pair: no two steps of a clip shorter than this have the same angle."""
 GRID_BASE = 100.0
 """Rows and columns turn by 1 down to nearly 1/100 radian per token, the usual range for vision transformers."""
 

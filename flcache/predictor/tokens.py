@@ -24,8 +24,7 @@ class ScalarEmbedding(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.hidden = nn.Linear(2 * FEATURES, width)
-        self.out = nn.Linear(width, width)
+        self.hidden, self.out = nn.Linear(2 * FEATURES, width), nn.Linear(width, width)
         initialise(self.hidden)
         initialise(self.out)
 
