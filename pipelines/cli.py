@@ -1,4 +1,4 @@
-"""The command line: every command loads its configuration, then its stage, and nothing else.
+"""The command line: every command loads its configuration, then its stage.
 
 Exit 0 done, 1 the data or the configuration is wrong (one line), 2 usage, 130 interrupted, 143 ended by SIGTERM,
 129 by SIGHUP.
@@ -11,7 +11,7 @@ import signal
 import sys
 import threading
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -23,12 +23,15 @@ from flcache.errors import FlcacheError
 if TYPE_CHECKING:
     from flcache.config import ResolvedConfig
 
-_Command = Callable[..., None]
 _TIDY_S = 4.0
+"""Seconds that a command has to unwind after a signal."""
 
 _CONFIG = click.option("--config", "-c", required=True, metavar="C", help="A YAML file, or the name of a shipped one.")
 _OVERRIDES = click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...", callback=lambda *given: _pairs(given[2]))
 _JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead of text.")
+_CHECKPOINT = click.option(
+    "--checkpoint", metavar="P", type=Path, help="A checkpoint folder; the last one in training.dir by default."
+)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -81,15 +84,15 @@ def train(config: str, resume: bool, overrides: tuple[str, ...]) -> None:
 
 @cli.command()
 @_CONFIG
-@click.option("--checkpoint", metavar="P", help="A checkpoint folder; the last one in training.dir by default.")
+@_CHECKPOINT
 @_JSON
 @_OVERRIDES
-def evaluate(config: str, checkpoint: str | None, as_json: bool, overrides: tuple[str, ...]) -> None:
+def evaluate(config: str, checkpoint: Path | None, as_json: bool, overrides: tuple[str, ...]) -> None:
     """Roll the predictor out and compare it with baselines, horizon by horizon."""
     resolved = _load(config, overrides)
     from . import evaluate as stage
 
-    stage.run(resolved.config, checkpoint=Path(checkpoint) if checkpoint else None, as_json=as_json)
+    stage.run(resolved.config, checkpoint=checkpoint, as_json=as_json)
 
 
 @cli.command()
@@ -128,10 +131,10 @@ def audit(directory: str, config: str, clips: int, as_json: bool, overrides: tup
 
 @cli.command()
 @_CONFIG
-@click.option("--checkpoint", metavar="P", help="A checkpoint folder; the last one in training.dir by default.")
+@_CHECKPOINT
 @_JSON
 @_OVERRIDES
-def probe(config: str, checkpoint: str | None, as_json: bool, overrides: tuple[str, ...]) -> None:
+def probe(config: str, checkpoint: Path | None, as_json: bool, overrides: tuple[str, ...]) -> None:
     """Train classifiers of the labels on true latents, and test them on true, predicted and copied ones.
 
     Shows how much of what matters a prediction has kept.
@@ -139,7 +142,7 @@ def probe(config: str, checkpoint: str | None, as_json: bool, overrides: tuple[s
     resolved = _load(config, overrides)
     from . import probe as stage
 
-    stage.run(resolved.config, checkpoint=Path(checkpoint) if checkpoint else None, as_json=as_json)
+    stage.run(resolved.config, checkpoint=checkpoint, as_json=as_json)
 
 
 @cli.command()
@@ -251,25 +254,25 @@ def loader(directory: str | None, as_json: bool) -> None:
 def main(arguments: Sequence[str] | None = None) -> None:
     """The entry point: runs a command, and turns what went wrong into one line and an exit code."""
     if not sys.warnoptions:
-        warnings.simplefilter("ignore")  # of libraries, meant for us; `python -W default -m ...` shows them
+        warnings.simplefilter("ignore")  # those of libraries; `python -W default -m ...` shows them
     ended = _end_on_signals()
     try:
         code = _exit_code(arguments)
-    finally:  # whatever the unwinding has met, such as a terminal that is gone
+    finally:  # also after an error while unwinding, such as a closed terminal
         if ended:
             ended[0].leave()
     sys.exit(code)
 
 
 class _EndedBy(BaseException):
-    """A signal that ends the process; not an Exception, so that only `finally` and `with` see it pass."""
+    """A signal that ends the process. Not an Exception, so that no `except Exception` catches it."""
 
     def __init__(self, number: int) -> None:
         super().__init__(number)
         self._number = number
 
     def leave(self) -> NoReturn:
-        """Say so and exit, without the seconds that a busy machine takes to take the interpreter apart."""
+        """Say so and exit at once: shutting the interpreter down can take seconds."""
         try:
             _say(f"ended by {signal.Signals(self._number).name}", 0)
             sys.stdout.flush()
@@ -278,15 +281,15 @@ class _EndedBy(BaseException):
 
 
 def _end_on_signals() -> list[_EndedBy]:
-    """From now on SIGTERM and SIGHUP unwind the command, as Ctrl-C does; the list then holds which it was.
+    """From now on SIGTERM and SIGHUP unwind the command, as Ctrl-C does, and are added to the list that is returned.
 
-    What cannot be unwound within `_TIDY_S` seconds is left as it is.
+    After `_TIDY_S` seconds of unwinding the process exits in any case.
     """
     ended: list[_EndedBy] = []
 
     def unwind(number: int, _: object) -> None:
         ended.append(_EndedBy(number))
-        for other in (signal.SIGTERM, signal.SIGHUP):  # a second one must not disturb the tidying
+        for other in (signal.SIGTERM, signal.SIGHUP):  # a second one must not interrupt the unwinding
             signal.signal(other, signal.SIG_IGN)
         last_resort = threading.Timer(_TIDY_S, ended[0].leave)
         last_resort.daemon = True
@@ -296,7 +299,7 @@ def _end_on_signals() -> list[_EndedBy]:
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) == signal.SIG_DFL:  # `nohup` ignores SIGHUP
             signal.signal(number, unwind)
-            # A forked worker, such as a DataLoader's, is to die as usual.
+            # A forked worker, such as a DataLoader's, must die as usual.
             os.register_at_fork(after_in_child=partial(signal.signal, number, signal.SIG_DFL))
     return ended
 
@@ -314,7 +317,7 @@ def _exit_code(arguments: Sequence[str] | None) -> int:
     except FlcacheError as error:
         return _say(str(error), 1)
     except BrokenPipeError:
-        # The reader, such as `head`, has gone: nothing is wrong, and nothing more can be written.
+        # The reader, such as `head`, has exited: no error, but nothing more can be written.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except OSError as error:
@@ -331,7 +334,7 @@ def _say(text: str, code: int) -> int:
 
 
 def _load(config: str, overrides: Sequence[str]) -> ResolvedConfig:
-    """The configuration; every key that files disagree about gives one notice on stderr."""
+    """The configuration, with a notice on stderr for every key that its files disagree about."""
     from flcache.config import load_resolved
 
     resolved = load_resolved(config, overrides)

@@ -1,4 +1,4 @@
-"""flcache probe --config CONFIG [--checkpoint P] [--json] [KEY=VALUE ...]: how much of the labels is left?"""
+"""flcache probe --config CONFIG [--checkpoint P] [--json] [KEY=VALUE ...]: label accuracy on predicted latents."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ class _Classes:
 
 
 def run(config: Config, checkpoint: Path | None = None, as_json: bool = False) -> None:
-    """Train probes on the true targets of the training split; test them on those of `evaluation.split`, on what the
-    newest checkpoint, or the named one, predicts in their place, and on copies of the last context step."""
+    """Train probes on the true targets of the training split; test them on `evaluation.split`: on its true targets, on
+    the predictions of the newest or the named checkpoint, and on copies of the last context step."""
     directory = Path(config.require("training.dir"))
     checkpoint = checkpoint or latest_checkpoint(directory / "checkpoints")
     device = pick_device(config.training.device)
@@ -108,7 +108,7 @@ def _test(
 
 @torch.no_grad()
 def _labelled(batches: Iterator[LatentBatch], classes: _Classes) -> Iterator[Labelled]:
-    """The true targets of clips that have a label, without the graph of a trainable encoder."""
+    """The true targets of clips that have a label."""
     for batch in batches:
         chosen, labels = classes.pick(batch)
         chosen = chosen.to(batch.targets.device)
@@ -147,5 +147,5 @@ def _table(found: Mapping[str, Mapping[str, Accuracy]], test: ProbeTest) -> Tabl
 
 
 def _cell(found: Accuracy) -> str:
-    """With both bounds: Wilson's interval is not symmetric."""
+    """Accuracy with both bounds, since Wilson's interval is not symmetric."""
     return f"{found.accuracy:.3f} ({found.interval.low:.2f} to {found.interval.high:.2f})"

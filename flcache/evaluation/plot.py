@@ -15,7 +15,7 @@ MAX_TICKS = 16
 
 
 def plot_skill(result: EvaluationResult, path: Path) -> None:
-    """Write a PNG with one line per baseline; it appears at `path` only when it is whole."""
+    """Write a PNG with one line per baseline; `path` is replaced only once it is complete."""
     figure = Figure(figsize=(7, 4.2), dpi=150, layout="constrained")
     figure.suptitle(LEAK_WARNING if result.leak else "Skill of the predicted latents", fontsize=10)
     axes = figure.add_subplot()
@@ -29,7 +29,7 @@ def plot_skill(result: EvaluationResult, path: Path) -> None:
 
 
 def _set_limits(axes: Axes, result: EvaluationResult) -> None:
-    """Room for zero and for every finite skill; set by hand, since there may be none."""
+    """Limits that show zero and every finite skill, of which there may be none."""
     skills = [skill for horizon in result.horizons for skill in horizon.skill.values() if math.isfinite(skill)]
     lowest, highest = min([0.0, *skills]), max([0.1, *skills])
     margin = 0.1 * (highest - lowest)
@@ -51,13 +51,13 @@ def _draw_skill(axes: Axes, result: EvaluationResult) -> None:
 
 
 def _draw_zero(axes: Axes) -> None:
-    """The line that a prediction must stay above; named at its left end, where skill is usually far from it."""
+    """The line of no skill; labelled at its left end, where skill is usually far from it."""
     axes.axhline(0, color="black", linewidth=1)
     axes.text(0.55, 0, "no better than the baseline", va="bottom", fontsize=8)
 
 
 def _label_horizons(axes: Axes, result: EvaluationResult) -> None:
-    """Steps below, seconds above."""
+    """Label the horizons in steps below and in seconds above."""
     labelled = result.horizons[:: math.ceil(len(result.horizons) / MAX_TICKS)]
     timed = [horizon for horizon in labelled if math.isfinite(horizon.seconds)]
     axes.set_xticks([horizon.horizon for horizon in labelled])

@@ -18,9 +18,9 @@ BLACK_SIZE = 64
 class VideoSource:
     """Batches of decoded frames; iterating yields the rest of the current epoch, as `LatentLoader` does.
 
-    A clip that cannot be decoded is left out of its batch and kept in `failures` with its reason, never replaced. A
-    batch of which none is left is skipped; one of several processes yields a batch of no clips in its place.
-    Raises DataError once more than `max_failed_fraction` of the clips asked for have failed.
+    A clip that cannot be decoded is left out of its batch and listed in `failures` with its reason, never replaced. An
+    empty batch is skipped; with several processes it is yielded as a batch of no clips. Raises DataError once more than
+    `max_failed_fraction` of the clips have failed.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class VideoSource:
             self._note_failures([(clip, item) for clip, item in decoded if not isinstance(item, DecodedClip)])
             if good:
                 yield self._batch(good)
-            elif self._sampler.world_size > 1:  # other processes have clips, and wait for this one's gradients
+            elif self._sampler.world_size > 1:  # other processes wait for the gradients of this one
                 yield self._empty_batch(clips[0].request.frames)
 
     def state_dict(self) -> dict[str, int]:
@@ -73,7 +73,7 @@ class VideoSource:
         )
 
     def _empty_batch(self, num_frames: int) -> VideoBatch:
-        """A black clip that passes through the model and counts for nothing: no step of it is valid."""
+        """A black clip that passes through the model without effect on the loss: no step of it is valid."""
         steps = num_frames // self._tubelet_size
         return VideoBatch(
             frames=(torch.zeros(num_frames, BLACK_SIZE, BLACK_SIZE, 3, dtype=torch.uint8),),

@@ -1,6 +1,7 @@
 """flcache bench loader [DIR] [--json]: how fast this machine reads a cache, beside its memory and other loaders.
 
-Every figure is of a process of its own, one after the other. Rivals that are not installed are left out: extra `bench`.
+Each loader is measured in a process of its own, one after the other. Rivals that are not installed (extra `bench`) are
+left out.
 """
 
 from __future__ import annotations
