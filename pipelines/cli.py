@@ -11,8 +11,8 @@ import signal
 import sys
 import threading
 import warnings
-from collections.abc import Sequence
-from functools import partial
+from collections.abc import Callable, Sequence
+from functools import partial, wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -32,6 +32,24 @@ _JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON doc
 _CHECKPOINT = click.option(
     "--checkpoint", metavar="P", type=Path, help="A checkpoint folder; the last one in training.dir by default."
 )
+
+
+def _configured(command: Callable[..., None]) -> Callable[..., None]:
+    """Give `command` the options of a configuration, and as its first argument the configuration that they name.
+
+    Every key that the files disagree about is a notice on stderr.
+    """
+
+    @wraps(command)
+    def run(config: str, overrides: tuple[str, ...], **options: Any) -> None:
+        from flcache.config import load_resolved
+
+        resolved = load_resolved(config, overrides)
+        for conflict in resolved.conflicts:
+            click.echo(f"Notice: {conflict}", err=True)
+        command(resolved, **options)
+
+    return _CONFIG(_OVERRIDES(run))
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -54,57 +72,49 @@ def demo(out: str) -> None:
 
 
 @cli.command()
-@_CONFIG
+@_configured
 @click.option(
     "--shards", metavar="I/N", callback=lambda *given: _share(given[2]), help="Encode part I of N, counted from 0."
 )
-@_OVERRIDES
-def encode(config: str, shards: tuple[int, int] | None, overrides: tuple[str, ...]) -> None:
+def encode(resolved: ResolvedConfig, shards: tuple[int, int] | None) -> None:
     """Encode the videos of a dataset into a cache of latents.
 
     Safe to kill and to run again: shards that are committed are skipped.
     """
-    resolved = _load(config, overrides)
     from . import encode as stage
 
     stage.run(resolved.config, shards=shards)
 
 
 @cli.command()
-@_CONFIG
+@_configured
 @click.option("--resume", is_flag=True, help="Go on from the last checkpoint in training.dir.")
-@_OVERRIDES
-def train(config: str, resume: bool, overrides: tuple[str, ...]) -> None:
+def train(resolved: ResolvedConfig, resume: bool) -> None:
     """Train a predictor of future latents, from a cache or from videos."""
-    resolved = _load(config, overrides)
     from . import train as stage
 
     stage.run(resolved.config, resume=resume)
 
 
 @cli.command()
-@_CONFIG
+@_configured
 @_CHECKPOINT
 @_JSON
-@_OVERRIDES
-def evaluate(config: str, checkpoint: Path | None, as_json: bool, overrides: tuple[str, ...]) -> None:
+def evaluate(resolved: ResolvedConfig, checkpoint: Path | None, as_json: bool) -> None:
     """Roll the predictor out and compare it with baselines, horizon by horizon."""
-    resolved = _load(config, overrides)
     from . import evaluate as stage
 
     stage.run(resolved.config, checkpoint=checkpoint, as_json=as_json)
 
 
 @cli.command()
-@_CONFIG
+@_configured
 @_JSON
-@_OVERRIDES
-def baselines(config: str, as_json: bool, overrides: tuple[str, ...]) -> None:
+def baselines(resolved: ResolvedConfig, as_json: bool) -> None:
     """Score every baseline that needs no training, horizon by horizon.
 
     Copying, the mean of the context, linear extrapolation, the dataset's mean and ridge autoregression.
     """
-    resolved = _load(config, overrides)
     from . import baselines as stage
 
     stage.run(resolved.config, as_json=as_json)
@@ -112,48 +122,42 @@ def baselines(config: str, as_json: bool, overrides: tuple[str, ...]) -> None:
 
 @cli.command()
 @click.argument("directory", metavar="DIR")
-@_CONFIG
+@_configured
 @click.option(
     "--clips", default=8, show_default=True, metavar="N", type=click.IntRange(min=1), help="How many to check."
 )
 @_JSON
-@_OVERRIDES
-def audit(directory: str, config: str, clips: int, as_json: bool, overrides: tuple[str, ...]) -> None:
+def audit(resolved: ResolvedConfig, directory: str, clips: int, as_json: bool) -> None:
     """Prove that a cache holds what its encoder gives, and that contexts have not seen the future.
 
     Encodes some clips again, then changes every frame after a boundary and looks whether a context moves.
     """
-    resolved = _load(config, overrides)
     from . import audit as stage
 
     stage.run(Path(directory), resolved.config, clips=clips, as_json=as_json)
 
 
 @cli.command()
-@_CONFIG
+@_configured
 @_CHECKPOINT
 @_JSON
-@_OVERRIDES
-def probe(config: str, checkpoint: Path | None, as_json: bool, overrides: tuple[str, ...]) -> None:
+def probe(resolved: ResolvedConfig, checkpoint: Path | None, as_json: bool) -> None:
     """Train classifiers of the labels on true latents, and test them on true, predicted and copied ones.
 
     Shows how much of what matters a prediction has kept.
     """
-    resolved = _load(config, overrides)
     from . import probe as stage
 
     stage.run(resolved.config, checkpoint=checkpoint, as_json=as_json)
 
 
 @cli.command()
-@_CONFIG
-@_OVERRIDES
-def inspect_config(config: str, overrides: tuple[str, ...]) -> None:
+@_configured
+def inspect_config(resolved: ResolvedConfig) -> None:
     """Show a configuration: where each value came from, sizes, and what is wrong.
 
     Needs no network and no weights.
     """
-    resolved = _load(config, overrides)
     from . import inspect_config as stage
 
     stage.run(resolved)
@@ -181,14 +185,12 @@ def verify(directory: str, as_json: bool) -> None:
 
 @cli.command()
 @click.argument("directory", metavar="DIR")
-@_CONFIG
-@_OVERRIDES
-def repair(directory: str, config: str, overrides: tuple[str, ...]) -> None:
+@_configured
+def repair(resolved: ResolvedConfig, directory: str) -> None:
     """Encode damaged and missing shards anew, and prove them equal to what was committed.
 
     Safe to kill and to run again.
     """
-    resolved = _load(config, overrides)
     from . import repair as stage
 
     stage.run(directory, resolved.config)
@@ -331,16 +333,6 @@ def _say(text: str, code: int) -> int:
     for line in text.splitlines():
         click.echo(f"Error: {line}", err=True)
     return code
-
-
-def _load(config: str, overrides: Sequence[str]) -> ResolvedConfig:
-    """The configuration, with a notice on stderr for every key that its files disagree about."""
-    from flcache.config import load_resolved
-
-    resolved = load_resolved(config, overrides)
-    for conflict in resolved.conflicts:
-        click.echo(f"Notice: {conflict}", err=True)
-    return resolved
 
 
 def _pairs(overrides: tuple[str, ...]) -> tuple[str, ...]:

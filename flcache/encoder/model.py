@@ -90,7 +90,9 @@ class LatentVideoModel(nn.Module):
         """uint8 frames -> what the encoder takes, (B, F, 3, h, w) on its device, resized, cropped and normalised."""
         videos = [_channels_first(clip, self.device) for clip in clips]
         given = videos if self.family.video else [frame for video in videos for frame in video]
-        pixels = _only_tensor(self.processor(given, return_tensors="pt", device=self.device))
+        (pixels,) = self.processor(given, return_tensors="pt", device=self.device).values()  # keys differ by processor
+        if not isinstance(pixels, Tensor):
+            raise EncoderError("encoder: the processor answered clips of different sizes; give it a fixed crop_size")
         return pixels.reshape(len(videos), -1, *pixels.shape[-3:])
 
     def encode(self, pixels: Tensor) -> Tensor:
@@ -152,11 +154,3 @@ def _channels_first(clip: Tensor, device: torch.device) -> Tensor:
     if clip.ndim != 4 or clip.shape[-1] != 3:
         raise EncoderError(f"encoder: a clip is (F, h, w, 3), not {tuple(clip.shape)}")
     return send(clip, device).permute(0, 3, 1, 2)
-
-
-def _only_tensor(batch: Any) -> Tensor:
-    """The pixel values in a processor's output, whose key depends on the processor."""
-    (pixels,) = batch.values()
-    if not isinstance(pixels, Tensor):
-        raise EncoderError("encoder: the processor answered clips of different sizes; give it a fixed crop_size")
-    return pixels

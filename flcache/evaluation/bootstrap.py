@@ -68,7 +68,8 @@ def ratio_intervals(
     scores = torch.where(scores.isfinite(), scores, torch.nan)  # the same video in all draws
     tail = (1 - LEVEL) / 2
     low, high = torch.nanquantile(scores, torch.tensor([tail, 1 - tail], dtype=torch.float64), dim=0)  # (M,) each
-    fixed = (error[0] <= _rounding(ratio[0])) & ratio[0].isfinite()
+    rounding = 1e-7 * ratio[0].abs() + torch.finfo(torch.float64).tiny  # `_ratio` subtracts squares
+    fixed = (error[0] <= rounding) & ratio[0].isfinite()
     below, above = (torch.where(fixed, 0.0, error[0] * score) for score in (high, low))
     enough = (denominators != 0).sum(0) >= 2
     bounds = torch.where(enough, torch.stack((ratio[0] - below, ratio[0] - above)), torch.nan)
@@ -123,11 +124,6 @@ def _ratio(counts: Tensor, numerators: Tensor, denominators: Tensor) -> tuple[Te
     squares = counts @ numerators.square() - 2 * ratio * (counts @ (numerators * denominators))
     squares += ratio.square() * (counts @ denominators.square())
     return ratio, squares.clamp(min=0).sqrt() / total
-
-
-def _rounding(ratio: Tensor) -> Tensor:
-    """Standard errors below this count as zero: `_ratio` subtracts squares, which leaves rounding errors in float64."""
-    return 1e-7 * ratio.abs() + torch.finfo(torch.float64).tiny
 
 
 def _counts(num_videos: int, resamples: int, seed: int) -> Iterator[Tensor]:

@@ -21,7 +21,8 @@ def plot_skill(result: EvaluationResult, path: Path) -> None:
     axes = figure.add_subplot()
     _set_limits(axes, result)
     _draw_skill(axes, result)
-    _draw_zero(axes)
+    axes.axhline(0, color="black", linewidth=1)
+    axes.text(0.55, 0, "no better than the baseline", va="bottom", fontsize=8)  # on the left, far from most skills
     _label_horizons(axes, result)
     partial = path.with_name(f".{path.name}.partial")
     figure.savefig(partial, format="png")
@@ -48,12 +49,6 @@ def _draw_skill(axes: Axes, result: EvaluationResult) -> None:
     axes.set_ylabel("skill")
     axes.grid(alpha=0.3)
     axes.legend(loc="best", frameon=False)
-
-
-def _draw_zero(axes: Axes) -> None:
-    """The line of no skill; labelled at its left end, where skill is usually far from it."""
-    axes.axhline(0, color="black", linewidth=1)
-    axes.text(0.55, 0, "no better than the baseline", va="bottom", fontsize=8)
 
 
 def _label_horizons(axes: Axes, result: EvaluationResult) -> None:

@@ -84,5 +84,4 @@ def ranks(predictions: Tensor, truths: Tensor) -> Tensor:
 
 def _retrieve(predictions: Tensor, truths: Tensor) -> Retrieval:
     found = ranks(predictions, truths)
-    at_1, at_5 = ((found < nearest).double().mean().item() for nearest in (1, 5))
-    return Retrieval(at_1, at_5, len(found))
+    return Retrieval((found < 1).double().mean().item(), (found < 5).double().mean().item(), len(found))

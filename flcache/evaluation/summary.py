@@ -20,6 +20,9 @@ from flcache.evaluation.spread import Spread
 
 QUARTILES = 4
 
+_Pair = tuple[str, str]
+"""What has a skill, and the baseline it is over."""
+
 
 @dataclass(frozen=True)
 class ClipScores:
@@ -72,25 +75,25 @@ def summarise(
     means = {name: _means(scores, clips.valid) for name, scores in _methods(clips).items()}
     comparisons = _comparisons(clips)
     skills = {pair: _skill(compared, clips.valid).tolist() for pair, compared in comparisons.items()}
-    intervals = _Intervals(clips.valid, videos, errors, comparisons)
+    error_intervals, skill_intervals = _intervals(clips.valid, videos, errors, comparisons)
     own = clips.baselines if REFERENCE in clips.baselines else {}
     return tuple(
         HorizonResult(
             horizon=k + 1,
             seconds=seconds[k],
             clips=count,
-            prediction=_at(means["prediction"], k),
-            baselines={name: _at(means[name], k) for name in clips.baselines},
+            prediction=means["prediction"][k],
+            baselines={name: means[name][k] for name in clips.baselines},
             skill={name: skills["prediction", name][k] for name in clips.baselines},
-            error_interval=intervals.error("prediction", k),
-            skill_interval={name: intervals.skill("prediction", name, k) for name in clips.baselines},
-            baseline_error_interval={name: intervals.error(name, k) for name in clips.baselines},
+            error_interval=error_intervals["prediction"][k],
+            skill_interval={name: skill_intervals["prediction", name][k] for name in clips.baselines},
+            baseline_error_interval={name: error_intervals[name][k] for name in clips.baselines},
             baseline_skill={name: skills[name, REFERENCE][k] for name in own},
-            baseline_skill_interval={name: intervals.skill(name, REFERENCE, k) for name in own},
+            baseline_skill_interval={name: skill_intervals[name, REFERENCE][k] for name in own},
             quartiles=_quartiles(clips, k),
             retrieval={name: found[k] for name, found in retrieval.items()},
             spread=spread[k],
-            samples=_samples(clips, num_samples, skills, intervals, k),
+            samples=_samples(clips, num_samples, skills, skill_intervals, k),
         )
         for k, count in enumerate(counts)
     )
@@ -106,7 +109,7 @@ class _Comparison:
     """(K,) smaller mean errors count as this much."""
 
 
-def _comparisons(clips: ClipScores) -> dict[tuple[str, str], _Comparison]:
+def _comparisons(clips: ClipScores) -> dict[_Pair, _Comparison]:
     """The pairs that a skill is reported of: the prediction over every baseline, and all others over copying."""
     errors, noise = _errors(clips), noise_level(mean_over_clips(clips.power, clips.valid))
     pairs = [("prediction", name) for name in clips.baselines]
@@ -122,33 +125,20 @@ def _comparisons(clips: ClipScores) -> dict[tuple[str, str], _Comparison]:
     return found
 
 
-class _Intervals:
-    """All intervals of an evaluation, from one set of resamples."""
-
-    def __init__(
-        self,
-        valid: Tensor,
-        videos: Tensor,
-        errors: Mapping[str, Tensor],
-        comparisons: Mapping[tuple[str, str], _Comparison],
-    ) -> None:
-        means = [(torch.where(valid, error, 0.0), valid.double()) for error in errors.values()]
-        ratios = [
-            tuple(_floor(side, compared.noise, valid) for side in (compared.error, compared.opponent))
-            for compared in comparisons.values()
-        ]
-        numerators, denominators = (torch.cat(side, dim=1) for side in zip(*means, *ratios, strict=True))
-        flat, size = ratio_intervals(numerators, denominators, videos), valid.shape[1]
-        found = [flat[start : start + size] for start in range(0, len(flat), size)]
-        self._errors = dict(zip(errors, found, strict=False))
-        self._ratios = dict(zip(comparisons, found[len(errors) :], strict=True))
-
-    def error(self, method: str, k: int) -> Interval:
-        return self._errors[method][k]
-
-    def skill(self, method: str, baseline: str, k: int) -> Interval:
-        ratio = self._ratios[method, baseline][k]
-        return Interval(1 - ratio.high, 1 - ratio.low)
+def _intervals(
+    valid: Tensor, videos: Tensor, errors: Mapping[str, Tensor], comparisons: Mapping[_Pair, _Comparison]
+) -> tuple[dict[str, list[Interval]], dict[_Pair, list[Interval]]]:
+    """The intervals of mean errors and of skills, one per horizon, from one set of resamples."""
+    means = [(torch.where(valid, error, 0.0), valid.double()) for error in errors.values()]
+    ratios = [
+        tuple(_floor(side, compared.noise, valid) for side in (compared.error, compared.opponent))
+        for compared in comparisons.values()
+    ]
+    numerators, denominators = (torch.cat(side, dim=1) for side in zip(*means, *ratios, strict=True))
+    flat, size = ratio_intervals(numerators, denominators, videos), valid.shape[1]
+    found = [flat[start : start + size] for start in range(0, len(flat), size)]
+    skills = [[Interval(1 - ratio.high, 1 - ratio.low) for ratio in each] for each in found[len(errors) :]]
+    return dict(zip(errors, found, strict=False)), dict(zip(comparisons, skills, strict=True))
 
 
 def _methods(clips: ClipScores) -> dict[str, Scores]:
@@ -198,8 +188,8 @@ def _quartile(clips: ClipScores, k: int, chosen: Tensor) -> MotionQuartile:
 def _samples(
     clips: ClipScores,
     num_samples: int,
-    skills: Mapping[tuple[str, str], Sequence[float]],
-    intervals: _Intervals,
+    skills: Mapping[_Pair, Sequence[float]],
+    intervals: Mapping[_Pair, Sequence[Interval]],
     k: int,
 ) -> SampleErrors | None:
     if clips.samples is None:
@@ -210,16 +200,13 @@ def _samples(
         num_samples,
         **means,
         single_skill=skills["single", REFERENCE][k],
-        single_skill_interval=intervals.skill("single", REFERENCE, k),
+        single_skill_interval=intervals["single", REFERENCE][k],
         energy_skill=skills["energy", REFERENCE][k],
-        energy_skill_interval=intervals.skill("energy", REFERENCE, k),
+        energy_skill_interval=intervals["energy", REFERENCE][k],
     )
 
 
-def _means(scores: Scores, valid: Tensor) -> Scores:
-    """The means over all valid clips, each (K,)."""
-    return Scores(*(mean_over_clips(values, valid) for values in (scores.error, scores.l1, scores.cosine)))
-
-
-def _at(means: Scores, k: int) -> Errors:
-    return Errors(means.error[k].item(), means.l1[k].item(), means.cosine[k].item())
+def _means(scores: Scores, valid: Tensor) -> list[Errors]:
+    """The means over all valid clips, one per horizon."""
+    means = [mean_over_clips(values, valid).tolist() for values in (scores.error, scores.l1, scores.cosine)]
+    return [Errors(*values) for values in zip(*means, strict=True)]

@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, astuple, replace
+from dataclasses import KW_ONLY, InitVar, asdict, astuple, dataclass, replace
 from itertools import chain, repeat
 from pathlib import Path
 from typing import Any, Protocol
@@ -51,6 +51,7 @@ class Source(Protocol):
     def load_state_dict(self, state: dict[str, Any]) -> None: ...
 
 
+@dataclass(eq=False)
 class Run:
     """A training run: model, source, optimiser and schedule, and the folder they are kept in.
 
@@ -58,33 +59,25 @@ class Run:
     stopped at a checkpoint and resumed.
     """
 
-    def __init__(
-        self,
-        accelerator: Accelerator,
-        model: WorldModel,
-        source: Source,
-        optimiser: Optimizer,
-        schedule: LRScheduler,
-        *,
-        directory: Path,
-        record: RunRecord,
-        config: str,
-        seed: int = 0,
-    ) -> None:
-        self.accelerator = accelerator
-        self.model = model
-        self.source = source
-        self.schedule = schedule
-        self.directory = directory
-        self.record = record
-        self.config = config
-        self.seed = seed
+    accelerator: Accelerator
+    model: WorldModel
+    source: Source
+    optimiser: InitVar[Optimizer]
+    schedule: LRScheduler
+    _: KW_ONLY
+    directory: Path
+    record: RunRecord
+    config: str
+    """Text of the `config.yaml` in checkpoints."""
+    seed: int = 0
+
+    def __post_init__(self, optimiser: Optimizer) -> None:
         self.step = 0
         self._means = Means()
         self._health: LatentHealth | None = None
-        _check_whole(accelerator)
+        _check_whole(self.accelerator)
         self._wrapped: Any
-        self._wrapped, self._optimiser = accelerator.prepare(model, optimiser)
+        self._wrapped, self._optimiser = self.accelerator.prepare(self.model, optimiser)
 
     @property
     def checkpoints(self) -> Path:
@@ -146,7 +139,9 @@ class Run:
             clips += len(batch)
             with self.accelerator.accumulate(self._wrapped):
                 self._learn(batch, self.step * options.accumulate + number)
-                norm = self._clip_gradients(options.clip_norm)
+                norm = 0.0
+                if self.accelerator.sync_gradients:
+                    norm = self.accelerator.clip_grad_norm_(self.model.parameters(), options.clip_norm)
                 self._optimiser.step()
                 self._optimiser.zero_grad()
         self._means.add({"gradient_norm": norm, "learning_rate": self.schedule.get_last_lr()[0]})
@@ -175,11 +170,6 @@ class Run:
         clips = torch.tensor(float(len(batch)), device=self.accelerator.device)
         mean: Tensor = self.accelerator.reduce(clips, reduction="mean")
         return clips / mean.clamp(min=1 / self.accelerator.num_processes)
-
-    def _clip_gradients(self, clip_norm: float) -> Tensor | float:
-        if not self.accelerator.sync_gradients:
-            return 0.0
-        return self.accelerator.clip_grad_norm_(self.model.parameters(), clip_norm)  # type: ignore[no-any-return]
 
     def _watch(self, batch: Batch) -> None:
         """Every `WATCH_EVERY` steps, raise TrainingError if the latents of a trainable encoder have collapsed."""

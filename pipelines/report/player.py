@@ -24,7 +24,7 @@ from flcache.evaluation.report import (
     player_content,
     seen_region,
 )
-from flcache.videos import ClipRequest, DecodedClip, PlannedClip, VideoFolder, decode_planned, planned_clips
+from flcache.videos import ClipRequest, PlannedClip, VideoFolder, decode_planned, planned_clips
 
 from ..setup.clips import open_pool, read_split
 from ..setup.encoder import pick_device
@@ -107,7 +107,7 @@ def _count_clips(config: Config) -> int:
 def _with_frames(
     config: Config, clips: list[RolledClip], processor: Mapping[str, Any]
 ) -> tuple[list[RolledClip], dict[str, str]]:
-    """The clips with their labels and frames, and the reason for each without frames."""
+    """The clips with labels and with frames as cropped for the encoder, and the reason for each without frames."""
     try:
         plan = source_clips(config, config.evaluation.split)
         wanted = planned_clips(plan[plan["clip_id"].isin({clip.clip_id for clip in clips})])
@@ -124,7 +124,8 @@ def _with_frames(
                 unread[clip.clip_id] = str(decoded)
                 framed.append(clip)
             else:
-                framed.append(replace(clip, frames=_crop(decoded, processor)))
+                left, top, right, bottom = seen_region(processor, *decoded.frames.shape[1:3])
+                framed.append(replace(clip, frames=decoded.frames[:, top:bottom, left:right]))
     return framed, unread
 
 
@@ -133,9 +134,3 @@ def _frame_a_step(clip: PlannedClip, times: Any) -> PlannedClip:
     first_s = clip.request.timestamps[0] if clip.request.timestamps else clip.request.start_s
     timestamps = tuple(first_s + float(seconds) + _LATER_S for seconds in times)
     return replace(clip, request=ClipRequest(len(timestamps), first_s, timestamps, None, "pad"))
-
-
-def _crop(clip: DecodedClip, processor: Mapping[str, Any]) -> Any:
-    """The part (T, h, w, 3) of the frames that the encoder saw."""
-    left, top, right, bottom = seen_region(processor, *clip.frames.shape[1:3])
-    return clip.frames[:, top:bottom, left:right]

@@ -76,6 +76,11 @@ class Reading:
     rank: int = 0
     world_size: int = 1
 
+    def order(self, seed: int) -> dict[str, Any]:
+        """Arguments of `EpochSampler` and `LatentLoader`. Only a shuffled reading leaves out an incomplete batch."""
+        whole = {"drop_last": self.shuffle, "even_last": self.shuffle, "shuffle": self.shuffle}
+        return {"batch_size": self.batch_size, "rank": self.rank, "world_size": self.world_size, "seed": seed, **whole}
+
 
 @contextmanager
 def open_source(
@@ -131,18 +136,8 @@ def source_clips(config: Config, split: str) -> pd.DataFrame:
 def _cached(config: Config, reading: Reading) -> LatentSource:
     cache = LatentCache(config.require("cache.dir"), reading.split)
     context_steps = _context_steps(config, cache.seen_until)
-    loader = LatentLoader(
-        cache,
-        batch_size=reading.batch_size,
-        context_steps=context_steps,
-        seed=config.seed,
-        shuffle=reading.shuffle,
-        rank=reading.rank,
-        world_size=reading.world_size,
-        drop_last=reading.shuffle,
-        even_last=reading.shuffle,
-        allow_leak=config.allow_leak,
-    )
+    order = reading.order(config.seed)
+    loader = LatentLoader(cache, context_steps=context_steps, allow_leak=config.allow_leak, **order)
     return LatentSource(
         batches=loader,
         hard=cache.spec.hard,
@@ -192,21 +187,11 @@ def _live_batches(
     context_steps: int,
 ) -> VideoSource:
     clips, folder = _live_clips(config, reading.split, spec.latent_shape)
-    sampler = EpochSampler(
-        len(clips),
-        batch_size=reading.batch_size,
-        seed=config.seed,
-        shuffle=reading.shuffle,
-        rank=reading.rank,
-        world_size=reading.world_size,
-        drop_last=reading.shuffle,
-        even_last=reading.shuffle,
-    )
     return VideoSource(
         clips,
         folder,
         pool,
-        sampler,
+        EpochSampler(len(clips), **reading.order(config.seed)),
         context_steps=context_steps,
         tubelet_size=model.tubelet_size,
         max_failed_fraction=config.encode.max_failed_fraction,
