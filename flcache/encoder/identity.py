@@ -6,9 +6,8 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from flcache.encoder.digest import weight_digest
-from flcache.encoder.fields import deciding_fields
 from flcache.encoder.model import LatentVideoModel
-from flcache.encoder.processing import FIELDS, processor_fields
+from flcache.encoder.processing import FIELDS, deciding_fields, processor_fields
 
 ARCHITECTURE_FIELDS = (
     "model_type",

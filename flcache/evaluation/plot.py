@@ -52,7 +52,6 @@ def _draw_skill(axes: Axes, result: EvaluationResult) -> None:
 
 
 def _label_horizons(axes: Axes, result: EvaluationResult) -> None:
-    """Label the horizons in steps below and in seconds above."""
     labelled = result.horizons[:: math.ceil(len(result.horizons) / MAX_TICKS)]
     timed = [horizon for horizon in labelled if math.isfinite(horizon.seconds)]
     axes.set_xticks([horizon.horizon for horizon in labelled])

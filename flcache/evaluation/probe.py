@@ -73,15 +73,15 @@ class AttentiveProbe(nn.Module):
     def forward(self, latents: Tensor, valid: Tensor) -> Tensor:
         """(B, T, H, W, D) and (B, T) to logits (B, C)."""
         tokens = self.norm(latents.flatten(1, 3))  # (B, L, D)
-        keys, values = (self._split(part) for part in self.key_value(tokens).chunk(2, dim=-1))
-        queries = self._split(self.query.expand(len(tokens), 1, -1))  # (B, heads, 1, D / heads)
+        keys, values = (self._by_head(part) for part in self.key_value(tokens).chunk(2, dim=-1))
+        queries = self._by_head(self.query.expand(len(tokens), 1, -1))  # (B, heads, 1, D / heads)
         per_step = tokens.shape[1] // valid.shape[1]
         mask = valid.repeat_interleave(per_step, dim=1)[:, None, None]  # (B, 1, 1, L)
         attended = scaled_dot_product_attention(queries, keys, values, attn_mask=mask)
         logits: Tensor = self.classify(attended.transpose(1, 2).flatten(1))
         return logits
 
-    def _split(self, tokens: Tensor) -> Tensor:
+    def _by_head(self, tokens: Tensor) -> Tensor:
         """(B, L, D) to (B, heads, L, D / heads)."""
         parts: Tensor = tokens.reshape(*tokens.shape[:2], self.heads, -1)
         return parts.transpose(1, 2)

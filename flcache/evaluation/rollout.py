@@ -84,7 +84,6 @@ def _in_turn(
 
 
 def _first(batch: LatentBatch, clips: int) -> LatentBatch:
-    """The first `clips` of a batch."""
     latents = batch.latents[:clips]
     targets = latents if batch.targets is batch.latents else batch.targets[:clips]
     times, valid, ids = batch.times[:clips], batch.valid[:clips], batch.ids[:clips]
@@ -93,8 +92,6 @@ def _first(batch: LatentBatch, clips: int) -> LatentBatch:
 
 @dataclass(frozen=True)
 class _Part:
-    """The scores of one batch."""
-
     first: int
     """Number of its first clip."""
     ids: tuple[str, ...]
@@ -103,8 +100,6 @@ class _Part:
 
 @dataclass
 class _Found:
-    """Everything that is gathered from the batches."""
-
     horizons: int | None
     parts: list[_Part] = field(default_factory=list)
     galleries: dict[str, Gallery] = field(default_factory=lambda: {"prediction": Gallery(), "copy_last": Gallery()})

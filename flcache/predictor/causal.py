@@ -17,7 +17,7 @@ from flcache.predictor.attention import QUERY_TOKENS
 from flcache.predictor.interface import Forecast, LatentShape
 from flcache.predictor.options import PredictorOptions
 from flcache.predictor.rotary import rotation
-from flcache.predictor.tokens import ScalarEmbedding, merge_patches, split_patches, zero_head
+from flcache.predictor.tokens import ScalarEmbedding, merge_patches, unmerge_patches, zero_head
 from flcache.predictor.transformer import KeyValues, Transformer
 from flcache.predictor.transformer_predictor import BLOCK_WIDTHS, TransformerPredictor
 
@@ -100,7 +100,7 @@ class CausalPredictor(TransformerPredictor):
         by = rotation(times, height, width, self.head_dim)
         hidden, past = self.transformer(tokens.flatten(1, 2), by, height * width, past)
         change: Tensor = self.head(hidden).unflatten(1, patches.shape[1:4])
-        return latents + split_patches(change, self.merge), past
+        return latents + unmerge_patches(change, self.merge), past
 
     def _kept_by_rollout(self, steps: int, rollout_steps: int) -> int:
         """Numbers kept of each token of the grid by a rollout that ends where the clip does."""

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from flcache.predictor.interface import LatentShape
 from flcache.predictor.options import PredictorOptions
 from flcache.predictor.rotary import rotation
-from flcache.predictor.tokens import ScalarEmbedding, merge_patches, split_patches, zero_head
+from flcache.predictor.tokens import ScalarEmbedding, merge_patches, unmerge_patches, zero_head
 from flcache.predictor.transformer import CrossTransformer, Transformer
 from flcache.predictor.transformer_predictor import TransformerPredictor
 
@@ -45,7 +45,7 @@ class CrossAttentionPredictor(TransformerPredictor):
         target_by = rotation(target_times - origin, height, width, self.head_dim)
         hidden = self.targets(queries, target_by, seen, context_by, height * width)
         change = self.head(hidden).unflatten(1, (target_times.shape[1], height, width))
-        return context[:, -1:] + split_patches(change, self.merge)
+        return context[:, -1:] + unmerge_patches(change, self.merge)
 
     def kept_numbers(self, latent_shape: LatentShape, rollout_steps: int) -> int:
         """Every token passes one half of the layers: context tokens the first, target tokens the second."""

@@ -19,7 +19,7 @@ from flcache.errors import ConfigError
 from flcache.predictor.interface import Forecast, LatentShape
 from flcache.predictor.options import PredictorOptions
 from flcache.predictor.rotary import rotation
-from flcache.predictor.tokens import ScalarEmbedding, embedding, merge_patches, split_patches, zero_head
+from flcache.predictor.tokens import ScalarEmbedding, embedding, merge_patches, unmerge_patches, zero_head
 from flcache.predictor.transformer import Transformer
 from flcache.predictor.transformer_predictor import TransformerPredictor
 
@@ -65,7 +65,7 @@ class FlowMatchingPredictor(TransformerPredictor):
         by = rotation(times - times[:, :1], height, width, self.head_dim)
         tokens, _ = self.transformer(tokens, by, height * width)
         change = self.head(tokens[:, steps * height * width :]).unflatten(1, (noisy.shape[1], height, width))
-        return context[:, -1:] + split_patches(change, self.merge)
+        return context[:, -1:] + unmerge_patches(change, self.merge)
 
     def predict(self, context: Tensor, context_times: Tensor, target_times: Tensor) -> Tensor:
         shape = (len(context), target_times.shape[1], *context.shape[2:])

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from flcache.predictor.interface import LatentShape
 from flcache.predictor.options import PredictorOptions
 from flcache.predictor.rotary import rotation
-from flcache.predictor.tokens import ScalarEmbedding, merge_patches, split_patches, zero_head
+from flcache.predictor.tokens import ScalarEmbedding, merge_patches, unmerge_patches, zero_head
 from flcache.predictor.transformer import Transformer
 from flcache.predictor.transformer_predictor import TransformerPredictor
 
@@ -39,4 +39,4 @@ class ParallelPredictor(TransformerPredictor):
         hidden, _ = self.transformer(tokens.flatten(1, 2), by, height * width)
         targets = hidden[:, -target_times.shape[1] * height * width :]
         change = self.head(targets).unflatten(1, (target_times.shape[1], height, width))
-        return context[:, -1:] + split_patches(change, self.merge)
+        return context[:, -1:] + unmerge_patches(change, self.merge)

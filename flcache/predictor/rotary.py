@@ -1,7 +1,7 @@
 """Rotary positions on three axes: time in seconds, rows and columns in tokens.
 
 Attention then depends on differences of positions only, and another frame rate is another spacing of times rather than
-another meaning of "next". Source: RoFormer (arXiv 2104.09864), split over axes as in V-JEPA 2 (arXiv 2506.09985).
+another meaning of "next". Source: RoFormer (arXiv 2104.09864), divided among axes as in V-JEPA 2 (arXiv 2506.09985).
 
 Shapes: B clips, T steps, H x W token grid, L = T * H * W tokens, P = head_dim / 2 pairs of channels that are rotated.
 """

@@ -71,7 +71,7 @@ def merge_patches(latents: Tensor, merge: int) -> Tensor:
     return tiles.reshape(B, T, H // merge, W // merge, merge**2 * D)
 
 
-def split_patches(merged: Tensor, merge: int) -> Tensor:
+def unmerge_patches(merged: Tensor, merge: int) -> Tensor:
     """The inverse of `merge_patches`."""
     if merge == 1:
         return merged

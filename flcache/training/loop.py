@@ -204,8 +204,8 @@ class Run:
 def _check_whole(accelerator: Accelerator) -> None:
     """Raises TrainingError for kinds of sharding whose parameters cannot be gathered into a checkpoint."""
     kind = accelerator.distributed_type
-    split = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
-    if kind in split and not accelerator.is_fsdp2:
+    sharded = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
+    if kind in sharded and not accelerator.is_fsdp2:
         raise TrainingError(
             f"{kind.value}: its checkpoints would hold pickles and no whole model; train with plain data parallelism "
             f'(torchrun), or with "fsdp_version: 2" in the configuration of accelerate'

@@ -179,12 +179,7 @@ def _live(config: Config, reading: Reading, pool: DecodePool, device: str) -> La
 
 
 def _live_batches(
-    config: Config,
-    reading: Reading,
-    pool: DecodePool,
-    model: LatentVideoModel,
-    spec: CacheSpec,
-    context_steps: int,
+    config: Config, reading: Reading, pool: DecodePool, model: LatentVideoModel, spec: CacheSpec, context_steps: int
 ) -> VideoSource:
     clips, folder = _live_clips(config, reading.split, spec.latent_shape)
     return VideoSource(

@@ -65,8 +65,6 @@ class Chart:
 
 @dataclass(frozen=True)
 class _Scale:
-    """From values to percent of the plot."""
-
     x: tuple[float, float]
     y: tuple[float, float]
 

@@ -13,18 +13,9 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from rich.filesize import decimal
 
-from flcache.evaluation.report import charts
+from flcache.evaluation.report import charts, verdict
 from flcache.evaluation.report.colours import MAX_CLIPS, heat_stops
 from flcache.evaluation.report.tables import motion_table, number, quality_table
-from flcache.evaluation.report.verdict import (
-    baselines,
-    evaluated_rows,
-    has_intervals,
-    interval,
-    outcome,
-    strongest,
-    verdict,
-)
 from flcache.evaluation.result import spoken
 
 MAX_FAILURES = 200
@@ -72,14 +63,14 @@ def render(report: Report) -> str:
         lstrip_blocks=True,
     )
     environment.filters |= {"number": number, "size": decimal, "count": _count, "spoken": spoken}
-    environment.globals |= {"interval": interval, "outcome": outcome, "strongest": strongest}
-    rows = evaluated_rows(report.evaluation)
+    environment.globals |= {name: getattr(verdict, name) for name in ("interval", "outcome", "strongest")}
+    rows = verdict.evaluated_rows(report.evaluation)
     return environment.get_template("page.html").render(
         report=report,
-        verdict=verdict(report.evaluation, leak=report.leak),
+        verdict=verdict.verdict(report.evaluation, leak=report.leak),
         rows=rows,
-        baselines=baselines(rows),
-        has_intervals=has_intervals(rows),
+        baselines=verdict.baselines(rows),
+        has_intervals=verdict.has_intervals(rows),
         reference_chart=charts.reference_chart(rows) if rows else None,
         skill_chart=charts.skill_chart(rows) if rows else None,
         loss_chart=charts.loss_chart(report.losses),

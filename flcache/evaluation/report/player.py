@@ -139,7 +139,6 @@ def _clip(clip: RolledClip, basis: ColourBasis, limit: float) -> dict[str, Any]:
 
 
 def _per_step(errors: Tensor) -> list[float]:
-    """(K, H, W) errors as K numbers."""
     return [round(value, 4) for value in errors.flatten(1).mean(1).tolist()]
 
 
