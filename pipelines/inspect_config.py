@@ -133,7 +133,7 @@ def _latents(config: Config, encoder: LatentVideoModel, shape: Shape, findings: 
 
 
 def _dataset(config: Config, shape: Shape | None, findings: Findings) -> list[str]:
-    """One line a split that can be read, and one for all of them."""
+    """One line for each split that can be read, and one for all of them."""
     clip_bytes = get_codec(config.cache.codec).clip_bytes(shape) if shape else 0
     root, lines, all_clips = _path(config, "dataset.root", findings), [], 0
     for split in SPLITS:

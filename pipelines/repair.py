@@ -42,7 +42,12 @@ def _repair(store: Store, config: Config) -> None:
     config = replace(config, cache=replace(config.cache, dir=str(store)))
     _repair_spec(store, config)
     found = verify_with_progress(store)
-    _refuse_damaged_plan(store, [damage.problem for damage in found.damaged if damage.shard is None])
+    for damage in found.damaged:
+        if damage.shard is None:
+            raise CacheError(
+                f"{damage.problem}; or move {store}/{PLAN} away and repair again: the same annotation files and "
+                "settings give the same plan"
+            )
     for name in sorted({damage.shard for damage in found.damaged if damage.shard}):
         shard = parse_shard_name(name)
         if shard is not None:
@@ -70,14 +75,6 @@ def _repair_spec(store: Store, config: Config) -> None:
     spec = open_cache(store, config, model, splits)
     prove_spec(store, [spec, *(replace(spec, hard=hard) for hard in earlier_forms(spec.hard))])
     print(f"{store}: spec.json: made anew, and of the fingerprint that the commits have")
-
-
-def _refuse_damaged_plan(store: Store, problems: list[str]) -> None:
-    if problems:
-        raise CacheError(
-            f"{problems[0]}; or move {store}/{PLAN} away and repair again: the same annotation files and "
-            "settings give the same plan"
-        )
 
 
 def _encode(store: Store, config: Config) -> None:

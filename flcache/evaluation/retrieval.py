@@ -5,7 +5,7 @@ the number of other clips that are as near as its own. Only the first `MAX_CLIPS
 sample since plans are shuffled. To bound the memory, latents of more than `WIDTH` values are reduced to that many by a
 count sketch (Charikar et al. 2002), which keeps squared distances within about sqrt(2 / WIDTH), 1.6 %.
 
-Shapes: B clips a batch, N clips in all, K horizons, H x W patch grid, D channels.
+Shapes: B clips per batch, N clips in all, K horizons, H x W patch grid, D channels.
 """
 
 from __future__ import annotations

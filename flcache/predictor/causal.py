@@ -22,7 +22,7 @@ from flcache.predictor.transformer import KeyValues, Transformer
 from flcache.predictor.transformer_predictor import BLOCK_WIDTHS, TransformerPredictor
 
 Past = Sequence[KeyValues]
-"""Keys and values of the steps seen so far, one pair a layer."""
+"""Keys and values of the steps seen so far, one pair per layer."""
 
 
 class CausalPredictor(TransformerPredictor):

@@ -2,7 +2,7 @@
 
 A target step never sees another one, so its prediction does not depend on which others are asked for.
 
-Shapes: B clips, Tc and Tt steps of context and target, H x W patch grid, D channels; N tokens a step.
+Shapes: B clips, Tc and Tt steps of context and target, H x W patch grid, D channels; N tokens per step.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ On the straight path `x_t = (1 - t) * noise + t * target` the network estimates 
 as `(end - x_t) / (1 - t)`. The loss is the squared error of the velocity: estimates of the end with a loss on the
 velocity work best in wide latents (arXiv 2511.13720). Source: flow matching, arXiv 2210.02747.
 
-Shapes: B clips, Tc and Tt steps of context and target, H x W patch grid, D channels; N tokens a step.
+Shapes: B clips, Tc and Tt steps of context and target, H x W patch grid, D channels; N tokens per step.
 """
 
 from __future__ import annotations

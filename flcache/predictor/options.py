@@ -67,7 +67,7 @@ class FlowOptions:
     """How a flow is sampled, and how it learns to be guided."""
 
     sampler: Literal["euler", "heun"] = "heun"
-    """Heun takes two evaluations of the network a step, Euler one."""
+    """Heun takes two evaluations of the network per step, Euler one."""
     sampler_steps: Positive = 8
     guidance: PositiveFloat = 1.0
     """1 samples the learned distribution; above 1 exaggerates what the past adds to the last step."""

@@ -1,6 +1,6 @@
 """The parallel predictor: all target steps at once, from mask tokens beside the tokens of the context.
 
-Shapes: B clips, Tc and Tt steps of context and target, H x W patch grid, D channels; N tokens a step.
+Shapes: B clips, Tc and Tt steps of context and target, H x W patch grid, D channels; N tokens per step.
 """
 
 from __future__ import annotations

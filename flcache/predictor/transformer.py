@@ -4,7 +4,7 @@ Attention is `joint` (over all tokens of the clip, causal or not) or `factorised
 one place and the tokens of one step: the cost of a long clip then grows with T * N * (T + N) instead of the square of
 T * N).
 
-Shapes: B clips, T steps, N tokens a step, L = T * N tokens, W width.
+Shapes: B clips, T steps, N tokens per step, L = T * N tokens, W width.
 """
 
 from __future__ import annotations

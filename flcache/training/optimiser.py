@@ -23,7 +23,11 @@ def build_optimiser(parts: Mapping[str, nn.Module], options: TrainingOptions) ->
     decaying: list[nn.Parameter] = []
     staying: list[nn.Parameter] = []
     for owner, name, parameter in _trainable(parts):
-        _check_fine_enough(parameter)
+        if parameter.dtype != torch.float32:  # steps below 1/256 of a weight would be lost in bfloat16
+            raise TrainingError(
+                f"{str(parameter.dtype).removeprefix('torch.')} weights are too coarse to train: set "
+                "encoder.dtype=float32, and training.precision=bf16 to compute in bfloat16"
+            )
         decays = parameter.ndim >= 2 and name == "weight" and not isinstance(owner, nn.Embedding)
         (decaying if decays else staying).append(parameter)
     if not decaying and not staying:
@@ -66,16 +70,6 @@ def _trainable(parts: Mapping[str, nn.Module]) -> Iterator[tuple[nn.Module, str,
                 if parameter.requires_grad and parameter not in seen:
                     seen.add(parameter)
                     yield owner, name, parameter
-
-
-def _check_fine_enough(parameter: nn.Parameter) -> None:
-    """In bfloat16 neighbouring numbers differ by 1/256: smaller steps, also those of a moving average, are lost."""
-    if parameter.dtype != torch.float32:
-        dtype = str(parameter.dtype).removeprefix("torch.")
-        raise TrainingError(
-            f"{dtype} weights are too coarse to train: set encoder.dtype=float32, and training.precision=bf16 to "
-            "compute in bfloat16"
-        )
 
 
 def _count(part: nn.Module, *, trainable: bool = False) -> int:

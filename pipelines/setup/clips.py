@@ -43,7 +43,12 @@ def read_split(config: Config, split: str) -> SplitClips:
     videos = read_annotations(annotations, labels=labels, root=root, allow_outside=dataset.allow_outside)
     folder = VideoFolder(root, (video.path for video in videos))
     missing = tuple(video for video in videos if folder.find(video.path) is None)
-    _check_missing(config, split, videos, missing, folder)
+    if len(missing) > dataset.max_missing_fraction * len(videos):
+        raise DataError(
+            f"{annotations}: {len(missing)} of {len(videos)} videos are missing below {dataset.root}, the first "
+            f"expected at {folder.expected(missing[0].path)}; check dataset.root, or allow it with "
+            f"dataset.max_missing_fraction={min(1.0, len(missing) / len(videos) + 0.005):.2f}"
+        )
     clips = plan_clips(videos, config.clip, _probe(config, needs_duration(config.clip, videos), folder))
     return SplitClips(split, clips, folder, missing)
 
@@ -85,15 +90,3 @@ def _probe(config: Config, videos: list[Video], folder: VideoFolder) -> dict[str
         infos = dict(zip(files, pool.probe(list(files.values())), strict=True))
     seconds = {name: info.duration_s for name, info in infos.items() if isinstance(info, VideoInfo)}
     return {name: duration_s for name, duration_s in seconds.items() if duration_s is not None}
-
-
-def _check_missing(
-    config: Config, split: str, videos: list[Video], missing: tuple[Video, ...], folder: VideoFolder
-) -> None:
-    if len(missing) <= config.dataset.max_missing_fraction * len(videos):
-        return
-    raise DataError(
-        f"{getattr(config.dataset, split)}: {len(missing)} of {len(videos)} videos are missing below "
-        f"{config.dataset.root}, the first expected at {folder.expected(missing[0].path)}; check dataset.root, or "
-        f"allow it with dataset.max_missing_fraction={min(1.0, len(missing) / len(videos) + 0.005):.2f}"
-    )
