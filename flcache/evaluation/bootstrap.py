@@ -49,7 +49,7 @@ def number_videos(clip_ids: Sequence[str], video_of: Mapping[str, str] | None = 
 
 
 def ratio_intervals(
-    numerators: Tensor, denominators: Tensor, videos: Tensor, *, resamples: int = RESAMPLES, seed: int = SEED
+    numerators: Tensor, denominators: Tensor, videos: Tensor, *, resamples: int = RESAMPLES
 ) -> list[Interval]:
     """Intervals of the M ratios of sums over clips, of `numerators` and `denominators` (N, M) float64.
 
@@ -61,7 +61,7 @@ def ratio_intervals(
     ratio, error = _ratio(torch.ones(1, len(numerators), dtype=torch.float64), numerators, denominators)
     studentised = [
         (resampled - ratio) / resampled_error
-        for counts in _counts(len(numerators), resamples, seed)
+        for counts in _counts(len(numerators), resamples)
         for resampled, resampled_error in [_ratio(counts, numerators, denominators)]
     ]
     scores = torch.cat(studentised)  # (R, M)
@@ -126,9 +126,9 @@ def _ratio(counts: Tensor, numerators: Tensor, denominators: Tensor) -> tuple[Te
     return ratio, squares.clamp(min=0).sqrt() / total
 
 
-def _counts(num_videos: int, resamples: int, seed: int) -> Iterator[Tensor]:
+def _counts(num_videos: int, resamples: int) -> Iterator[Tensor]:
     """How often each video is drawn, (r, V) float64, for `resamples` rows altogether."""
-    generator = np.random.default_rng(seed)
+    generator = np.random.default_rng(SEED)
     rows = max(1, CHUNK_COUNTS // num_videos)
     for start in range(0, resamples, rows):
         drawn = min(rows, resamples - start)
