@@ -115,9 +115,8 @@ class _Found:
         sampling: Sampling | None,
     ) -> None:
         ahead = slice(self.horizons)
-        target, target_times, valid = (
-            steps[:, ahead] for steps in (batch.target, batch.target_times, batch.target_valid)
-        )
+        target, target_times = batch.target[:, ahead], batch.target_times[:, ahead]
+        valid = batch.target_valid[:, ahead]
         given = batch.context, batch.context_times, target_times
         samples = None
         if sampling is None:
