@@ -30,7 +30,10 @@ _CONFIG = click.option("--config", "-c", required=True, metavar="C", help="A YAM
 _OVERRIDES = click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...", callback=lambda *given: _pairs(given[2]))
 _JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead of text.")
 _CHECKPOINT = click.option(
-    "--checkpoint", metavar="P", type=Path, help="A checkpoint folder; the last one in training.dir by default."
+    "--checkpoint",
+    metavar="P",
+    callback=lambda *given: Path(given[2]) if given[2] else None,
+    help="A checkpoint folder; the last one in training.dir by default.",
 )
 
 

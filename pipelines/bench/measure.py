@@ -216,7 +216,7 @@ def _cpu_s() -> float:
 
 def _peak_mb(workers: int) -> float:
     """Peak memory of this process, plus that of the largest child for each worker."""
-    status = Path("/proc/self/status").read_text()  # getrusage would include the parent process
+    status = Path("/proc/self/status").read_text()  # getrusage's peak is inherited from the parent
     own = int(re.findall(r"VmHWM:\s+(\d+) kB", status)[0])
     return (own + workers * resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss) / 1024
 

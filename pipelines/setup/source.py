@@ -106,8 +106,9 @@ def open_source(
 def latent_batches(model: WorldModel, source: LatentSource, device: str) -> Iterator[LatentBatch]:
     """One epoch of the source as latents, standardised with the statistics of `model`; a cache that has grown since
     training has others. Frames are encoded in the precision of training."""
-    found, wanted = source.statistics() if source.encoder is None else model.statistics, model.statistics
-    unchanged = torch.equal(found.mean.cpu(), wanted.mean.cpu()) and torch.equal(found.std.cpu(), wanted.std.cpu())
+    wanted = model.statistics
+    found = source.statistics() if source.encoder is None else wanted
+    unchanged = found is wanted or _equal(found, wanted)
     to_latents = as_trained(source.precision, device)(model.to_latents)
     for batch in source.batches:
         batch = to_latents(batch.to(device))
@@ -131,6 +132,10 @@ def source_clips(config: Config, split: str) -> pd.DataFrame:
         return read_split(config, split).clips
     plan = read_plan(Path(config.require("cache.dir")))
     return plan[plan["split"] == split]
+
+
+def _equal(one: ChannelStatistics, other: ChannelStatistics) -> bool:
+    return torch.equal(one.mean.cpu(), other.mean.cpu()) and torch.equal(one.std.cpu(), other.std.cpu())
 
 
 def _cached(config: Config, reading: Reading) -> LatentSource:
