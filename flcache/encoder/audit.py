@@ -24,5 +24,5 @@ def change_future(model: LatentVideoModel, frames: Tensor, boundary: int) -> tup
     """
     first = boundary * model.tubelet_size
     changed = torch.cat((frames[:first], 255 - frames[first:]))
-    before, after = model([frames])[0], model([changed])[0]  # separately: rounding depends on the batch size
+    before, after = model([frames])[0], model([changed])[0]  # two calls of one size, which rounding depends on
     return before, distance(before[:boundary], after[:boundary]), distance(before[boundary:], after[boundary:])
