@@ -63,7 +63,7 @@ def samples_table(result: EvaluationResult) -> Table | None:
     found = [(row, row.samples) for row in result.horizons if row.samples is not None]
     if not found:
         return None
-    title = f"Samples ({found[0][1].samples} per clip): skill over copying the last step (± 95 %)"
+    title = f"With {found[0][1].samples} samples a clip: skill over copying the last step (± 95 %)"
     headings = ["step", "mean", "one", "skill of one", "energy", "skill by energy", "best", "diversity"]
     table = _table(title, headings, result)
     for row, samples in found:
