@@ -1,7 +1,7 @@
 """flcache audit DIR --config CONFIG [--clips N] [--json] [KEY=VALUE ...]: are the cached latents what they claim to be?
 
-Re-encodes a sample of clips and compares them with the cache; then changes every frame after a boundary and checks
-whether the context latents change. The cache is only read.
+Encodes a sample of clips again and compares them with the cache; then changes every frame after a boundary and checks
+whether the context latents change. Only reads the cache.
 """
 
 from __future__ import annotations
@@ -27,24 +27,23 @@ from .setup.clips import open_pool
 from .setup.encoder import hard_spec, load_configured_encoder
 
 TOLERANCE = 0.02
-"""Distance to the cache above which latents are not the encoder's: another device or library version moves
-them far less."""
+"""Distance to the cache above which latents are not the encoder's; other devices and library versions give far less."""
 
 
 @dataclass(frozen=True)
 class AuditedClip:
-    """Distances as `flcache.encoder.distance` has them."""
+    """Distances as `flcache.encoder.distance` measures them."""
 
     clip_id: str
     from_cache: float
-    """Distance of the cached latents to those of the same clip encoded now."""
+    """From the cached latents to those of the same clip encoded now."""
     context_moved: float
     targets_moved: float
 
 
 @dataclass(frozen=True)
 class Audit:
-    """All clips of an audit, all with the same `boundary`."""
+    """What was found of all clips, with one `boundary` for all."""
 
     cache: LatentCache
     boundary: int
@@ -67,12 +66,12 @@ class Audit:
 
     @property
     def moved(self) -> list[AuditedClip]:
-        """Clips whose context moved with the future, the one that moved most first."""
+        """Clips whose context moved with the future, in order of decreasing distance."""
         return sorted((clip for clip in self.clips if clip.context_moved != 0), key=lambda clip: -clip.context_moved)
 
     @property
-    def least_changed(self) -> float:
-        """How far the targets moved that moved least."""
+    def targets_moved(self) -> float:
+        """The least distance that the targets of a clip moved."""
         return min(clip.targets_moved for clip in self.clips)
 
 
@@ -132,7 +131,7 @@ def _decode(
 
 
 def _as_stored(spec: CacheSpec, latents: Tensor) -> Tensor:
-    """The encoder's latents (T, H, W, D) as a reader would get them: codecs lose precision, which is no distance."""
+    """Latents (T, H, W, D) as read from a cache, so that the codec's loss of precision does not count as distance."""
     return _float(spec.codec.decode(spec.codec.encode(spec.reduce(latents.numpy()))))
 
 
@@ -141,7 +140,7 @@ def _float(latents: Any) -> Tensor:
 
 
 def _verdict(audit: Audit) -> CacheError | LeakError | None:
-    """The error that an unsound audit calls for."""
+    """The error to raise; None if cache and contexts are sound."""
     path, furthest, moved = audit.cache.path, audit.furthest, audit.moved
     if not furthest.from_cache <= TOLERANCE:
         return CacheError(
@@ -170,7 +169,7 @@ def _to_json(audit: Audit, *, ok: bool) -> dict[str, Any]:
         "distance_to_cache": audit.furthest.from_cache,
         "contexts_bit_identical": len(audit.clips) - len(audit.moved),
         "contexts_moved_by": max(clip.context_moved for clip in audit.clips),
-        "targets_moved_by": audit.least_changed,
+        "targets_moved_by": audit.targets_moved,
     }
 
 
@@ -179,7 +178,7 @@ def _describe(audit: Audit) -> str:
     lines = [
         f"{audit.cache.path}: {count} clips encoded again; the furthest is {audit.furthest.from_cache:.3%} of its RMS "
         f"away from the cache ({audit.furthest.clip_id})",
-        f"every pixel from step {audit.boundary} on changed: the targets moved by at least {audit.least_changed:.1%}",
+        f"every pixel from step {audit.boundary} on changed: the targets moved by at least {audit.targets_moved:.1%}",
     ]
     if moved:
         why = "though it must not" if audit.legal else f'as "{audit.mode}" lets it: it has seen the future'

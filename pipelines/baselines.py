@@ -1,4 +1,4 @@
-"""flcache baselines --config CONFIG [--json] [KEY=VALUE ...]: how well one predicts without any training."""
+"""flcache baselines --config CONFIG [--json] [KEY=VALUE ...]: how good are predictions without training?"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The command line: every command loads its configuration, then its stage, and nothing else.
+"""The command line: every command loads its configuration, then its stage.
 
 Exit 0 done, 1 the data or the configuration is wrong (one line), 2 usage, 130 interrupted, 143 ended by SIGTERM,
 129 by SIGHUP.
@@ -12,7 +12,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import partial, wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -23,12 +23,36 @@ from flcache.errors import FlcacheError
 if TYPE_CHECKING:
     from flcache.config import ResolvedConfig
 
-_Command = Callable[..., None]
 _TIDY_S = 4.0
+"""Seconds that a command has to unwind after a signal."""
 
 _CONFIG = click.option("--config", "-c", required=True, metavar="C", help="A YAML file, or the name of a shipped one.")
 _OVERRIDES = click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...", callback=lambda *given: _pairs(given[2]))
 _JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead of text.")
+_CHECKPOINT = click.option(
+    "--checkpoint",
+    metavar="P",
+    callback=lambda *given: Path(given[2]) if given[2] else None,
+    help="A checkpoint folder; the last one in training.dir by default.",
+)
+
+
+def _configured(command: Callable[..., None]) -> Callable[..., None]:
+    """Give `command` the options of a configuration, and as its first argument the configuration that they name.
+
+    Every key that the files disagree about is a notice on stderr.
+    """
+
+    @wraps(command)
+    def run(config: str, overrides: tuple[str, ...], **options: Any) -> None:
+        from flcache.config import load_resolved
+
+        resolved = load_resolved(config, overrides)
+        for conflict in resolved.conflicts:
+            click.echo(f"Notice: {conflict}", err=True)
+        command(resolved, **options)
+
+    return _CONFIG(_OVERRIDES(run))
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -51,57 +75,49 @@ def demo(out: str) -> None:
 
 
 @cli.command()
-@_CONFIG
+@_configured
 @click.option(
     "--shards", metavar="I/N", callback=lambda *given: _share(given[2]), help="Encode part I of N, counted from 0."
 )
-@_OVERRIDES
-def encode(config: str, shards: tuple[int, int] | None, overrides: tuple[str, ...]) -> None:
+def encode(resolved: ResolvedConfig, shards: tuple[int, int] | None) -> None:
     """Encode the videos of a dataset into a cache of latents.
 
     Safe to kill and to run again: shards that are committed are skipped.
     """
-    resolved = _load(config, overrides)
     from . import encode as stage
 
     stage.run(resolved.config, shards=shards)
 
 
 @cli.command()
-@_CONFIG
+@_configured
 @click.option("--resume", is_flag=True, help="Go on from the last checkpoint in training.dir.")
-@_OVERRIDES
-def train(config: str, resume: bool, overrides: tuple[str, ...]) -> None:
+def train(resolved: ResolvedConfig, resume: bool) -> None:
     """Train a predictor of future latents, from a cache or from videos."""
-    resolved = _load(config, overrides)
     from . import train as stage
 
     stage.run(resolved.config, resume=resume)
 
 
 @cli.command()
-@_CONFIG
-@click.option("--checkpoint", metavar="P", help="A checkpoint folder; the last one in training.dir by default.")
+@_configured
+@_CHECKPOINT
 @_JSON
-@_OVERRIDES
-def evaluate(config: str, checkpoint: str | None, as_json: bool, overrides: tuple[str, ...]) -> None:
+def evaluate(resolved: ResolvedConfig, checkpoint: Path | None, as_json: bool) -> None:
     """Roll the predictor out and compare it with baselines, horizon by horizon."""
-    resolved = _load(config, overrides)
     from . import evaluate as stage
 
-    stage.run(resolved.config, checkpoint=Path(checkpoint) if checkpoint else None, as_json=as_json)
+    stage.run(resolved.config, checkpoint=checkpoint, as_json=as_json)
 
 
 @cli.command()
-@_CONFIG
+@_configured
 @_JSON
-@_OVERRIDES
-def baselines(config: str, as_json: bool, overrides: tuple[str, ...]) -> None:
+def baselines(resolved: ResolvedConfig, as_json: bool) -> None:
     """Score every baseline that needs no training, horizon by horizon.
 
     Copying, the mean of the context, linear extrapolation, the dataset's mean and ridge autoregression.
     """
-    resolved = _load(config, overrides)
     from . import baselines as stage
 
     stage.run(resolved.config, as_json=as_json)
@@ -109,48 +125,42 @@ def baselines(config: str, as_json: bool, overrides: tuple[str, ...]) -> None:
 
 @cli.command()
 @click.argument("directory", metavar="DIR")
-@_CONFIG
+@_configured
 @click.option(
     "--clips", default=8, show_default=True, metavar="N", type=click.IntRange(min=1), help="How many to check."
 )
 @_JSON
-@_OVERRIDES
-def audit(directory: str, config: str, clips: int, as_json: bool, overrides: tuple[str, ...]) -> None:
+def audit(resolved: ResolvedConfig, directory: str, clips: int, as_json: bool) -> None:
     """Prove that a cache holds what its encoder gives, and that contexts have not seen the future.
 
     Encodes some clips again, then changes every frame after a boundary and looks whether a context moves.
     """
-    resolved = _load(config, overrides)
     from . import audit as stage
 
     stage.run(Path(directory), resolved.config, clips=clips, as_json=as_json)
 
 
 @cli.command()
-@_CONFIG
-@click.option("--checkpoint", metavar="P", help="A checkpoint folder; the last one in training.dir by default.")
+@_configured
+@_CHECKPOINT
 @_JSON
-@_OVERRIDES
-def probe(config: str, checkpoint: str | None, as_json: bool, overrides: tuple[str, ...]) -> None:
+def probe(resolved: ResolvedConfig, checkpoint: Path | None, as_json: bool) -> None:
     """Train classifiers of the labels on true latents, and test them on true, predicted and copied ones.
 
     Shows how much of what matters a prediction has kept.
     """
-    resolved = _load(config, overrides)
     from . import probe as stage
 
-    stage.run(resolved.config, checkpoint=Path(checkpoint) if checkpoint else None, as_json=as_json)
+    stage.run(resolved.config, checkpoint=checkpoint, as_json=as_json)
 
 
 @cli.command()
-@_CONFIG
-@_OVERRIDES
-def inspect_config(config: str, overrides: tuple[str, ...]) -> None:
+@_configured
+def inspect_config(resolved: ResolvedConfig) -> None:
     """Show a configuration: where each value came from, sizes, and what is wrong.
 
     Needs no network and no weights.
     """
-    resolved = _load(config, overrides)
     from . import inspect_config as stage
 
     stage.run(resolved)
@@ -178,14 +188,12 @@ def verify(directory: str, as_json: bool) -> None:
 
 @cli.command()
 @click.argument("directory", metavar="DIR")
-@_CONFIG
-@_OVERRIDES
-def repair(directory: str, config: str, overrides: tuple[str, ...]) -> None:
+@_configured
+def repair(resolved: ResolvedConfig, directory: str) -> None:
     """Encode damaged and missing shards anew, and prove them equal to what was committed.
 
     Safe to kill and to run again.
     """
-    resolved = _load(config, overrides)
     from . import repair as stage
 
     stage.run(directory, resolved.config)
@@ -251,25 +259,25 @@ def loader(directory: str | None, as_json: bool) -> None:
 def main(arguments: Sequence[str] | None = None) -> None:
     """The entry point: runs a command, and turns what went wrong into one line and an exit code."""
     if not sys.warnoptions:
-        warnings.simplefilter("ignore")  # of libraries, meant for us; `python -W default -m ...` shows them
+        warnings.simplefilter("ignore")  # those of libraries; `python -W default -m ...` shows them
     ended = _end_on_signals()
     try:
         code = _exit_code(arguments)
-    finally:  # whatever the unwinding has met, such as a terminal that is gone
+    finally:  # also after an error while unwinding, such as a closed terminal
         if ended:
             ended[0].leave()
     sys.exit(code)
 
 
 class _EndedBy(BaseException):
-    """A signal that ends the process; not an Exception, so that only `finally` and `with` see it pass."""
+    """A signal that ends the process. Not an Exception, so that no `except Exception` catches it."""
 
     def __init__(self, number: int) -> None:
         super().__init__(number)
         self._number = number
 
     def leave(self) -> NoReturn:
-        """Say so and exit, without the seconds that a busy machine takes to take the interpreter apart."""
+        """Say so and exit at once: shutting the interpreter down can take seconds."""
         try:
             _say(f"ended by {signal.Signals(self._number).name}", 0)
             sys.stdout.flush()
@@ -278,15 +286,15 @@ class _EndedBy(BaseException):
 
 
 def _end_on_signals() -> list[_EndedBy]:
-    """From now on SIGTERM and SIGHUP unwind the command, as Ctrl-C does; the list then holds which it was.
+    """From now on SIGTERM and SIGHUP unwind the command, as Ctrl-C does, and are added to the list that is returned.
 
-    What cannot be unwound within `_TIDY_S` seconds is left as it is.
+    After `_TIDY_S` seconds of unwinding the process exits in any case.
     """
     ended: list[_EndedBy] = []
 
     def unwind(number: int, _: object) -> None:
         ended.append(_EndedBy(number))
-        for other in (signal.SIGTERM, signal.SIGHUP):  # a second one must not disturb the tidying
+        for other in (signal.SIGTERM, signal.SIGHUP):  # a second one must not interrupt the unwinding
             signal.signal(other, signal.SIG_IGN)
         last_resort = threading.Timer(_TIDY_S, ended[0].leave)
         last_resort.daemon = True
@@ -296,7 +304,7 @@ def _end_on_signals() -> list[_EndedBy]:
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) == signal.SIG_DFL:  # `nohup` ignores SIGHUP
             signal.signal(number, unwind)
-            # A forked worker, such as a DataLoader's, is to die as usual.
+            # A forked worker, such as a DataLoader's, must die as usual.
             os.register_at_fork(after_in_child=partial(signal.signal, number, signal.SIG_DFL))
     return ended
 
@@ -314,7 +322,7 @@ def _exit_code(arguments: Sequence[str] | None) -> int:
     except FlcacheError as error:
         return _say(str(error), 1)
     except BrokenPipeError:
-        # The reader, such as `head`, has gone: nothing is wrong, and nothing more can be written.
+        # The reader, such as `head`, has exited: no error, but nothing more can be written.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except OSError as error:
@@ -328,16 +336,6 @@ def _say(text: str, code: int) -> int:
     for line in text.splitlines():
         click.echo(f"Error: {line}", err=True)
     return code
-
-
-def _load(config: str, overrides: Sequence[str]) -> ResolvedConfig:
-    """The configuration; every key that files disagree about gives one notice on stderr."""
-    from flcache.config import load_resolved
-
-    resolved = load_resolved(config, overrides)
-    for conflict in resolved.conflicts:
-        click.echo(f"Notice: {conflict}", err=True)
-    return resolved
 
 
 def _pairs(overrides: tuple[str, ...]) -> tuple[str, ...]:

@@ -17,21 +17,29 @@ DEFAULT_FOLDER = Path("flcache-demo")
 
 
 def run(out: Path, flcache: Callable[[Sequence[str]], None]) -> None:
-    """Do all of it below `out`, with `flcache` running a command line; what an earlier run has done is kept."""
+    """Do all of it below `out`; `flcache` runs a command line. A second run keeps what the first has done."""
     started = time.monotonic()
     videos = out / "videos"
     print(f"Writing {TRAIN_VIDEOS + VAL_VIDEOS} synthetic videos of bouncing shapes to {videos}", flush=True)
     write_dataset(videos, train_videos=TRAIN_VIDEOS, val_videos=VAL_VIDEOS)
-    configured = ["--config", "demo", *folder_overrides(out)]
+    configured = ["--config", "demo", *_folder_overrides(out)]
     for command in (["encode"], ["train", "--resume"], ["evaluate"]):
         _run(flcache, [*command, *configured])
     _run(flcache, ["report", str(out)])
     print(f"Done in {time.monotonic() - started:.0f} s. Look at:")
-    for path, what in _results(out).items():
+    training = out / "training"
+    results = {
+        out / "report.html": "all of it on one page, with a player; open it in a browser",
+        training / "skill.png": "skill over horizon",
+        training / "evaluation.json": "the table above, for programs",
+        training / "metrics.jsonl": f"losses with the copy-last line; or: tensorboard --logdir {training}",
+        out / "cache": "the latents: WebDataset tars; try flcache inspect-cache",
+    }
+    for path, what in results.items():
         print(f"  {path}  {what}")
 
 
-def folder_overrides(out: Path) -> list[str]:
+def _folder_overrides(out: Path) -> list[str]:
     """What differs from `configs/demo.yaml` when the demo lives in `out`."""
     if out == DEFAULT_FOLDER:
         return []
@@ -48,14 +56,3 @@ def folder_overrides(out: Path) -> list[str]:
 def _run(flcache: Callable[[Sequence[str]], None], arguments: Sequence[str]) -> None:
     print(f"\n$ flcache {shlex.join(arguments)}", flush=True)
     flcache(arguments)
-
-
-def _results(out: Path) -> dict[Path, str]:
-    training = out / "training"
-    return {
-        out / "report.html": "all of it on one page, with a player; open it in a browser",
-        training / "skill.png": "skill over horizon",
-        training / "evaluation.json": "the table above, for programs",
-        training / "metrics.jsonl": "losses with the copy-last line; or: tensorboard --logdir " + str(training),
-        out / "cache": "the latents: WebDataset tars; try flcache inspect-cache",
-    }

@@ -1,6 +1,6 @@
 """flcache encode --config CONFIG [KEY=VALUE ...]: videos in, a cache of latents out.
 
-Safe to kill and to run again: what is committed is never touched, what is not is encoded anew.
+Safe to kill and to run again: committed shards are never touched, all others are encoded anew.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from .setup.encoding import encode_missing, report_encoding
 
 
 def run(config: Config, shards: tuple[int, int] | None = None) -> None:
-    """Encode what is not yet committed; with `shards=(i, n)` the i-th of n equal parts of it, counted from 0."""
+    """Encode the shards without a commit; with `shards=(i, n)` only part i of n, counted from 0."""
     cache_dir = Path(config.require("cache.dir"))
     splits = read_splits(config)
     report_missing(splits)

@@ -1,4 +1,4 @@
-"""flcache evaluate --config CONFIG [--checkpoint P] [--json] [KEY=VALUE ...]: how good is the prediction, honestly?"""
+"""flcache evaluate --config CONFIG [--checkpoint P] [--json] [KEY=VALUE ...]: skill per horizon over every baseline."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from flcache.evaluation import (
     plot_skill,
     samples_table,
 )
-from flcache.training import latest_checkpoint, read_record
+from flcache.training import latest_checkpoint, open_checkpoint
 
 from .setup.baselines import fitted_baselines
 from .setup.model import evaluated_latents, load_trained
@@ -36,7 +36,7 @@ def run(config: Config, checkpoint: Path | None = None, as_json: bool = False) -
     if not processes.main:
         return
     split = config.evaluation.split
-    found = {"step": read_record(checkpoint).step, "split": split, **result.to_json(), **said}
+    found = {"step": open_checkpoint(checkpoint).record.step, "split": split, **result.to_json(), **said}
     _keep(directory, result, found)
     if as_json:
         print(json.dumps(found))
@@ -52,24 +52,23 @@ def run(config: Config, checkpoint: Path | None = None, as_json: bool = False) -
 def _evaluate(
     config: Config, checkpoint: Path, processes: Processes, device: str
 ) -> tuple[EvaluationResult, dict[str, Any]]:
-    """The result, and what there is to say of an encoder that was trained."""
+    """The result, and the fields of evaluation.json on an encoder that was trained."""
     options = config.evaluation
     reading = Reading(options.split, options.batch_size, False, processes.rank, processes.count)
     with open_source(config, reading, device=device) as source:
         model = load_trained(config, source, checkpoint).to(device)
         predictor, precision = model.predictor, as_trained(config.training.precision, device)
-        fingerprint, said = evaluated_latents(source, model, read_record(checkpoint).fingerprint)
+        fingerprint, said = evaluated_latents(source, model, open_checkpoint(checkpoint).record.fingerprint)
+        sampling = Sampling(precision(predictor.sample), options.samples, config.seed) if predictor.generative else None
         result = evaluate(
             precision(predictor.predict),
             latent_batches(model, source, device),
             seen_until=source.seen_until,
             fingerprint=fingerprint,
             allow_leak=config.allow_leak,
-            horizons=config.evaluation.horizons,
+            horizons=options.horizons,
             baselines=fitted_baselines(config, model, source, device, processes),
-            sampling=Sampling(precision(predictor.sample), options.samples, config.seed)
-            if predictor.generative
-            else None,
+            sampling=sampling,
             video_of=known_videos(config, options.split),
             device=device,
             processes=processes,

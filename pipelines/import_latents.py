@@ -26,11 +26,11 @@ from .setup.progress import Progress
 
 @dataclass(frozen=True)
 class ImportOptions:
-    """What must be known of the latents beyond their files."""
+    """What the files do not say of their latents."""
 
     codec: str = CacheOptions.codec
     shape: Sequence[int] | None = None
-    """(T, H, W, D) that every file is reshaped to; that of the first file if not given."""
+    """(T, H, W, D) that every file is reshaped to; by default the first file's."""
     context: str = "full"
     """`step` where every step was encoded alone."""
     step_s: float = 1.0
@@ -39,12 +39,10 @@ class ImportOptions:
     """Name of the tensor in files that hold several."""
     spec: Path | None = None
     """A JSON file that says what the latents are."""
-    shard_bytes: int = CacheOptions.shard_bytes
-    seed: int = 0
 
 
 def run(manifest: Path, root: Path, out: Path, options: ImportOptions) -> None:
-    """Write what is missing of the cache at `out`. Raises DataError if a file could not be imported."""
+    """Write the shards that the cache at `out` lacks. Raises DataError if a file could not be imported."""
     rows = read_manifest(manifest, root)
     shape = options.shape or _shape(rows[0].path, options.key)
     writer = CacheWriter(
@@ -53,8 +51,7 @@ def run(manifest: Path, root: Path, out: Path, options: ImportOptions) -> None:
         codec=options.codec,
         spec=_spec(options.spec),
         context=options.context,
-        shard_bytes=options.shard_bytes,
-        seed=options.seed,
+        seed=CacheOptions.seed,
     )
     for split in sorted({row.split for row in rows}, key=lambda name: (name != TRAINING_SPLIT, name)):
         _write(writer, split, [row for row in rows if row.split == split], shape, options)

@@ -1,6 +1,6 @@
 """flcache inspect-cache DIR [--json]: what is in a cache, how much of it is done, what failed and why.
 
-With --json every failure is listed; without, one example for each stage and reason.
+Lists every failure with --json, else one example for each stage and reason.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def _headline(found: dict[str, Any]) -> str:
 
 
 def _kept(keep: dict[str, Any] | None) -> str:
-    """What is kept of the encoder's latents, in words."""
+    """In words: the part of the encoder's latents that is stored."""
     if keep is None:
         return "all"
     pooled = ["means of 2 x 2 patches"] if keep["pool"] else []
@@ -61,13 +61,11 @@ def _kept(keep: dict[str, Any] | None) -> str:
 
 
 def _fidelity(heading: str, what: str, found: dict[str, Any] | None) -> list[str]:
-    """A line on how close to the encoder's latents that is; none where nothing was measured."""
+    """A line on how close the stored latents are to the encoder's; none if that was not measured."""
     if found is None:
         return []
-    return [
-        f"{heading} {what}: relative error {found['relative_l2']:.3%}, "
-        f"cosine {found['mean_cosine']:.6f} on average and {found['min_cosine']:.6f} at worst"
-    ]
+    cosines = f"cosine {found['mean_cosine']:.6f} on average and {found['min_cosine']:.6f} at worst"
+    return [f"{heading} {what}: relative error {found['relative_l2']:.3%}, {cosines}"]
 
 
 def _splits(splits: dict[str, dict[str, int]]) -> Table:

@@ -1,4 +1,4 @@
-"""flcache inspect-config --config CONFIG [KEY=VALUE ...]: what a configuration amounts to, before anything is run.
+"""flcache inspect-config --config CONFIG [KEY=VALUE ...]: values, sizes and errors of a configuration, before a run.
 
 Needs no network and no weights: models are built on torch's `meta` device, without memory for parameters.
 """
@@ -22,6 +22,7 @@ from flcache.encoder import LatentVideoModel, describe_encoder
 from flcache.errors import ConfigError, FlcacheError
 from flcache.leak import check_boundary, legal_boundaries, middle_boundary
 from flcache.predictor import build_predictor, training_memory_bytes
+from flcache.training import parameter_lines
 from flcache.videos import Video, VideoFolder, needs_duration, plan_clips, read_annotations
 
 from .setup.clips import SPLITS
@@ -36,7 +37,7 @@ Result = TypeVar("Result")
 
 @dataclass
 class Findings:
-    """Problems, collected so that everything else can still be shown."""
+    """Collected problems, so that everything else can still be shown."""
 
     problems: list[str] = field(default_factory=list)
     """Errors that would stop a stage."""
@@ -48,7 +49,7 @@ class Findings:
         try:
             return step()
         except FlcacheError as error:
-            if str(error) not in self.problems:  # parts of the report ask for the same
+            if str(error) not in self.problems:  # several sections may raise the same error
                 self.problems.append(str(error))
             return None
 
@@ -104,15 +105,8 @@ def _parameters(config: Config, encoder: LatentVideoModel | None, shape: Shape |
         with torch.device("meta"):
             predictor = findings.attempt(lambda: build_predictor(config.predictor, shape))
         parts |= {"predictor": predictor} if predictor else {}
-    counts = {part: (_count(module), _count(module, trainable=True)) for part, module in parts.items()}
-    counts["together"] = (sum(total for total, _ in counts.values()), sum(trained for _, trained in counts.values()))
-    rows = [f"{part:10} {total:>15,} {trained:>15,}" for part, (total, trained) in counts.items()]
     memory = findings.attempt(lambda: _memory(config, encoder, shape)) if encoder and shape and predictor else None
-    return [f"{'':10} {'total':>15} {'trainable':>15}", *rows, *([memory] if memory else [])]
-
-
-def _count(module: nn.Module, *, trainable: bool = False) -> int:
-    return sum(weight.numel() for weight in module.parameters() if weight.requires_grad or not trainable)
+    return [*parameter_lines(parts), *([memory] if memory else [])]
 
 
 def _memory(config: Config, encoder: LatentVideoModel, shape: Shape) -> str:
@@ -139,7 +133,7 @@ def _latents(config: Config, encoder: LatentVideoModel, shape: Shape, findings: 
 
 
 def _dataset(config: Config, shape: Shape | None, findings: Findings) -> list[str]:
-    """One line a split that can be read, and one for all of them."""
+    """One line for each split that can be read, and one for all of them."""
     clip_bytes = get_codec(config.cache.codec).clip_bytes(shape) if shape else 0
     root, lines, all_clips = _path(config, "dataset.root", findings), [], 0
     for split in SPLITS:
@@ -157,7 +151,7 @@ def _dataset(config: Config, shape: Shape | None, findings: Findings) -> list[st
 
 
 def _path(config: Config, key: str, findings: Findings) -> Path | None:
-    """The path at `key`; where it is null, that is noted."""
+    """The path at `key`; None, with a note, where it is not set."""
     try:
         return Path(config.require(key))
     except ConfigError as error:
@@ -172,7 +166,7 @@ def _videos(config: Config, annotations: Path) -> list[Video]:
 
 
 def _clips(config: Config, videos: list[Video]) -> tuple[int, str]:
-    """Clips of `videos`, by their annotations alone; "at least " where only the headers could tell how many."""
+    """How many clips the annotations of `videos` give, and "at least " if video headers are needed to know."""
     rule = config.clip
     if rule.clips_per_video is not None and rule.short == "pad":
         return len(videos) * rule.clips_per_video, ""
@@ -188,7 +182,7 @@ def _missing(root: Path | None, videos: Sequence[Video]) -> str:
 
 
 def _check_training(config: Config, findings: Findings) -> None:
-    """Values that are right alone and wrong together."""
+    """Check values that contradict each other, and paths that training needs."""
     if config.encoder_trainable and config.training.source == "cache":
         findings.problems.append(
             "encoder_trainable: latents in a cache train no encoder; set training.source=videos, or "

@@ -1,10 +1,9 @@
-"""flcache probe --config CONFIG [--checkpoint P] [--json] [KEY=VALUE ...]: how much of the labels is left?"""
+"""flcache probe --config CONFIG [--checkpoint P] [--json] [KEY=VALUE ...]: label accuracy on predicted latents."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -26,35 +25,24 @@ from .setup.source import LatentSource, Reading, known_videos, latent_batches, o
 KINDS = ("true", "predicted", "copied")
 
 
-@dataclass(frozen=True)
-class _Classes:
-    """Labels by clip, as numbers of the classes that the training split has."""
-
-    names: tuple[str, ...]
-    of_clip: Mapping[str, int]
-
-    def pick(self, batch: LatentBatch) -> tuple[Tensor, Tensor]:
-        """Which clips of `batch` have a label and a target that is not padding, and the labels of these (b,)."""
-        usable = batch.target_valid.any(1).tolist()
-        known = [row for row, clip in enumerate(batch.ids) if clip in self.of_clip and usable[row]]
-        labels = torch.tensor([self.of_clip[batch.ids[row]] for row in known], dtype=torch.long)
-        return torch.tensor(known, dtype=torch.long), labels
+Classes = Mapping[str, int]
+"""The number of a clip's label among those of the training split, by clip id."""
 
 
 def run(config: Config, checkpoint: Path | None = None, as_json: bool = False) -> None:
-    """Train probes on the true targets of the training split; test them on those of `evaluation.split`, on what the
-    newest checkpoint, or the named one, predicts in their place, and on copies of the last context step."""
+    """Train probes on the true targets of the training split; test them on `evaluation.split`: on its true targets, on
+    the predictions of the newest or the named checkpoint, and on copies of the last context step."""
     directory = Path(config.require("training.dir"))
     checkpoint = checkpoint or latest_checkpoint(directory / "checkpoints")
     device = pick_device(config.training.device)
-    train_classes, test_classes = _classes(config, config.evaluation.split)
+    names, train_classes, test_classes = _classes(config, config.evaluation.split)
     options = config.probe
     with open_source(config, Reading("train", options.batch_size, shuffle=True), device=device) as source:
         model = load_trained(config, source, checkpoint).to(device)
         probes = train_probes(
             lambda: _labelled(latent_batches(model, source, device), train_classes),
             channels=source.latent_shape[-1],
-            classes=len(train_classes.names),
+            classes=len(names),
             options=options,
             seed=config.seed,
             device=device,
@@ -63,7 +51,7 @@ def run(config: Config, checkpoint: Path | None = None, as_json: bool = False) -
     found = test.accuracies()
     content = {
         "clips": test.clips,
-        "classes": len(train_classes.names),
+        "classes": len(names),
         "chance": test.chance,
         "probes": plain(found),
         "leak": source.leak,
@@ -82,7 +70,7 @@ def _test(
     probes: Mapping[str, nn.Module],
     model: WorldModel,
     beside: LatentSource,
-    classes: _Classes,
+    classes: Classes,
     device: str,
 ) -> ProbeTest:
     test = ProbeTest(probes, known_videos(config, config.evaluation.split))
@@ -91,7 +79,7 @@ def _test(
     predict, sample = precision(predictor.predict), precision(predictor.sample)
     with open_source(config, reading, device=device, beside=beside) as source:
         for batch in latent_batches(model, source, device):
-            chosen, labels = classes.pick(batch)
+            chosen, labels = _pick(batch, classes)
             if not len(chosen):
                 continue
             times = batch.context_times, batch.target_times
@@ -107,31 +95,40 @@ def _test(
 
 
 @torch.no_grad()
-def _labelled(batches: Iterator[LatentBatch], classes: _Classes) -> Iterator[Labelled]:
-    """The true targets of clips that have a label, without the graph of a trainable encoder."""
+def _labelled(batches: Iterator[LatentBatch], classes: Classes) -> Iterator[Labelled]:
+    """The true targets of clips that have a label."""
     for batch in batches:
-        chosen, labels = classes.pick(batch)
+        chosen, labels = _pick(batch, classes)
         chosen = chosen.to(batch.targets.device)
         if len(chosen):
             yield Labelled(batch.target[chosen], batch.target_valid[chosen], labels)
 
 
-def _classes(config: Config, tested: str) -> tuple[_Classes, _Classes]:
-    """Classes of the training and of the `tested` split, numbered alike. Raises DataError for fewer than two labels."""
+def _pick(batch: LatentBatch, classes: Classes) -> tuple[Tensor, Tensor]:
+    """Rows (b,) of the clips of `batch` that have a class and a target that is not padding, and their classes (b,)."""
+    usable = batch.target_valid.any(1).tolist()
+    known = [row for row, clip in enumerate(batch.ids) if clip in classes and usable[row]]
+    return torch.tensor(known, dtype=torch.long), torch.tensor([classes[batch.ids[row]] for row in known]).long()
+
+
+def _classes(config: Config, tested: str) -> tuple[list[str], Classes, Classes]:
+    """The labels of the training split, and the classes of its clips and of those of the `tested` split.
+
+    Raises DataError for fewer than two labels.
+    """
     train, test = _labels(config, "train"), _labels(config, tested)
-    names = tuple(sorted(set(train.values())))
+    names = sorted(set(train.values()))
     if len(names) < 2:
         raise DataError(
             f"dataset.train: {len(names)} labels; a probe needs at least two to tell apart: take annotations with "
             f"labels (Kinetics CSV, or dataset.labels)"
         )
     numbers = {name: number for number, name in enumerate(names)}
-    known = [{clip: numbers[label] for clip, label in of.items() if label in numbers} for of in (train, test)]
-    return _Classes(names, known[0]), _Classes(names, known[1])
+    trained, tested_on = ({clip: numbers[name] for clip, name in of.items() if name in numbers} for of in (train, test))
+    return names, trained, tested_on
 
 
 def _labels(config: Config, split: str) -> dict[str, str]:
-    """The label of every clip that has one."""
     clips = source_clips(config, split)
     labelled = clips[clips["label"].notna()]
     return dict(zip(labelled["clip_id"].astype(str), labelled["label"].astype(str), strict=True))
@@ -147,5 +144,5 @@ def _table(found: Mapping[str, Mapping[str, Accuracy]], test: ProbeTest) -> Tabl
 
 
 def _cell(found: Accuracy) -> str:
-    """With both bounds: Wilson's interval is not symmetric."""
+    """Accuracy with both bounds, since Wilson's interval is not symmetric."""
     return f"{found.accuracy:.3f} ({found.interval.low:.2f} to {found.interval.high:.2f})"

@@ -1,7 +1,7 @@
 """flcache repair DIR --config CONFIG [KEY=VALUE ...]: encode damaged and missing shards anew, and nothing else.
 
-Every shard that was damaged is proven equal to what its commit recorded; one that is not is put back as it was. Safe
-to kill and to run again.
+Every repaired shard is compared with what its commit recorded; if it differs, the damaged one is put back. Safe to kill
+and to run again.
 """
 
 from __future__ import annotations
@@ -24,13 +24,14 @@ from .setup.progress import verify_with_progress
 
 
 def run(directory: Path | str, config: Config) -> None:
-    """Repair the cache at `directory`. Raises CacheError where what is encoded anew is not what was committed.
+    """Repair the cache at `directory`.
 
-    Raises it too where another repair is at work: each would set aside what the other has encoded.
+    Raises CacheError if what is encoded anew is not what was committed, and while another repair is at work: each would
+    set aside what the other has encoded.
     """
     store = open_store(directory)
     if not any(store.names()):
-        read_spec(store)  # says that there is no cache, and makes no folder
+        read_spec(store)  # raises CacheError before a folder is made
     with store.lock("repair", wait=False) as alone:
         if not alone:
             raise CacheError(f"{store}: another repair is at work on this cache; let it finish, then run this again")
@@ -41,13 +42,18 @@ def _repair(store: Store, config: Config) -> None:
     config = replace(config, cache=replace(config.cache, dir=str(store)))
     _repair_spec(store, config)
     found = verify_with_progress(store)
-    _refuse_damaged_plan(store, [damage.problem for damage in found.damaged if damage.shard is None])
+    for damage in found.damaged:
+        if damage.shard is None:
+            raise CacheError(
+                f"{damage.problem}; or move {store}/{PLAN} away and repair again: the same annotation files and "
+                "settings give the same plan"
+            )
     for name in sorted({damage.shard for damage in found.damaged if damage.shard}):
         shard = parse_shard_name(name)
         if shard is not None:
             set_aside(store, *shard)
     if not found.missing and not shards_aside(store):
-        finalize_statistics(store)  # a spec made anew has none
+        finalize_statistics(store)  # a new spec has none
         print(f"{store}: no shard to repair")
         return
     try:
@@ -57,7 +63,7 @@ def _repair(store: Store, config: Config) -> None:
 
 
 def _repair_spec(store: Store, config: Config) -> None:
-    """A damaged spec is made anew, if that gives the spec that the commits are of."""
+    """Make a damaged spec anew, and prove it equal to the one that the commits are of."""
     if not spec_waits(store):
         try:
             read_spec(store)
@@ -69,14 +75,6 @@ def _repair_spec(store: Store, config: Config) -> None:
     spec = open_cache(store, config, model, splits)
     prove_spec(store, [spec, *(replace(spec, hard=hard) for hard in earlier_forms(spec.hard))])
     print(f"{store}: spec.json: made anew, and of the fingerprint that the commits have")
-
-
-def _refuse_damaged_plan(store: Store, problems: list[str]) -> None:
-    if problems:
-        raise CacheError(
-            f"{problems[0]}; or move {store}/{PLAN} away and repair again: the same annotation files and "
-            "settings give the same plan"
-        )
 
 
 def _encode(store: Store, config: Config) -> None:

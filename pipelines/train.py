@@ -6,12 +6,12 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
-from rich.console import Console
 from torch import nn
 
 from flcache.config import Config, to_yaml
@@ -21,9 +21,8 @@ from flcache.training import (
     RunRecord,
     agreed_checkpoint,
     build_optimiser,
-    count_parameters,
-    parameter_table,
-    read_record,
+    open_checkpoint,
+    parameter_lines,
     warmup_cosine,
 )
 
@@ -50,7 +49,7 @@ def run(config: Config, resume: bool = False) -> None:
     reading = Reading("train", config.training.batch_size, True, accelerator.process_index, accelerator.num_processes)
     with open_source(config, reading, device=str(accelerator.device)) as source:
         if newest is not None:
-            source = source.known_as(read_record(newest).fingerprint)
+            source = source.known_as(open_checkpoint(newest).record.fingerprint)
         training_run = _build(config, accelerator, source, directory)
         if newest is not None:
             training_run.resume(newest)
@@ -59,8 +58,8 @@ def run(config: Config, resume: bool = False) -> None:
 
 
 def _is_done(config: Config, newest: Path, resume: bool, accelerator: Accelerator) -> bool:
-    """Whether the run of `newest` has all its steps. Raises TrainingError where it cannot be continued as asked."""
-    step = read_record(newest).step
+    """Whether the run of `newest` has all its steps. Raises TrainingError if it cannot be continued as asked."""
+    step = open_checkpoint(newest).record.step
     if not resume:
         raise TrainingError(
             f"{newest.parent.parent}: holds a run of {step} steps; continue it with --resume, or choose another "
@@ -102,7 +101,7 @@ def _build(config: Config, accelerator: Accelerator, source: LatentSource, direc
     if source.encoder is not None:
         parts["encoder"] = source.encoder
     if accelerator.is_main_process:
-        Console(stderr=True).print(parameter_table(count_parameters(parts)))
+        print("Parameters", *parameter_lines(parts), sep="\n", file=sys.stderr)
     optimiser = build_optimiser(parts, config.training)
     return Run(
         accelerator,

@@ -12,7 +12,7 @@ from .setup.progress import verify_with_progress
 
 
 def run(directory: Path | str, as_json: bool = False) -> None:
-    """Print what `flcache.cache.verify_cache` finds. Raises DamagedError if it finds damage."""
+    """Print the result of `flcache.cache.verify_cache`. Raises DamagedError if there is damage."""
     found = verify_with_progress(Path(directory))
     if as_json:
         print(json.dumps(found.as_json(), indent=2))

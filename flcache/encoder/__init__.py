@@ -6,23 +6,20 @@ from flcache.lazy import load_on_demand
 
 if TYPE_CHECKING:
     from flcache.encoder.audit import change_future, distance
-    from flcache.encoder.context import MODES, ContextRule, seen_until
+    from flcache.encoder.context import ContextRule, seen_until
     from flcache.encoder.digest import weight_digest
     from flcache.encoder.identity import first_form, hard_keys
     from flcache.encoder.loading import describe_encoder, load_encoder
     from flcache.encoder.model import LatentVideoModel
     from flcache.encoder.options import EncoderSource
-    from flcache.encoder.own_predictor import OwnPredictor, load_own_predictor
-    from flcache.encoder.trainable import set_trainable
+    from flcache.encoder.own_predictor import load_own_predictor
 else:
     __getattr__ = load_on_demand(__name__, __file__)
 
 __all__ = [
-    "MODES",
     "ContextRule",
     "EncoderSource",
     "LatentVideoModel",
-    "OwnPredictor",
     "change_future",
     "describe_encoder",
     "distance",
@@ -31,6 +28,5 @@ __all__ = [
     "load_encoder",
     "load_own_predictor",
     "seen_until",
-    "set_trainable",
     "weight_digest",
 ]

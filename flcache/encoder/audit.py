@@ -19,10 +19,10 @@ def distance(before: Tensor, after: Tensor) -> float:
 def change_future(model: LatentVideoModel, frames: Tensor, boundary: int) -> tuple[Tensor, float, float]:
     """Invert every pixel of `frames` (F, h, w, 3) uint8 from step `boundary` on.
 
-    Returns the latents (T, H, W, D) of the unchanged clip, and the distances that its context and its targets moved.
-    Targets that do not move show that the test shows nothing.
+    Returns the latents (T, H, W, D) of the unchanged clip, and the `distance` that its context and its targets moved.
+    Where even the targets do not move, the test proves nothing.
     """
     first = boundary * model.tubelet_size
     changed = torch.cat((frames[:first], 255 - frames[first:]))
-    before, after = model([frames])[0], model([changed])[0]  # in passes of the same size, which rounding depends on
+    before, after = model([frames])[0], model([changed])[0]  # two calls of one size, which rounding depends on
     return before, distance(before[:boundary], after[:boundary]), distance(before[boundary:], after[boundary:])

@@ -5,8 +5,8 @@ window    disjoint windows of k steps, each jointly; the last may be shorter
 prefix    the steps before s from their own frames alone, the later ones from the whole clip: a context and its targets
 full      the whole clip jointly
 
-A mode is a list of passes. A pass encodes the frames of a range of steps jointly and keeps some of these steps; what it
-keeps has seen all of the range.
+A mode is a list of passes. A pass encodes the frames of a range of steps jointly and keeps some of these steps, each of
+which has seen all frames of the range.
 """
 
 from __future__ import annotations
@@ -26,15 +26,14 @@ class ContextRule:
     """How the steps of a clip are encoded. Raises EncoderError where the values contradict each other."""
 
     mode: Mode = field(default="step", metadata={"key": "context"})
-    """Every step alone, windows of steps, a context alone beside targets from the whole clip, or the whole clip
-    jointly; see docs/leak-rule.md."""
+    """One of those described above; see also docs/leak-rule.md."""
     window: Positive | None = None
     """Steps encoded jointly by `window`."""
     prefix_steps: Positive | None = None
     """Steps of the context that `prefix` encodes alone; null is half of the clip."""
     repeat_frames: bool = False
-    """With `step`: every frame is a step, shown to a video encoder as often as its step is long, as V-JEPA 2-AC does
-    with V-JEPA 2 (arXiv 2506.09985). To an image encoder every frame is a step anyway."""
+    """With `step`: every frame is a step; a video encoder gets it repeated to the length of its step, as V-JEPA 2-AC
+    does with V-JEPA 2 (arXiv 2506.09985). No effect on image encoders, where every frame is a step anyway."""
 
     def __post_init__(self) -> None:
         if self.mode not in MODES:
@@ -55,14 +54,9 @@ class ContextRule:
         return {"mode": self.mode, **repeated, "seen_until": seen_until(self, num_steps)}
 
 
-def applied_rule(rule: ContextRule | None, video: bool) -> ContextRule:
-    """The rule that an encoder follows: every step alone where `rule` is None, and for encoders of single images."""
-    return rule if rule is not None and video else ContextRule()
-
-
 @dataclass(frozen=True)
 class Pass:
-    """Steps that are encoded jointly, and those of them that are kept."""
+    """One joint forward pass over `steps`; only those in `kept` are kept."""
 
     steps: range
     kept: range
@@ -77,7 +71,12 @@ def passes(rule: ContextRule, num_steps: int) -> list[Pass]:
     if rule.mode == "full":
         return [Pass(whole, whole)]
     if rule.mode == "prefix":
-        prefix = _prefix(rule, num_steps)
+        prefix = num_steps // 2 if rule.prefix_steps is None else rule.prefix_steps
+        if not 0 < prefix < num_steps:
+            raise EncoderError(
+                f"encode.prefix_steps: a prefix of {prefix} steps leaves no context or no target in clips of "
+                f"{num_steps}; choose 1 to {num_steps - 1}"
+            )
         return [Pass(whole[:prefix], whole[:prefix]), Pass(whole, whole[prefix:])]
     length = rule.window or 1
     pieces = [whole[start : start + length] for start in range(0, num_steps, length)]
@@ -87,13 +86,3 @@ def passes(rule: ContextRule, num_steps: int) -> list[Pass]:
 def seen_until(rule: ContextRule, num_steps: int) -> list[int]:
     """For each step the last step whose pixels could have influenced it."""
     return [encoded.steps[-1] for encoded in passes(rule, num_steps) for _ in encoded.kept]
-
-
-def _prefix(rule: ContextRule, num_steps: int) -> int:
-    prefix = num_steps // 2 if rule.prefix_steps is None else rule.prefix_steps
-    if not 0 < prefix < num_steps:
-        raise EncoderError(
-            f"encode.prefix_steps: a prefix of {prefix} steps leaves no context or no target in clips of {num_steps}; "
-            f"choose 1 to {num_steps - 1}"
-        )
-    return prefix

@@ -1,6 +1,6 @@
 """What differs between encoder families: how a step is made, which tokens are not patches, and their order.
 
-Everything here was read in the modelling files of transformers and is checked by tests on random-weight models.
+Source: the modelling files of transformers; tests check it on random-weight models.
 B clips, F frames, T steps, H x W patch grid, D channels, N tokens.
 """
 
@@ -33,7 +33,7 @@ class Family:
     submodule: str | None = None
     """The part of the model that encodes; the rest is dropped."""
     unused: tuple[str, ...] = ()
-    """Parts, by the last of their names, that no latent depends on: they never train."""
+    """Names of parts that no latent depends on: they never train."""
     predictor: str | None = None
     """The part that was pretrained to predict latents from latents."""
 
@@ -82,26 +82,20 @@ def stated_size(config: Any) -> int:
 
 
 def check_pixels(family: Family, config: Any, pixels: Tensor) -> None:
-    """Refuse what the model would silently get wrong. `pixels`: (B, F, 3, h, w) for one joint forward pass."""
+    """Raises EncoderError for pixels (B, F, 3, h, w) of a forward pass that the model would silently get wrong."""
     frames, (height, width) = pixels.shape[1], pixels.shape[-2:]
-    tubelet = patch_shape(config)[0]
-    if frames % tubelet:
-        raise EncoderError(
-            f"encoder: {frames} frames are not a multiple of its step of {tubelet} frames; the last would be lost: "
-            f'set "clip.frames" to a multiple of {tubelet}'
-        )
     if family.fixed_frames and frames != getattr(config, family.fixed_frames):
         wanted = getattr(config, family.fixed_frames)
         raise EncoderError(
             f"encoder: this model accepts exactly {wanted} frames, not {frames}: set encode.context=window and "
-            f"encode.window={wanted // tubelet}, or take an encoder that can encode a step alone (V-JEPA 2, DINOv2, "
-            f"DINOv3)"
+            f"encode.window={wanted // patch_shape(config)[0]}, or take an encoder that can encode a step alone "
+            f"(V-JEPA 2, DINOv2, DINOv3)"
         )
     check_size(family, config, height, width)
 
 
 def check_size(family: Family, config: Any, height: int, width: int) -> None:
-    """Refuse pixels of `height` x `width` that do not fit the positions or patches of `config`."""
+    """Raises EncoderError for pixels of `height` x `width` that do not fit the positions or patches of `config`."""
     _, patch_height, patch_width = patch_shape(config)
     size = stated_size(config)
     if family.fixed_size and (height, width) != (size, size):
@@ -117,7 +111,7 @@ def check_size(family: Family, config: Any, height: int, width: int) -> None:
 
 
 def to_grid(family: Family, config: Any, tokens: Tensor, steps: int, height: int, width: int) -> Tensor:
-    """`tokens` (B, N, D) as they leave the model -> (B, steps, height, width, D), patches only."""
+    """The model's output `tokens` (B, N, D) -> (B, steps, height, width, D), patches only."""
     leading = family.class_tokens + int(getattr(config, "num_register_tokens", 0) or 0)
     patches = tokens[:, leading:]  # (B, T*H*W, D)
     if patches.shape[1] != steps * height * width:

@@ -6,9 +6,8 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from flcache.encoder.digest import weight_digest
-from flcache.encoder.fields import deciding_fields
 from flcache.encoder.model import LatentVideoModel
-from flcache.encoder.processing import FIELDS, processor_fields
+from flcache.encoder.processing import FIELDS, deciding_fields, processor_fields
 
 ARCHITECTURE_FIELDS = (
     "model_type",
@@ -29,8 +28,8 @@ ARCHITECTURE_FIELDS = (
     "num_register_tokens",
     "rope_theta",
 )
-"""Fields of a Hugging Face config that a spec always states. The first specs stated these alone, so the list is closed:
-a field outside it is stated where it differs from its class's default."""
+"""Fields of a Hugging Face config that a spec always states; others only if they differ from their class's default. The
+first specs stated these alone, so never add to the list."""
 
 IGNORED_FIELDS = {
     # where a checkpoint comes from, and what the library does with it
@@ -63,10 +62,10 @@ IGNORED_FIELDS = {
     "hidden_dropout_prob",
     "initializer_range",
 }
-"""Fields that may differ between copies of one encoder and never move its latents: they would only refuse them."""
+"""Fields that may differ between copies of one encoder without changing its latents."""
 
 FORM = "non-default"
-"""How the fields of a spec were chosen; kept in it as `encoder.fields`, which the first specs lack."""
+"""How the fields of a spec were chosen; stored as `encoder.fields`, which the first specs lack."""
 
 
 def hard_keys(model: LatentVideoModel) -> dict[str, Any]:
@@ -85,9 +84,9 @@ def hard_keys(model: LatentVideoModel) -> dict[str, Any]:
 
 
 def architecture_fields(config: Any) -> dict[str, Any]:
-    """What decides latents in the Hugging Face `config` of a loaded model, as JSON values.
+    """The fields of a loaded model's Hugging Face `config` that decide its latents, as JSON values.
 
-    The attention kernel is part of it: the outputs of `sdpa` and `eager` differ by 1e-7 of the largest in float32.
+    With the attention kernel: the outputs of `sdpa` and `eager` differ by 1e-7 of the largest in float32.
     """
     values = config.to_dict() | {name: getattr(config, name, None) for name in ARCHITECTURE_FIELDS}
     defaults = type(config)().to_dict()
@@ -96,7 +95,7 @@ def architecture_fields(config: Any) -> dict[str, Any]:
 
 
 def first_form(hard: Mapping[str, Any]) -> dict[str, Any]:
-    """`hard` as the first specs stated it: the fingerprints of their caches and checkpoints are over this form."""
+    """`hard` in the form of the first specs, which the fingerprints of their caches and checkpoints are taken over."""
     match hard:
         case {
             "encoder": {"fields": str(), "architecture": dict(architecture), **others},

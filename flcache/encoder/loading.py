@@ -11,7 +11,6 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import nn
 
 from flcache.encoder.context import ContextRule
 from flcache.encoder.families import Family, check_size, family_of
@@ -31,7 +30,6 @@ def load_encoder(
 ) -> LatentVideoModel:
     """The encoder that `source` names, on `device`, in eval mode. Raises EncoderError when it is absent, incomplete or
     not the stated one."""
-    model: Any
     model, missing = load_pretrained(source) if source.name else (_random(source), [])
     family = family_of(model.config.model_type)
     check_stated(source.architecture, model.config)
@@ -40,7 +38,7 @@ def load_encoder(
 
 
 def load_pretrained(source: EncoderSource) -> tuple[Any, list[str]]:
-    """The whole model that `source.name` names, and the names of the weights that its checkpoint lacks."""
+    """The whole model that `source.name` names, and the sorted names of the weights that its checkpoint lacks."""
     options = {"dtype": dtype_of(source.dtype), "output_loading_info": True}
     model, information = _load(import_transformers().AutoModel, source, **options)
     return model, sorted(information["missing_keys"])
@@ -100,11 +98,11 @@ def _stated_config(architecture: dict[str, Any]) -> Any:
         raise EncoderError(f"encoder.architecture: {_one_line(error)}") from error
 
 
-def _random(source: EncoderSource) -> nn.Module:
+def _random(source: EncoderSource) -> Any:
     config = _stated_config(source.architecture)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(source.seed)
-        model: nn.Module = import_transformers().AutoModel.from_config(config)
+        model = import_transformers().AutoModel.from_config(config)
     return model.to(dtype_of(source.dtype))
 
 
@@ -125,7 +123,7 @@ def _load(auto_class: Any, source: EncoderSource, **options: Any) -> Any:
 
 
 def _check_complete(source: EncoderSource, family: Family, missing: Sequence[str]) -> None:
-    """transformers draws the weights that a checkpoint lacks at random: an error where they encode."""
+    """Raises EncoderError for `missing` weights of the part that encodes: transformers draws these at random."""
     prefix = f"{family.submodule}." if family.submodule else ""
     lacking = [name for name in missing if name.startswith(prefix) and not name.startswith("pooler.")]
     if lacking:

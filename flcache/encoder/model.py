@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from flcache.batch import send
-from flcache.encoder.context import ContextRule, Pass, applied_rule, passes, seen_until
+from flcache.encoder.context import ContextRule, Pass, passes, seen_until
 from flcache.encoder.families import Family, check_pixels, patch_shape, to_grid
 from flcache.encoder.processing import output_size
 from flcache.encoder.trainable import set_trainable
@@ -24,15 +24,16 @@ Clips = Tensor | Sequence[Tensor]
 """uint8 frames: one tensor (B, F, h, w, 3), or B tensors (F, h, w, 3) whose sizes in pixels may differ."""
 
 CPU_VALUES = 2**20
-"""Latent values of one forward pass on a CPU; more do not fit the CPU's caches. Measured on V-JEPA 2 of
-384 x 12 at 256 px, 2 cores: 32 lone steps take 2.8 s at once and 2.4 s in tens; 4 clips 4.3 s, and one by one 4.0 s."""
+"""Latent values of one forward pass on a CPU; more do not fit its caches. Measured on V-JEPA 2 of 384 x 12 at 256 px,
+2 cores: 32 single steps take 2.8 s in one pass and 2.4 s in passes of ten; 4 clips take 4.3 s, and 4.0 s one by one."""
 
 
 class LatentVideoModel(nn.Module):
-    """Preprocessing and encoding in one place: uint8 frames (B, F, h, w, 3) in, float32 latents (B, T, H, W, D) out.
+    """Preprocessing and encoding: uint8 frames (B, F, h, w, 3) in, float32 latents (B, T, H, W, D) out.
 
-    Frozen unless told otherwise: without gradients, in eval mode, and it stays so under `.train()`. `context` says
-    which steps are encoded jointly (None: every step alone); `trainable` is False, True or name patterns.
+    `context` says which steps are encoded jointly (None, and for encoders of single images: every step alone).
+    `trainable` is False, True or name patterns. A frozen one computes no gradients and stays in eval mode, also under
+    `.train()`.
     """
 
     def __init__(
@@ -48,10 +49,10 @@ class LatentVideoModel(nn.Module):
         self.encoder = encoder
         self.processor = processor
         self.family = family
-        self.context = applied_rule(context, family.video)
+        self.context = context if context is not None and family.video else ContextRule()
         self.config: Any = encoder.config
         self.tubelet_size = 1 if self.context.repeat_frames else patch_shape(self.config)[0]
-        """Frames of the clip that a step is made of."""
+        """Frames of the clip per step."""
         set_trainable(encoder, trainable, family.unused)
         self.trainable = any(parameter.requires_grad for parameter in encoder.parameters())
         self.train(self.training)
@@ -89,7 +90,9 @@ class LatentVideoModel(nn.Module):
         """uint8 frames -> what the encoder takes, (B, F, 3, h, w) on its device, resized, cropped and normalised."""
         videos = [_channels_first(clip, self.device) for clip in clips]
         given = videos if self.family.video else [frame for video in videos for frame in video]
-        pixels = _only_tensor(self.processor(given, return_tensors="pt", device=self.device))
+        (pixels,) = self.processor(given, return_tensors="pt", device=self.device).values()  # keys differ by processor
+        if not isinstance(pixels, Tensor):
+            raise EncoderError("encoder: the processor answered clips of different sizes; give it a fixed crop_size")
         return pixels.reshape(len(videos), -1, *pixels.shape[-3:])
 
     def encode(self, pixels: Tensor) -> Tensor:
@@ -114,11 +117,10 @@ class LatentVideoModel(nn.Module):
         check_pixels(self.family, self.config, joint)
         latents = torch.cat([self._encode_jointly(part) for part in torch.split(joint, self._at_once(joint))])
         latents = latents.reshape(len(pixels), len(pieces), *latents.shape[1:])  # (B, passes, steps, H, W, D)
-        kept = [latents[:, number, _within(piece)] for number, piece in enumerate(pieces)]
-        return torch.cat(kept, dim=1)
+        return torch.cat([latents[:, number, _within(piece)] for number, piece in enumerate(pieces)], dim=1)
 
     def _encode_jointly(self, pixels: Tensor) -> Tensor:
-        """(B, F, 3, h, w) -> (B, T, H, W, D), every step attending to every other where the model does."""
+        """One forward pass: (B, F, 3, h, w) -> (B, T, H, W, D)."""
         num_clips, video = len(pixels), self.family.video
         steps, *grid = self._shape(pixels)
         pixels = pixels.to(next(self.encoder.parameters()).dtype)
@@ -127,7 +129,7 @@ class LatentVideoModel(nn.Module):
         return latents.reshape(num_clips, steps, *latents.shape[2:])
 
     def _at_once(self, pixels: Tensor) -> int:
-        """How many of the passes over `pixels` (B, F, 3, h, w) go through the encoder together."""
+        """How many of the passes in `pixels` (B * passes, F, 3, h, w) go through the encoder together."""
         if pixels.device.type != "cpu":
             return len(pixels)
         return max(1, CPU_VALUES // (prod(self._shape(pixels)) * int(self.config.hidden_size)))
@@ -146,17 +148,9 @@ def _within(piece: Pass) -> slice:
 
 
 def _channels_first(clip: Tensor, device: torch.device) -> Tensor:
-    """(F, h, w, 3) uint8 -> (F, 3, h, w) on the encoder's device; uint8, so that little is sent."""
+    """(F, h, w, 3) uint8 -> (F, 3, h, w) uint8 on `device`."""
     if clip.dtype != torch.uint8:
         raise EncoderError(f"encoder: frames must be uint8, not {clip.dtype}: floats would be rescaled twice")
     if clip.ndim != 4 or clip.shape[-1] != 3:
         raise EncoderError(f"encoder: a clip is (F, h, w, 3), not {tuple(clip.shape)}")
     return send(clip, device).permute(0, 3, 1, 2)
-
-
-def _only_tensor(batch: Any) -> Tensor:
-    """The pixel values of a processor's answer, under whatever name."""
-    (pixels,) = batch.values()
-    if not isinstance(pixels, Tensor):
-        raise EncoderError("encoder: the processor answered clips of different sizes; give it a fixed crop_size")
-    return pixels

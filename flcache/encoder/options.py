@@ -1,4 +1,4 @@
-"""Options of the encoder: which one it is. What its steps may see is `flcache.encoder.context`."""
+"""Options of the encoder. Those of its context mode are in `context.py`."""
 
 from __future__ import annotations
 

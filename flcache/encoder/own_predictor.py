@@ -1,9 +1,8 @@
-"""V-JEPA 2's own predictor, as it was pretrained: a baseline that costs no training.
+"""V-JEPA 2's own pretrained predictor, as a baseline.
 
-It fills in masked tokens from the others (arXiv 2506.09985, section 2): here the context is what it sees and all later
-steps are masked. It was trained on targets whose tokens were layer-normed (`forward_target` in app/vjepa/train.py of
-facebookresearch/vjepa2), so what it predicts lacks each token's mean and deviation; these are taken from the last step
-of the context at the same place.
+It predicts masked tokens from the others (arXiv 2506.09985, section 2): here all steps after the context are masked. It
+was trained on layer-normed targets (`forward_target` in app/vjepa/train.py of facebookresearch/vjepa2), so its output
+lacks each token's mean and deviation; these are taken from the last step of the context at the same place.
 
 Shapes: B clips, Tc context steps, Tt target steps, H x W patch grid, D channels.
 """
@@ -30,7 +29,7 @@ NORM_EPS = 1e-5
 
 
 class OwnPredictor:
-    """Predicts standardised latents, called as `Predictor.predict` is; ignores the times: steps count as even."""
+    """A function as `Predictor.predict`, on standardised latents. Ignores the times: steps count as evenly spaced."""
 
     def __init__(self, predictor: nn.Module, statistics: ChannelStatistics) -> None:
         self._predictor, self._statistics = predictor.eval(), statistics
@@ -53,8 +52,8 @@ def load_own_predictor(
 ) -> OwnPredictor | None:
     """The predictor of the checkpoint that `source` names, in float32, for latents with the hard fields `hard`.
 
-    None where the checkpoint lacks it, for latents of another family, for a part of the encoder's latents, and for
-    those from elsewhere. Raises EncoderError if the checkpoint cannot be loaded or is of another encoder.
+    None where the checkpoint or its family has none, and for latents that were imported or reduced (`keep`). Raises
+    EncoderError if the checkpoint cannot be loaded or is of another encoder.
     """
     made_by = _encoder_with_predictor(hard)
     if made_by is None:
@@ -75,8 +74,7 @@ def load_own_predictor(
 
 
 def _encoder_with_predictor(hard: Mapping[str, Any]) -> tuple[str, str] | None:
-    """Digest of the weights, and the type they ran in, of the encoder of latents with these hard fields, if checkpoints
-    of its family ship a predictor."""
+    """Digest and dtype of the encoder's weights in `hard`; None if no checkpoint ships a predictor of such latents."""
     match hard:
         case {"keep": _}:
             return None

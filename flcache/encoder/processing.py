@@ -1,11 +1,13 @@
-"""The processor of an encoder: loaded with it, or its family's own for a stated architecture."""
+"""The processor of an encoder: loaded with it, or its family's default for a stated architecture; and which fields of
+a Hugging Face config or processor a spec keeps."""
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
+from enum import Enum
 from typing import Any
 
 from flcache.encoder.families import Family, stated_size
-from flcache.encoder.fields import deciding_fields
 from flcache.encoder.options import EncoderSource
 from flcache.encoder.torchvision_ops import import_transformers
 from flcache.errors import EncoderError
@@ -23,7 +25,7 @@ FIELDS = (
     "rescale_factor",
     "size",
 )
-"""Fields that a spec always states. The first specs stated these alone, so the list is closed."""
+"""Fields that a spec always states. The first specs stated these alone, so never add to the list."""
 
 IGNORED_FIELDS = {
     "auto_map",
@@ -35,7 +37,7 @@ IGNORED_FIELDS = {
     "return_tensors",
     "video_processor_type",
 }
-"""Fields that never change pixels: names of classes, and what `LatentVideoModel` passes itself."""
+"""Fields that never change pixels: names of classes, and arguments that `LatentVideoModel` passes."""
 
 
 def load_processor(family: Family, config: Any, source: EncoderSource) -> Any:
@@ -56,18 +58,45 @@ def load_processor(family: Family, config: Any, source: EncoderSource) -> Any:
 
 
 def processor_fields(processor: Any) -> dict[str, Any]:
-    """The fields of a processor that decide what pixels an encoder sees, as plain values."""
+    """The fields of a processor that decide the encoder's input, as plain values."""
     defaults = type(processor)().to_dict()
     return deciding_fields(processor.to_dict(), defaults, always=FIELDS, never=IGNORED_FIELDS)
 
 
+def deciding_fields(
+    values: Mapping[str, Any], defaults: Mapping[str, Any], *, always: Collection[str], never: Collection[str]
+) -> dict[str, Any]:
+    """The fields of `values` that differ from their class's `defaults`, and those named in `always` that are not None;
+    without private ones and those named in `never`. So a field that a new library version adds is kept only once it is
+    set."""
+    kept = {}
+    for name in {*values, *defaults}.difference(never):
+        value, default = _plain(values.get(name)), _plain(defaults.get(name))
+        if value != default or (name in always and value is not None):
+            kept[name] = value
+    return {name: kept[name] for name in sorted(kept) if not name.startswith("_")}
+
+
 def output_size(processor: Any) -> tuple[int, int]:
-    """Height and width in pixels of what a processor answers. Raises EncoderError where it is not fixed."""
+    """Height and width of a processor's output in pixels. Raises EncoderError where it is not fixed."""
     fields = processor_fields(processor)
     size = fields["crop_size"] if fields.get("do_center_crop") else fields["size"]
     if "height" not in size:
         raise EncoderError(f"encoder.processor: {size} leaves clips of different sizes; set a crop_size")
     return int(size["height"]), int(size["width"])
+
+
+def _plain(value: Any) -> Any:
+    """`value` as JSON holds it, without entries that are None: size objects of transformers list every kind of size."""
+    if isinstance(value, Enum):
+        return _plain(value.value)
+    if hasattr(value, "items"):
+        return {str(key): _plain(item) for key, item in value.items() if item is not None}
+    if hasattr(value, "tolist"):
+        return _plain(value.tolist())
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return value if value is None or isinstance(value, (bool, int, float, str)) else str(value)
 
 
 def _saved(name: str, revision: str | None) -> Any:

@@ -14,14 +14,10 @@ from typing import Any
 import torch
 
 SCHEMA = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
-declared: list[str] = []
-"""Schemas this process had to declare; empty where torchvision's own operators load."""
 
 
 def ensure_torchvision() -> None:
     """Import torchvision, declaring `nms` and `qnms` first only if its own operators cannot load."""
-    if declared:
-        return
     try:
         importlib.import_module("torchvision")
     except RuntimeError as error:
@@ -29,12 +25,11 @@ def ensure_torchvision() -> None:
             raise
         for operator in ("nms", "qnms"):
             torch.library.define(f"torchvision::{operator}", SCHEMA)
-            declared.append(operator)
         importlib.import_module("torchvision")
 
 
 def import_transformers() -> Any:
-    """transformers, importable beside any torchvision, and quiet: its progress bars would break ours."""
+    """transformers, importable beside any torchvision, without progress bars and log lines, which would break ours."""
     ensure_torchvision()
     import transformers
 

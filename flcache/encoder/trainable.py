@@ -1,4 +1,4 @@
-"""Which parameters train: none, all, or those that name patterns pick."""
+"""Which parameters train: none, all, or those that match name patterns."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from flcache.errors import EncoderError
 
 
 def set_trainable(module: nn.Module, trainable: bool | Sequence[str], unused: Collection[str] = ()) -> None:
-    """Set `requires_grad` of every parameter of `module`; those in parts named `unused` are frozen in any case.
+    """Set `requires_grad` of every parameter of `module`; those in parts named `unused` are always frozen.
 
-    A pattern such as `layer.11` or `layer.1?.mlp.*` picks the parameters whose own name, or the name of a module
-    above them, matches. Raises EncoderError for a pattern that picks nothing, with near names.
+    A pattern such as `layer.11` or `layer.1?.mlp.*` picks the parameters whose own name, or that of a module above
+    them, matches. Raises EncoderError with near names for a pattern that picks nothing.
     """
     module.requires_grad_(False)
     used = {name: each for name, each in module.named_parameters() if not set(name.split(".")) & set(unused)}

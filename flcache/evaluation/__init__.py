@@ -1,4 +1,4 @@
-"""Is the prediction better than what costs nothing? Rollouts, baselines, metrics per horizon, tables and a picture."""
+"""Rollouts, baselines without training, metrics per horizon, probes, tables and a picture."""
 
 from typing import TYPE_CHECKING
 

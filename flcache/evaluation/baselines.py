@@ -1,8 +1,8 @@
 """Predictions without training, as functions with the signature of a predictor.
 
-Three need the context alone. Two are fitted in closed form to the training clips, streamed once: the mean of every
-position of the grid, and ridge regression on the last steps. All look at the latents that the targets' encoder makes
-of a context (`true_context`): where the encoder trains, the predictor's come from other weights.
+Three need the context alone. Two are fitted in closed form in one pass over training clips: the mean of every position
+of the grid, and ridge regression on the last steps. All get the context as the targets' encoder makes it
+(`true_context`): where the encoder trains, that of the predictor is encoded by other weights.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Predict = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 def true_context(batch: LatentBatch) -> Tensor:
-    """(B, Tc, H, W, D) the context as the targets' encoder makes it; `batch.context` unless the encoder trains."""
+    """The context (B, Tc, H, W, D) as the targets' encoder makes it: `batch.context` unless the encoder trains."""
     return batch.targets[:, : batch.context_steps]
 
 
@@ -39,10 +39,10 @@ def mean_of_context(context: Tensor, context_times: Tensor, target_times: Tensor
 
 
 def linear_extrapolation(context: Tensor, context_times: Tensor, target_times: Tensor) -> Tensor:
-    """The last two steps of the context, continued in a straight line through time.
+    """The straight line through the last two steps of the context, continued in time.
 
-    Where there is one step alone, or both have the same time (a video so slow that its frame was still on display), no
-    line goes through them: the last step is copied.
+    A copy of the last step where the context has one step alone, or where both have the same time, as in a video with
+    fewer frames per second than the clip.
     """
     last = context[:, -1:]
     if context.shape[1] == 1:
@@ -58,12 +58,12 @@ BASELINES: Mapping[str, Predict] = {
     "mean_of_context": mean_of_context,
     "linear": linear_extrapolation,
 }
-"""Those that need nothing but the context, by the names under which JSON reports them."""
+"""Those that need the context alone, by their names in evaluation.json."""
 
 
 @dataclass(frozen=True)
 class DatasetMean:
-    """The same picture for every clip: the mean of each position of the grid over the training clips."""
+    """The mean of each position of the grid over the training clips, for every clip and horizon."""
 
     mean: Tensor
     """(H, W, D) float32"""
@@ -81,12 +81,12 @@ def fit_baselines(
     allow_leak: bool = False,
     processes: Processes = ALONE,
 ) -> dict[str, Predict]:
-    """Every baseline, those that are fitted to `batches` of training clips included.
+    """`BASELINES`, and those that are fitted to `batches` of standardised training clips in one pass.
 
-    `batches` are standardised; each clip is looked at once. Ridge looks at `ridge_steps` past steps, or at as many as
-    the context has, predicts `horizons` steps (None: as far as the clips go), and learns from boundaries that are legal
-    for that `seen_until`, or from all with `allow_leak`. Of several `processes` each has every `count`th batch. Raises
-    DataError if there is no clip, LeakError if no boundary is legal.
+    The ridge takes `ridge_steps` past steps, or as many as the context has, predicts `horizons` steps (None: to the end
+    of the clips), and learns from boundaries that are legal by `seen_until`, or from all with `allow_leak`. With
+    several `processes` each has every `count`th batch. Raises DataError without a clip, LeakError if no boundary is
+    legal.
     """
     boundaries = range(1, len(seen_until)) if allow_leak else legal_boundaries(seen_until)
     mean, moments = _PositionMean(), None
@@ -114,7 +114,7 @@ class _PositionMean:
 
     def __init__(self) -> None:
         self.sums: dict[str, Tensor] = {}
-        """Those over the batches of several processes are the sums of theirs."""
+        """Additive over processes."""
 
     def add(self, batch: LatentBatch) -> None:
         valid = batch.valid.to(batch.targets.device)

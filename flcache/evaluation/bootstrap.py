@@ -1,11 +1,10 @@
-"""95 % intervals over videos by the bootstrap, for means and for skills, all from the same resamples.
+"""95 % intervals over videos: the bootstrap for means and skills, Wilson's interval for shares of right answers.
 
-Clips of one video resemble each other, so videos are drawn with replacement, each with all its clips, all their
-horizons, and the prediction and the baselines together: comparisons are paired. Everything reported is a ratio of sums
-over clips: a mean is the sum of values over the sum of ones. The intervals are studentised (bootstrap-t, Efron and
-Tibshirani 1993, chapter 12.5), with the standard error of a ratio from its linearisation: errors are skewed, and for 64
-videos plain percentiles then cover too seldom. Shares of right answers have Wilson's interval, which has a width at 0
-and 1 too.
+Clips of one video resemble each other, so videos are drawn with replacement, each with all its clips. All means and
+skills use the same resamples, so comparisons are paired. Each is a ratio of sums over clips: a mean is the sum of
+values over the sum of ones. The intervals are studentised (bootstrap-t, Efron and Tibshirani 1993, chapter 12.5), with
+the standard error of a ratio from its linearisation: errors are skewed, and plain percentile intervals cover too
+seldom for 64 videos. Wilson's interval has a width at shares of 0 and 1 too.
 
 Shapes: N clips, V videos, M ratios, R resamples.
 """
@@ -24,15 +23,16 @@ RESAMPLES = 2000
 SEED = 0
 LEVEL = 0.95
 QUANTILE = 1.96
-"""Of the normal distribution, at the upper end of `LEVEL`."""
-MADE_UP_VIDEOS = 2
+"""The normal distribution's at the upper end of `LEVEL`."""
+PRIOR_VIDEOS = 2
+"""Videos added to the estimate of a design effect, whose clips are all alike."""
 CHUNK_COUNTS = 4_000_000
 """Entries of a matrix of counts (resamples x videos) that is in memory at once: 32 MB."""
 
 
 @dataclass(frozen=True)
 class Interval:
-    """Where the truth lies with 95 % confidence; NaN where there are too few videos to tell."""
+    """A 95 % confidence interval; NaN for too few videos."""
 
     low: float
     high: float
@@ -41,8 +41,7 @@ class Interval:
 def number_videos(clip_ids: Sequence[str], video_of: Mapping[str, str] | None = None) -> Tensor:
     """(N,) int64: the same number for clips of the same video.
 
-    `video_of` says which video a clip is of. A clip that it lacks is named `<video>-<number>`, or is a video by
-    itself.
+    The video is `video_of[clip_id]`; if that is missing, the part of the id before `-<number>`; else the id itself.
     """
     numbers: dict[str, int] = {}
     videos = [(video_of or {}).get(clip_id) or _video_in(clip_id) for clip_id in clip_ids]
@@ -50,26 +49,27 @@ def number_videos(clip_ids: Sequence[str], video_of: Mapping[str, str] | None = 
 
 
 def ratio_intervals(
-    numerators: Tensor, denominators: Tensor, videos: Tensor, *, resamples: int = RESAMPLES, seed: int = SEED
+    numerators: Tensor, denominators: Tensor, videos: Tensor, *, resamples: int = RESAMPLES
 ) -> list[Interval]:
     """Intervals of the M ratios of sums over clips, of `numerators` and `denominators` (N, M) float64.
 
-    `videos` (N,) numbers the video of each clip. A clip that does not count for a ratio is zero in both. A ratio that
-    is the same for every video has an interval of no width; one that fewer than two videos count for, or that is not
-    finite, has none (NaN).
+    `videos` (N,) are the numbers of the clips' videos. A clip that does not count for a ratio is zero in both. A ratio
+    that is the same for every video has an interval of width 0; one that has fewer than two videos or is not finite has
+    NaN.
     """
     numerators, denominators = _per_video(numerators, videos), _per_video(denominators, videos)
     ratio, error = _ratio(torch.ones(1, len(numerators), dtype=torch.float64), numerators, denominators)
     studentised = [
         (resampled - ratio) / resampled_error
-        for counts in _counts(len(numerators), resamples, seed)
+        for counts in _counts(len(numerators), resamples)
         for resampled, resampled_error in [_ratio(counts, numerators, denominators)]
     ]
     scores = torch.cat(studentised)  # (R, M)
-    scores = torch.where(scores.isfinite(), scores, torch.nan)  # all draws the same video: says nothing
+    scores = torch.where(scores.isfinite(), scores, torch.nan)  # the same video in all draws
     tail = (1 - LEVEL) / 2
     low, high = torch.nanquantile(scores, torch.tensor([tail, 1 - tail], dtype=torch.float64), dim=0)  # (M,) each
-    fixed = (error[0] <= _rounding(ratio[0])) & ratio[0].isfinite()
+    rounding = 1e-7 * ratio[0].abs() + torch.finfo(torch.float64).tiny  # `_ratio` subtracts squares
+    fixed = (error[0] <= rounding) & ratio[0].isfinite()
     below, above = (torch.where(fixed, 0.0, error[0] * score) for score in (high, low))
     enough = (denominators != 0).sum(0) >= 2
     bounds = torch.where(enough, torch.stack((ratio[0] - below, ratio[0] - above)), torch.nan)
@@ -77,13 +77,12 @@ def ratio_intervals(
 
 
 def share_interval(right: Tensor, videos: Tensor) -> Interval:
-    """Of the share of `right` (N,) bool, by Wilson's score interval (1927) for as many independent clips as these are
-    worth: N by the design effect, the variance of the share between `videos` (N,) over that between independent clips
-    (Dean and Pagano 2015), of at least 1.
+    """The interval of the share of `right` (N,) bool: Wilson's score interval (1927) for an effective number of clips.
 
-    Videos that have an answer of the rarer kind tell how alike clips of a video are. Where these are few, they say too
-    little just when the share is off: two more are made up, whose clips are all alike. Without any, each video counts
-    once.
+    That is N divided by the design effect (Dean and Pagano 2015), which is at least 1: the variance of the share with
+    clips grouped into `videos` (N,), over that with independent clips. Only videos that have answers of the rarer kind
+    inform its estimate; as these can be few, it is averaged with `PRIOR_VIDEOS` videos whose clips are all alike.
+    Without any, all clips of a video count as alike.
     """
     share = right.double().mean().item()
     clips = _effective_clips(right.double(), videos, share)
@@ -94,17 +93,17 @@ def share_interval(right: Tensor, videos: Tensor) -> Interval:
 
 
 def _effective_clips(right: Tensor, videos: Tensor, share: float) -> float:
-    """How many independent answers hold as much as those of `right` (N,)."""
+    """The number of independent clips that the answers `right` (N,) are worth."""
     columns = torch.stack((right, torch.ones_like(right), right - share), dim=1)
     rights, sizes, deviations = _per_video(columns, videos).unbind(1)
     clips, num_videos = len(right), int((sizes > 0).sum())
     all_alike = sizes.square().sum().item() / clips
-    telling = min(int((rights > 0).sum()), int((rights < sizes).sum()))
-    if not telling or num_videos == 1:
+    informative = min(int((rights > 0).sum()), int((rights < sizes).sum()))
+    if not informative or num_videos == 1:
         return clips / all_alike
     variance = deviations.square().sum().item() / clips**2 * num_videos / (num_videos - 1)
     design_effect = max(1.0, variance * clips / (share * (1 - share)))
-    return clips / ((telling * design_effect + MADE_UP_VIDEOS * all_alike) / (telling + MADE_UP_VIDEOS))
+    return clips / ((informative * design_effect + PRIOR_VIDEOS * all_alike) / (informative + PRIOR_VIDEOS))
 
 
 def _video_in(clip_id: str) -> str:
@@ -127,14 +126,9 @@ def _ratio(counts: Tensor, numerators: Tensor, denominators: Tensor) -> tuple[Te
     return ratio, squares.clamp(min=0).sqrt() / total
 
 
-def _rounding(ratio: Tensor) -> Tensor:
-    """A standard error below this is what float64 leaves of zero, since `_ratio` subtracts squares."""
-    return 1e-7 * ratio.abs() + torch.finfo(torch.float64).tiny
-
-
-def _counts(num_videos: int, resamples: int, seed: int) -> Iterator[Tensor]:
+def _counts(num_videos: int, resamples: int) -> Iterator[Tensor]:
     """How often each video is drawn, (r, V) float64, for `resamples` rows altogether."""
-    generator = np.random.default_rng(seed)
+    generator = np.random.default_rng(SEED)
     rows = max(1, CHUNK_COUNTS // num_videos)
     for start in range(0, resamples, rows):
         drawn = min(rows, resamples - start)

@@ -1,21 +1,22 @@
-"""What is measured of a prediction, per horizon, on standardised latents.
+"""Metrics of a prediction per horizon, on standardised latents.
 
 error    mean squared difference; the latents have unit variance per channel, so 1.0 is what predicting the mean costs
 l1       mean absolute difference
 cosine   between predicted and true token, mean over tokens
 skill    1 - error / error of a baseline: 0 is no better than the baseline, 1 is perfect, below 0 is worse
 
-Each is a mean over H, W, D of a clip's step first, then over the clips whose step is not padding. Clips are kept apart
-until then, in float64 on the CPU. Where the encoder trains, the targets' variance drifts away from 1: errors are then
-divided by it, l1 by its root.
+Each is a mean over H, W, D of a clip's step, kept in float64 on the CPU, and then over the clips whose step is not
+padding. Where the encoder trains, the targets' variance drifts away from 1: errors are then divided by it, l1 by its
+root.
 
 Shapes: B clips, K horizons, H x W patch grid, D channels.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -25,12 +26,13 @@ from flcache.evaluation.processes import add_exactly
 
 NOISE = 1e-4
 """Squared errors below this fraction of the targets' power count as this much in a skill. It is an error of 1 % of the
-RMS, about what the coarsest codec of a cache leaves: below it, two errors differ by rounding and not by prediction."""
+RMS, about that of the coarsest codec: below it, two errors differ by rounding."""
+_Scores = TypeVar("_Scores")
 
 
 @dataclass(frozen=True)
 class Scores:
-    """How far predictions are off, per clip and horizon; each (B, K) float64 on the CPU."""
+    """Metrics per clip and horizon; each (B, K) float64 on the CPU."""
 
     error: Tensor
     l1: Tensor
@@ -53,13 +55,18 @@ def mean_square(values: Tensor) -> Tensor:
     return _per_step(values.float().square())
 
 
-def join(scores: Sequence[Scores]) -> Scores:
-    """The scores of all batches as one."""
-    return Scores(
-        error=torch.cat([part.error for part in scores]),
-        l1=torch.cat([part.l1 for part in scores]),
-        cosine=torch.cat([part.cosine for part in scores]),
-    )
+def join(parts: Sequence[_Scores]) -> _Scores:
+    """The scores of all batches as one: tensors (B, ...), dataclasses and mappings of such, or None."""
+    batches: Sequence[Any] = parts
+    joined: Any = None
+    first = batches[0]
+    if isinstance(first, Tensor):
+        joined = torch.cat([*batches])
+    elif isinstance(first, Mapping):
+        joined = {name: join([batch[name] for batch in batches]) for name in first}
+    elif first is not None:
+        joined = type(first)(**{name: join([getattr(batch, name) for batch in batches]) for name in vars(first)})
+    return cast(_Scores, joined)
 
 
 class ChannelVariance:
@@ -67,7 +74,7 @@ class ChannelVariance:
 
     def __init__(self) -> None:
         self.sums: dict[str, Tensor] = {}
-        """Those over the clips of several processes are the sums of theirs."""
+        """Additive over processes."""
 
     def add(self, latents: Tensor) -> None:
         """Count tokens (..., D)."""
@@ -90,19 +97,19 @@ def mean_over_clips(values: Tensor, valid: Tensor) -> Tensor:
 
 
 def noise_level(target_power: Tensor) -> Tensor:
-    """Mean squared errors that count as none, where the targets' mean square is `target_power`."""
+    """The mean squared error that counts as rounding, where the targets' mean square is `target_power`."""
     return (NOISE * target_power).clamp(min=torch.finfo(torch.float64).tiny)
 
 
 def skill(error: Tensor, baseline_error: Tensor, noise: Tensor) -> Tensor:
-    """(K,) skill from mean errors (K,); those below `noise` (K,) count as that much, so that two of them give 0.
+    """(K,) skill from mean errors (K,); errors below `noise` (K,) count as `noise`, so that two of them give 0.
 
-    NaN where an error is not finite: what diverges is neither better nor worse by a number.
+    NaN where an error is not finite.
     """
     found = 1 - torch.maximum(error, noise) / torch.maximum(baseline_error, noise)
     return torch.where(error.isfinite() & baseline_error.isfinite(), found, torch.nan)
 
 
 def _per_step(values: Tensor) -> Tensor:
-    """(B, K, ...) to (B, K): reduced where the values are, since not every device has float64."""
+    """Means (B, K) of (B, K, ...), taken on the values' device, which may lack float64."""
     return values.flatten(2).mean(dim=2).cpu().double()

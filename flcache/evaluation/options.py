@@ -17,11 +17,11 @@ class EvaluationOptions:
     baseline_clips: Positive = 512
     """Training clips, the first of the plan, that the dataset mean and the ridge are fitted to."""
     ridge_steps: Positive = 3
-    """Past steps that the ridge looks at."""
+    """Past steps that the ridge predicts from."""
     own_predictor: bool = True
     """Also score the predictor that the encoder's checkpoint ships, where it ships one (V-JEPA 2)."""
     samples: Annotated[int, Bound("of at least 2", lambda value: value >= 2)] = 8
-    """Futures drawn of each context from a generative predictor, which is evaluated on the first 512 clips alone."""
+    """Futures that a generative predictor draws of each context; it is evaluated on the first 512 clips alone."""
 
 
 @dataclass(frozen=True)

@@ -15,13 +15,14 @@ MAX_TICKS = 16
 
 
 def plot_skill(result: EvaluationResult, path: Path) -> None:
-    """Write a PNG with one line per baseline; it appears at `path` only when it is whole."""
+    """Write a PNG with one line per baseline; `path` is replaced only once it is complete."""
     figure = Figure(figsize=(7, 4.2), dpi=150, layout="constrained")
     figure.suptitle(LEAK_WARNING if result.leak else "Skill of the predicted latents", fontsize=10)
     axes = figure.add_subplot()
     _set_limits(axes, result)
     _draw_skill(axes, result)
-    _draw_zero(axes)
+    axes.axhline(0, color="black", linewidth=1)
+    axes.text(0.55, 0, "no better than the baseline", va="bottom", fontsize=8)  # on the left, far from most skills
     _label_horizons(axes, result)
     partial = path.with_name(f".{path.name}.partial")
     figure.savefig(partial, format="png")
@@ -29,7 +30,7 @@ def plot_skill(result: EvaluationResult, path: Path) -> None:
 
 
 def _set_limits(axes: Axes, result: EvaluationResult) -> None:
-    """Room for zero and for every finite skill; set by hand, since there may be none."""
+    """Limits that show zero and every finite skill, of which there may be none."""
     skills = [skill for horizon in result.horizons for skill in horizon.skill.values() if math.isfinite(skill)]
     lowest, highest = min([0.0, *skills]), max([0.1, *skills])
     margin = 0.1 * (highest - lowest)
@@ -50,14 +51,7 @@ def _draw_skill(axes: Axes, result: EvaluationResult) -> None:
     axes.legend(loc="best", frameon=False)
 
 
-def _draw_zero(axes: Axes) -> None:
-    """The line that a prediction must stay above; named at its left end, where skill is usually far from it."""
-    axes.axhline(0, color="black", linewidth=1)
-    axes.text(0.55, 0, "no better than the baseline", va="bottom", fontsize=8)
-
-
 def _label_horizons(axes: Axes, result: EvaluationResult) -> None:
-    """Steps below, seconds above."""
     labelled = result.horizons[:: math.ceil(len(result.horizons) / MAX_TICKS)]
     timed = [horizon for horizon in labelled if math.isfinite(horizon.seconds)]
     axes.set_xticks([horizon.horizon for horizon in labelled])

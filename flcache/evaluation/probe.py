@@ -1,11 +1,11 @@
-"""How much of what matters is in latents: classifiers of the dataset's labels, trained on true latents alone.
+"""Probes: classifiers of the dataset's labels, trained on true latents.
 
 linear      a linear layer on the mean over steps and positions
 attentive   a learned query attends to all tokens, then a linear layer (the attentive probe of V-JEPA, arXiv 2404.08471,
             with one block and no MLP)
 
-Both are then shown latents that were predicted, or copied, in place of the true ones: what accuracy is left says how
-much of the labels the prediction kept. Mind copying: a label that no motion decides survives it too.
+They are then tested on predicted and on copied latents in place of the true ones: the remaining accuracy shows how much
+of the labels a prediction keeps. Copies keep every label that does not depend on motion.
 
 Shapes: B clips, T steps, H x W patch grid, D channels, L = T * H * W tokens, C classes.
 """
@@ -24,26 +24,25 @@ from flcache.errors import DataError
 from flcache.evaluation.bootstrap import Interval, number_videos, share_interval
 from flcache.evaluation.options import ProbeOptions
 
-PROBES = ("linear", "attentive")
 ATTENTION_WIDTH = 64
-"""Channels of a head of the attentive probe, where D is a multiple of it; one head otherwise."""
+"""Channels per head of the attentive probe if D is a multiple of it; otherwise it has one head."""
 
 
 @dataclass(frozen=True)
 class Labelled:
-    """Latents of clips whose label is known."""
+    """Latents of clips with a known label."""
 
     latents: Tensor
     """(B, T, H, W, D) standardised."""
     valid: Tensor
     """(B, T) bool; a clip has at least one."""
     labels: Tensor
-    """(B,) int64 numbers of classes."""
+    """(B,) int64 class numbers."""
 
 
 @dataclass(frozen=True)
 class Accuracy:
-    """Of one probe on one kind of latents."""
+    """The share of right answers of one probe on one kind of latents, with its 95 % interval."""
 
     accuracy: float
     interval: Interval
@@ -74,15 +73,15 @@ class AttentiveProbe(nn.Module):
     def forward(self, latents: Tensor, valid: Tensor) -> Tensor:
         """(B, T, H, W, D) and (B, T) to logits (B, C)."""
         tokens = self.norm(latents.flatten(1, 3))  # (B, L, D)
-        keys, values = (self._split(part) for part in self.key_value(tokens).chunk(2, dim=-1))
-        queries = self._split(self.query.expand(len(tokens), 1, -1))  # (B, heads, 1, D / heads)
+        keys, values = (self._by_head(part) for part in self.key_value(tokens).chunk(2, dim=-1))
+        queries = self._by_head(self.query.expand(len(tokens), 1, -1))  # (B, heads, 1, D / heads)
         per_step = tokens.shape[1] // valid.shape[1]
         mask = valid.repeat_interleave(per_step, dim=1)[:, None, None]  # (B, 1, 1, L)
         attended = scaled_dot_product_attention(queries, keys, values, attn_mask=mask)
         logits: Tensor = self.classify(attended.transpose(1, 2).flatten(1))
         return logits
 
-    def _split(self, tokens: Tensor) -> Tensor:
+    def _by_head(self, tokens: Tensor) -> Tensor:
         """(B, L, D) to (B, heads, L, D / heads)."""
         parts: Tensor = tokens.reshape(*tokens.shape[:2], self.heads, -1)
         return parts.transpose(1, 2)
@@ -97,9 +96,9 @@ def train_probes(
     seed: int,
     device: str = "cpu",
 ) -> dict[str, nn.Module]:
-    """Both probes, by name, trained together on `options.epochs` calls of `epoch`, which streams the training clips.
+    """Both probes by name, trained for `options.epochs` epochs; each call of `epoch` streams the training clips.
 
-    Raises DataError if it streams none.
+    Raises DataError if there are none.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -120,7 +119,7 @@ def train_probes(
 def _train_epoch(
     probes: Mapping[str, nn.Module], batches: Iterable[Labelled], optimiser: torch.optim.Optimizer, device: str
 ) -> int:
-    """One step a batch; returns how many clips there were."""
+    """One step per batch; returns the number of clips."""
     clips = 0
     for batch in batches:
         latents, valid, labels = (part.to(device) for part in (batch.latents, batch.valid, batch.labels))
@@ -134,10 +133,7 @@ def _train_epoch(
 
 
 class ProbeTest:
-    """Right and wrong answers of probes on several kinds of latents of the same clips, batch by batch.
-
-    `video_of` says which video a clip is of, as `number_videos` takes it.
-    """
+    """Counts right answers of probes on several kinds of latents of one clip; `video_of` as in `number_videos`."""
 
     def __init__(self, probes: Mapping[str, nn.Module], video_of: Mapping[str, str] | None = None) -> None:
         self._probes, self._video_of = probes, video_of
@@ -147,7 +143,7 @@ class ProbeTest:
 
     @torch.no_grad()
     def add(self, kinds: Mapping[str, Tensor], valid: Tensor, labels: Tensor, ids: Sequence[str]) -> None:
-        """Ask about latents (B, T, H, W, D) of each kind; all are of the clips `ids` with these `labels` (B,)."""
+        """Test on latents (B, T, H, W, D) of each kind, all of the clips `ids` with these `labels` (B,)."""
         self._labels.append(labels.cpu())
         self._ids += ids
         for name, probe in self._probes.items():

@@ -1,7 +1,7 @@
-"""The processes that evaluate a split together: each takes some of its batches, and the main one gets what all found.
+"""The processes that evaluate a split together: each takes some of its batches, and the main one gets the results.
 
-What comes of it is bit for bit what one process finds: results are put back into the order of the batches, and sums are
-the same in any order (`add_exactly`).
+They equal those of one process bit for bit: results per clip are put into the order of the batches, and sums do not
+depend on the order (`add_exactly`).
 """
 
 from __future__ import annotations
@@ -17,22 +17,22 @@ from torch import Tensor
 _Value = TypeVar("_Value")
 _Key = TypeVar("_Key", bound=Hashable)
 GRID = 2.0**-30
-"""Below the rounding of float32 sums over a batch. float64 adds multiples of it up to 2 ** 23 without rounding."""
+"""Smaller than the rounding error of float32 sums over a batch; float64 adds its multiples exactly below 2 ** 23."""
 
 
 def add_exactly(total: Tensor, values: Tensor) -> None:
-    """Add `values`, rounded to multiples of `GRID`, to `total` (float64): in any order, the sum has the same bits."""
+    """Add `values`, rounded to multiples of `GRID`, to `total` (float64): the sum has the same bits in any order."""
     total.add_((values.to(total.device) / GRID).round_(), alpha=GRID)
 
 
 @dataclass(frozen=True)
 class Processes:
-    """This process among `count`; they exchange tensors in the memory of the host."""
+    """This process among `count`."""
 
     rank: int = 0
     count: int = 1
     group: Any = None
-    """A process group that can send such tensors."""
+    """A process group that exchanges tensors on the CPU."""
 
     @property
     def main(self) -> bool:
@@ -55,7 +55,7 @@ class Processes:
         return found or []
 
     def add_up(self, sums: Mapping[_Key, Tensor]) -> dict[_Key, Tensor]:
-        """On the main process the sums over all processes, of which some may lack keys; nothing on the others."""
+        """On the main process the sums over all processes, which may lack keys; nothing on the others."""
         if self.count == 1:
             return dict(sums)
         shapes: list[Any] = [None] * self.count
@@ -69,7 +69,7 @@ class Processes:
         return total if self.main else {}
 
     def share(self, make: Callable[[], _Value]) -> _Value:
-        """What `make` gives on the main process, on all."""
+        """On all processes the result of `make` on the main one."""
         if self.count == 1:
             return make()
         found: list[Any] = [make() if self.main else None]

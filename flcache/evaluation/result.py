@@ -1,4 +1,4 @@
-"""What an evaluation found, and its JSON and CSV forms."""
+"""Results of an evaluation, and their JSON and CSV forms."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def spoken(name: str) -> str:
 
 
 def value_at(row: Any, path: Sequence[str | int]) -> float | None:
-    """The number that `path` leads to in a horizon's JSON; None where any part of it is missing."""
+    """The number at `path` in a horizon's JSON; None where any part of it is missing."""
     for key in path:
         try:
             row = row[key]
@@ -32,7 +32,7 @@ def value_at(row: Any, path: Sequence[str | int]) -> float | None:
 
 
 def plain(value: Any) -> Any:
-    """`value` as JSON holds it, at any depth: an interval as its bounds, and None for what is not a finite number."""
+    """`value` as nested plain values for JSON: an interval as its bounds, and None for numbers that are not finite."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Interval):
@@ -48,7 +48,7 @@ def plain(value: Any) -> Any:
 
 @dataclass(frozen=True)
 class Errors:
-    """Means over clips, as metrics.py defines them; NaN where a horizon has no clips."""
+    """Means over clips, as defined in metrics.py; NaN where a horizon has no clips."""
 
     error: float
     l1: float
@@ -57,7 +57,7 @@ class Errors:
 
 @dataclass(frozen=True)
 class MotionQuartile:
-    """The clips whose truth moves least, ..., most at one horizon."""
+    """A quarter of the clips of one horizon, by how much the truth moves."""
 
     motion: float
     """Mean squared difference between the truth and the last step of the context."""
@@ -68,7 +68,7 @@ class MotionQuartile:
 
 @dataclass(frozen=True)
 class SampleErrors:
-    """Errors of the samples of a generative predictor, as sampling.py defines them; skills are over copying."""
+    """Errors of the samples of a generative predictor, as defined in sampling.py; skills are over copying."""
 
     samples: int
     mean: float
@@ -89,7 +89,7 @@ class HorizonResult:
     horizon: int
     """Steps after the last step of the context; from 1."""
     seconds: float
-    """The same as time, mean over clips; NaN where there are none."""
+    """The same in seconds, mean over clips; NaN where there are none."""
     clips: int
     """Clips whose step at this horizon is not padding."""
     prediction: Errors
@@ -103,9 +103,9 @@ class HorizonResult:
     """Skill of each baseline over copying the last step."""
     baseline_skill_interval: dict[str, Interval] = field(default_factory=dict)
     quartiles: tuple[MotionQuartile, ...] = ()
-    """From the least to the most motion; none for fewer than four clips."""
+    """From the least to the most motion; empty for fewer than four clips."""
     retrieval: dict[str, Retrieval] = field(default_factory=dict)
-    """That of the `prediction`, and of `copy_last` to compare with."""
+    """By `prediction` and by `copy_last`."""
     spread: Spread | None = None
     samples: SampleErrors | None = None
     """None unless the predictor is generative."""
@@ -119,18 +119,18 @@ class EvaluationResult:
     leak: bool
     """True if the contexts had seen the future: the numbers then do not measure prediction."""
     fingerprint: str
-    """That of the latents that were predicted."""
+    """Fingerprint of the predicted latents."""
     target_variance: float | None = None
-    """What errors were divided by, where the encoder trains; None where it does not."""
+    """The divisor of errors, where the encoder trains; None where it does not."""
 
     def to_json(self) -> dict[str, Any]:
-        """As plain values for `json.dumps`; what is not a finite number is None."""
+        """Plain values for `json.dumps`; numbers that are not finite are None."""
         horizons = [plain(_horizon_to_json(horizon)) for horizon in self.horizons]
         scale = {} if self.target_variance is None else {"target_variance": self.target_variance}
         return {"horizons": horizons, "leak": self.leak, "fingerprint": self.fingerprint, **scale}
 
     def write_csv(self, stream: TextIO) -> None:
-        """One row a horizon; columns are the JSON's keys joined by dots, intervals as `.low` and `.high`."""
+        """One row per horizon; columns are the JSON's keys joined by dots, intervals as `.low` and `.high`."""
         rows = [{**_flat(row), "leak": self.leak} for row in self.to_json()["horizons"]]
         columns = list(dict.fromkeys(name for row in rows for name in row))
         writer = csv.DictWriter(stream, columns, lineterminator="\n")

@@ -9,17 +9,16 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
-from torch import Tensor
 
 from flcache.batch import LatentBatch
 from flcache.errors import DataError
 from flcache.evaluation.baselines import BASELINES, Predict, copy_last, true_context
 from flcache.evaluation.bootstrap import number_videos
-from flcache.evaluation.metrics import ChannelVariance, Scores, join, mean_square, score
+from flcache.evaluation.metrics import ChannelVariance, join, mean_square, score
 from flcache.evaluation.processes import ALONE, Processes
 from flcache.evaluation.result import EvaluationResult
 from flcache.evaluation.retrieval import Gallery
-from flcache.evaluation.sampling import SampleScores, Sampling, join_samples, score_samples
+from flcache.evaluation.sampling import Sampling, score_samples
 from flcache.evaluation.spread import SpreadMoments
 from flcache.evaluation.summary import ClipScores, relative, summarise
 from flcache.leak import check_boundary
@@ -40,15 +39,14 @@ def evaluate(
     device: torch.device | str = "cpu",
     processes: Processes = ALONE,
 ) -> EvaluationResult:
-    """Score `predict` on the targets of `batches`, up to `horizons` steps ahead (None: as far as the clips go).
+    """Score `predict` on the targets of `batches`, up to `horizons` steps ahead (None: to the end of the clips).
 
-    All batches have the same steps and boundary. `sampling` takes the place of `predict` for a generative predictor: it
-    is asked for several futures of every context, of its first clips alone. `video_of` says which video a clip is of,
-    as `number_videos` takes it. Baselines see the context that the targets' encoder makes; where that is not the
-    context's (the encoder trains), errors are relative to the targets' variance. Memory is a batch, a few numbers
-    a clip, and what `retrieval` and `spread` keep of the first clips. Of several `processes` each has every `count`th
-    batch, and the main one gets the result; that of the others has no horizons. Raises LeakError if the contexts have
-    seen the future, which `seen_until` tells, and `allow_leak` is False; DataError if there are no batches.
+    All batches have the same steps and boundary. `sampling` replaces `predict` for a generative predictor: several
+    futures of every context are drawn, for the first clips alone. `video_of` is as in `number_videos`. Baselines get
+    `true_context`; where the encoder trains, errors are divided by the targets' variance. Memory is a batch, a few
+    numbers per clip, and what `retrieval` and `spread` keep of the first clips. With several `processes` each has every
+    `count`th batch, and the main one gets the result; that of the others has no horizons. Raises LeakError if by
+    `seen_until` the contexts have seen the future and `allow_leak` is False; DataError if there are no batches.
     """
     found = _Found(horizons)
     leak = False
@@ -62,15 +60,17 @@ def evaluate(
         raise DataError('no clips to evaluate: "evaluation.split" names a split without encoded clips')
     retrieval = {name: gallery.finish() for name, gallery in found.galleries.items()}
     variance = found.variance.value() if found.variance.sums else None
-    scores = found.clip_scores(sampling, video_of)
-    horizon_results = summarise(relative(scores, variance or 1.0), retrieval, found.spread.finish())
+    scores = relative(join([part.scores for part in found.parts]), variance or 1.0)
+    videos = number_videos([clip_id for part in found.parts for clip_id in part.ids], video_of)
+    num_samples = sampling.num_samples if sampling else 0
+    horizon_results = summarise(scores, videos, num_samples, retrieval, found.spread.finish())
     return EvaluationResult(horizon_results, leak, fingerprint, variance)
 
 
 def _in_turn(
     batches: Iterable[LatentBatch], processes: Processes, most: int | None
 ) -> Iterator[tuple[int, LatentBatch]]:
-    """The batches of this process, each with the number of its first clip among all clips, which are `most` at most."""
+    """The batches of this process, each with the number of its first clip among those of all, up to `most` clips."""
     stream, done = iter(batches), 0
     while most is None or done < most:
         batch = next(stream, None)
@@ -84,7 +84,6 @@ def _in_turn(
 
 
 def _first(batch: LatentBatch, clips: int) -> LatentBatch:
-    """The first `clips` of a batch."""
     latents = batch.latents[:clips]
     targets = latents if batch.targets is batch.latents else batch.targets[:clips]
     times, valid, ids = batch.times[:clips], batch.valid[:clips], batch.ids[:clips]
@@ -93,24 +92,14 @@ def _first(batch: LatentBatch, clips: int) -> LatentBatch:
 
 @dataclass(frozen=True)
 class _Part:
-    """Of one batch; tensors are (B, K) on the CPU."""
-
     first: int
     """Number of its first clip."""
     ids: tuple[str, ...]
-    prediction: Scores
-    samples: SampleScores | None
-    baselines: Mapping[str, Scores]
-    power: Tensor
-    motion: Tensor
-    seconds: Tensor
-    valid: Tensor
+    scores: ClipScores
 
 
 @dataclass
 class _Found:
-    """What is gathered, batch by batch."""
-
     horizons: int | None
     parts: list[_Part] = field(default_factory=list)
     galleries: dict[str, Gallery] = field(default_factory=lambda: {"prediction": Gallery(), "copy_last": Gallery()})
@@ -125,8 +114,9 @@ class _Found:
         baselines: Mapping[str, Predict],
         sampling: Sampling | None,
     ) -> None:
-        target, target_times = self._ahead(batch.target), self._ahead(batch.target_times)
-        valid = self._ahead(batch.target_valid)
+        ahead = slice(self.horizons)
+        target, target_times = batch.target[:, ahead], batch.target_times[:, ahead]
+        valid = batch.target_valid[:, ahead]
         given = batch.context, batch.context_times, target_times
         samples = None
         if sampling is None:
@@ -138,9 +128,7 @@ class _Found:
             scores = replace(score(prediction, target), error=samples.expected)
         true_given = true_context(batch), batch.context_times, target_times
         copied = copy_last(*true_given)
-        part = _Part(
-            first=first,
-            ids=batch.ids,
+        clip_scores = ClipScores(
             prediction=scores,
             samples=samples,
             baselines={name: score(baseline(*true_given), target) for name, baseline in baselines.items()},
@@ -149,7 +137,7 @@ class _Found:
             seconds=(target_times - batch.context_times[:, -1:]).cpu().double(),
             valid=valid.cpu(),
         )
-        self.parts.append(part)
+        self.parts.append(_Part(first, batch.ids, clip_scores))
         self.galleries["prediction"].add(prediction, target, valid, first)
         self.galleries["copy_last"].add(copied, target, valid, first)
         self.spread.add(example, target, valid, first)
@@ -157,28 +145,10 @@ class _Found:
             self.variance.add(target[valid])
 
     def gather(self, processes: Processes) -> None:
-        """On the main process, what all have found, in the order of the batches."""
+        """Collect on the main process what all have found, in the order of the batches."""
         parts = [part for theirs in processes.gather(self.parts) for part in theirs]
         self.parts = sorted(parts, key=lambda part: part.first)
         for name, gallery in self.galleries.items():
             self.galleries[name] = Gallery.join(processes.gather(gallery))
         self.spread.put(processes.add_up(self.spread.sums()))
         self.variance.sums = processes.add_up(self.variance.sums)
-
-    def clip_scores(self, sampling: Sampling | None, video_of: Mapping[str, str] | None) -> ClipScores:
-        """All batches as one."""
-        return ClipScores(
-            prediction=join([part.prediction for part in self.parts]),
-            baselines={name: join([part.baselines[name] for part in self.parts]) for name in self.parts[0].baselines},
-            power=torch.cat([part.power for part in self.parts]),
-            motion=torch.cat([part.motion for part in self.parts]),
-            seconds=torch.cat([part.seconds for part in self.parts]),
-            valid=torch.cat([part.valid for part in self.parts]),
-            videos=number_videos([clip_id for part in self.parts for clip_id in part.ids], video_of),
-            samples=join_samples([part.samples for part in self.parts if part.samples]) if sampling else None,
-            num_samples=sampling.num_samples if sampling else 0,
-        )
-
-    def _ahead(self, steps: Tensor) -> Tensor:
-        """The steps within the horizons, of targets (B, Tt, ...)."""
-        return steps[:, : self.horizons]

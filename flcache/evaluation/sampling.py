@@ -1,17 +1,17 @@
-"""Several futures of one context: what a generative predictor is measured by.
+"""Metrics of a generative predictor, from k sampled futures of each context.
 
-Its prediction is the mean of k samples, which is what the other errors and the skills are of; a single sample of an
-exact sampler has twice the error of the best prediction, which says nothing against it.
+Its prediction is the mean of the samples, of which all other errors and skills are taken: even a single sample of a
+perfect sampler has twice the error of the best prediction.
 
 mean        error of the mean of the k samples
-expected    error that the mean of ever more samples tends to: `mean` less `diversity` / k, without bias for every k
+expected    error in the limit of infinitely many samples: `mean` less `diversity` / k, unbiased for every k
 single      error of the first sample
-best        error of the nearest of the k samples, chosen for each clip and horizon: falls with k by luck alone, so k is
-            reported with it
+best        error of the nearest of the k samples, chosen for each clip and horizon; falls with k by chance alone
 diversity   variance among samples (unbiased, mean over positions and channels): 0 is one future
 energy      energy score, a proper score of the distribution (Gneiting and Raftery 2007, equation 22), in the form that
             is unbiased for k samples (Ferro 2014): mean distance to the truth less half the mean distance between
-            samples, where a distance is the root of the mean square over H, W, D. One certain future has its distance
+            samples, where a distance is the root of the mean square over H, W, D. That of k equal samples is their
+            distance to the truth
 
 Shapes: S samples, B clips, K horizons, H x W patch grid, D channels.
 """
@@ -29,38 +29,35 @@ from torch import Tensor
 from flcache.evaluation.metrics import mean_square
 
 Sample = Callable[[Tensor, Tensor, Tensor, Sequence[int]], Tensor]
-"""context (B, Tc, H, W, D), context_times (B, Tc), target_times (B, K), B seeds -> (B, K, H, W, D): of each clip the
-future that its seed decides, whatever clips are beside it."""
+"""context (B, Tc, H, W, D), context_times (B, Tc), target_times (B, K), B seeds -> (B, K, H, W, D). A clip's seed
+decides its future, whatever else is in the batch."""
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How a generative predictor is asked for futures."""
+    """How futures are sampled from a generative predictor."""
 
     draw: Sample
     num_samples: int
     """At least 2."""
     seed: int = 0
     max_clips: int = 512
-    """Samples are dear: only the first so many clips are evaluated; planning has shuffled them."""
+    """To save time, only the first clips are evaluated, a random sample since plans are shuffled."""
 
     def samples(self, context: Tensor, context_times: Tensor, target_times: Tensor, ids: Sequence[str]) -> Tensor:
         """(S, B, K, H, W, D) of the clips `ids`."""
-        drawn = [
-            self.draw(context, context_times, target_times, clip_seeds(self.seed, ids, number))
-            for number in range(self.num_samples)
-        ]
-        return torch.stack(drawn)
+        seeds = [clip_seeds(self.seed, ids, number) for number in range(self.num_samples)]
+        return torch.stack([self.draw(context, context_times, target_times, each) for each in seeds])
 
 
 def clip_seeds(seed: int, ids: Sequence[str], number: int = 0) -> list[int]:
-    """Of the sample `number` of each clip: functions of these three alone."""
+    """The seed of sample `number` of each clip: a function of `seed`, `number` and the clip's id."""
     return [xxhash.xxh3_64_intdigest(f"{seed}/{number}/{clip_id}".encode()) >> 1 for clip_id in ids]
 
 
 @dataclass(frozen=True)
 class SampleScores:
-    """Per clip and horizon, each (B, K) float64 on the CPU."""
+    """Metrics per clip and horizon; each (B, K) float64 on the CPU."""
 
     mean: Tensor
     expected: Tensor
@@ -85,9 +82,3 @@ def score_samples(samples: Tensor, target: Tensor) -> SampleScores:
         diversity=diversity,
         energy=errors.sqrt().mean(0) - between.sqrt().mean(0) / 2,
     )
-
-
-def join_samples(parts: Sequence[SampleScores]) -> SampleScores:
-    """The scores of all batches as one."""
-    names = SampleScores.__dataclass_fields__
-    return SampleScores(**{name: torch.cat([getattr(part, name) for part in parts]) for name in names})

@@ -1,11 +1,11 @@
-"""Is the prediction as varied as the truth? Blur and collapse show here, and in no mean error.
+"""Is the prediction as varied as the truth? Shows blur and collapse, which mean errors do not show.
 
-variance_ratio   variance over clips at each position, summed, of prediction against truth: 1 is as varied as the truth,
-                 0 is the same picture for every clip, in between is blur
+variance_ratio   variance over clips, summed over positions, of prediction over truth: 1 is as varied as the truth, 0 is
+                 the same prediction for every clip, in between is blur
 effective rank   RankMe (Garrido et al. 2023, arXiv 2210.02885) of all tokens: exp of the entropy of the singular
-                 values, from 1 for one direction to D for all alike
+                 values, from 1 for one direction to D for equal ones
 
-Both over the first `MAX_CLIPS` clips; planning has shuffled them.
+Both are of the first `MAX_CLIPS` clips, a random sample since plans are shuffled.
 
 Shapes: B clips, K horizons, H x W patch grid, D channels; P = H * W * D.
 """
@@ -27,7 +27,7 @@ _EPSILON = 1e-7
 
 @dataclass(frozen=True)
 class Spread:
-    """Of one horizon; NaN where fewer than two clips reach it."""
+    """Variance ratio and ranks at one horizon; the ratio is NaN where fewer than two clips reach it."""
 
     variance_ratio: float
     prediction_rank: float
@@ -44,50 +44,43 @@ def effective_rank(gram: Tensor) -> float:
 
 
 class SpreadMoments:
-    """Sums from which the spread follows, batch by batch; memory does not grow with the number of clips."""
+    """Sums over batches from which the spread follows; memory does not grow with the number of clips."""
 
     def __init__(self) -> None:
-        self._prediction: _Moments | None = None
-        self._truth: _Moments | None = None
-        self._clips = 0
+        self._moments: dict[str, _Moments] = {}
+        """Those of `prediction` and `truth`."""
 
-    def add(self, prediction: Tensor, truth: Tensor, valid: Tensor, first: int | None = None) -> None:
-        """Two tensors (B, K, H, W, D), and where they count, `valid` (B, K); `first` as `Gallery.add` takes it."""
-        first = self._clips if first is None else first
-        self._clips = first + len(truth)
+    def add(self, prediction: Tensor, truth: Tensor, valid: Tensor, first: int) -> None:
+        """Add two tensors (B, K, H, W, D) that count where `valid` (B, K); `first` as in `Gallery.add`."""
         clips = min(MAX_CLIPS - first, len(truth))
         if clips <= 0:
             return
-        if self._prediction is None or self._truth is None:
-            self._prediction, self._truth = _Moments(truth), _Moments(truth)
-        self._prediction.add(prediction[:clips], valid[:clips])
-        self._truth.add(truth[:clips], valid[:clips])
+        for name, latents in (("prediction", prediction), ("truth", truth)):
+            if name not in self._moments:
+                self._moments[name] = _Moments(latents)
+            self._moments[name].add(latents[:clips], valid[:clips])
 
     def sums(self) -> dict[tuple[str, str], Tensor]:
-        """Those over the clips of several processes are the sums of theirs."""
-        parts = {"prediction": self._prediction, "truth": self._truth}
-        return {(of, name): tensor for of, part in parts.items() if part for name, tensor in vars(part).items()}
+        """All moments; additive over processes."""
+        return {(of, name): tensor for of, part in self._moments.items() for name, tensor in vars(part).items()}
 
     def put(self, sums: Mapping[tuple[str, str], Tensor]) -> None:
-        """Go on from these sums."""
-        for of, part in (("prediction", self._prediction), ("truth", self._truth)):
-            if part and sums:
-                vars(part).update({name: sums[of, name] for name in vars(part)})
+        """Replace all moments."""
+        for (of, name), tensor in sums.items():
+            setattr(self._moments[of], name, tensor)
 
     def finish(self) -> list[Spread]:
-        """One for each horizon."""
-        if self._prediction is None or self._truth is None:
+        """One per horizon."""
+        if not self._moments:
             return []
-        ratios = (self._prediction.variance() / self._truth.variance()).tolist()
-        grams = zip(self._prediction.grams, self._truth.grams, strict=True)
-        return [
-            Spread(ratio, effective_rank(predicted), effective_rank(true))
-            for ratio, (predicted, true) in zip(ratios, grams, strict=True)
-        ]
+        prediction, truth = self._moments["prediction"], self._moments["truth"]
+        ratios = (prediction.variance() / truth.variance()).tolist()
+        ranks = [[effective_rank(gram) for gram in part.grams] for part in (prediction, truth)]
+        return [Spread(*values) for values in zip(ratios, *ranks, strict=True)]
 
 
 class _Moments:
-    """Of one set of latents, per horizon, in float64."""
+    """Moments of one set of latents, per horizon, in float64."""
 
     def __init__(self, like: Tensor) -> None:
         K, D = like.shape[1], like.shape[-1]
@@ -105,7 +98,7 @@ class _Moments:
         add_exactly(self.grams, tokens.mT @ tokens)
 
     def variance(self) -> Tensor:
-        """(K,) over clips, summed over positions and channels; NaN for fewer than two clips."""
+        """(K,) variance over clips, summed over positions and channels; NaN for fewer than two clips."""
         explained = self.sums.square().flatten(1).sum(1) / self.count
         squares = self.grams.diagonal(dim1=1, dim2=2).sum(1)
         variance = (squares - explained).clamp(min=0) / (self.count - 1)

@@ -1,4 +1,4 @@
-"""From what was gathered clip by clip to an evaluation's horizons: means, skills, intervals, quartiles of motion.
+"""From scores of clips to results per horizon: means, skills, intervals, quartiles of motion.
 
 Shapes: N clips, K horizons.
 """
@@ -20,10 +20,13 @@ from flcache.evaluation.spread import Spread
 
 QUARTILES = 4
 
+_Pair = tuple[str, str]
+"""What has a skill, and the baseline it is over."""
+
 
 @dataclass(frozen=True)
 class ClipScores:
-    """Everything known of each clip and horizon; tensors are (N, K) on the CPU."""
+    """Scores of each clip and horizon; tensors are (N, K) on the CPU."""
 
     prediction: Scores
     baselines: Mapping[str, Scores]
@@ -33,14 +36,11 @@ class ClipScores:
     """Mean squared difference between the truth and the last step of the context."""
     seconds: Tensor
     valid: Tensor
-    videos: Tensor
-    """(N,) the same number for clips of the same video."""
     samples: SampleScores | None
-    num_samples: int
 
 
 def relative(clips: ClipScores, variance: float) -> ClipScores:
-    """The scores as they are of latents divided by the root of `variance`."""
+    """The scores of latents divided by the root of `variance`."""
     if variance == 1:
         return clips
     samples = clips.samples
@@ -62,34 +62,38 @@ def _scaled(scores: Scores, variance: float) -> Scores:
 
 
 def summarise(
-    clips: ClipScores, retrieval: Mapping[str, Sequence[Retrieval]], spread: Sequence[Spread]
+    clips: ClipScores,
+    videos: Tensor,
+    num_samples: int,
+    retrieval: Mapping[str, Sequence[Retrieval]],
+    spread: Sequence[Spread],
 ) -> tuple[HorizonResult, ...]:
-    """One result a horizon."""
+    """One result per horizon. `videos` (N,) has the same number for clips of the same video."""
     counts = clips.valid.sum(0).tolist()
     seconds = mean_over_clips(clips.seconds, clips.valid).tolist()
     errors = _errors(clips)
     means = {name: _means(scores, clips.valid) for name, scores in _methods(clips).items()}
     comparisons = _comparisons(clips)
     skills = {pair: _skill(compared, clips.valid).tolist() for pair, compared in comparisons.items()}
-    intervals = _Intervals(clips, errors, comparisons)
+    error_intervals, skill_intervals = _intervals(clips.valid, videos, errors, comparisons)
     own = clips.baselines if REFERENCE in clips.baselines else {}
     return tuple(
         HorizonResult(
             horizon=k + 1,
             seconds=seconds[k],
             clips=count,
-            prediction=_at(means["prediction"], k),
-            baselines={name: _at(means[name], k) for name in clips.baselines},
+            prediction=means["prediction"][k],
+            baselines={name: means[name][k] for name in clips.baselines},
             skill={name: skills["prediction", name][k] for name in clips.baselines},
-            error_interval=intervals.error("prediction", k),
-            skill_interval={name: intervals.skill("prediction", name, k) for name in clips.baselines},
-            baseline_error_interval={name: intervals.error(name, k) for name in clips.baselines},
+            error_interval=error_intervals["prediction"][k],
+            skill_interval={name: skill_intervals["prediction", name][k] for name in clips.baselines},
+            baseline_error_interval={name: error_intervals[name][k] for name in clips.baselines},
             baseline_skill={name: skills[name, REFERENCE][k] for name in own},
-            baseline_skill_interval={name: intervals.skill(name, REFERENCE, k) for name in own},
+            baseline_skill_interval={name: skill_intervals[name, REFERENCE][k] for name in own},
             quartiles=_quartiles(clips, k),
             retrieval={name: found[k] for name, found in retrieval.items()},
             spread=spread[k],
-            samples=_samples(clips, skills, intervals, k),
+            samples=_samples(clips, num_samples, skills, skill_intervals, k),
         )
         for k, count in enumerate(counts)
     )
@@ -102,11 +106,11 @@ class _Comparison:
     opponent: Tensor
     """(N, K)"""
     noise: Tensor
-    """(K,) the mean that counts as none."""
+    """(K,) smaller mean errors count as this much."""
 
 
-def _comparisons(clips: ClipScores) -> dict[tuple[str, str], _Comparison]:
-    """Everything that has a skill: the prediction over every baseline, and all over copying the last step."""
+def _comparisons(clips: ClipScores) -> dict[_Pair, _Comparison]:
+    """The pairs that a skill is reported of: the prediction over every baseline, and all others over copying."""
     errors, noise = _errors(clips), noise_level(mean_over_clips(clips.power, clips.valid))
     pairs = [("prediction", name) for name in clips.baselines]
     reference = errors.get(REFERENCE)
@@ -116,35 +120,25 @@ def _comparisons(clips: ClipScores) -> dict[tuple[str, str], _Comparison]:
     if clips.samples is not None:
         reference = torch.full_like(clips.power, torch.nan) if reference is None else reference
         found["single", REFERENCE] = _Comparison(clips.samples.single, reference, noise)
-        # the energy score of a future without doubt is its distance to the truth
+        # the energy score of equal samples is their distance to the truth
         found["energy", REFERENCE] = _Comparison(clips.samples.energy, reference.sqrt(), noise.sqrt())
     return found
 
 
-class _Intervals:
-    """All intervals of an evaluation, from one set of resamples."""
-
-    def __init__(
-        self, clips: ClipScores, errors: Mapping[str, Tensor], comparisons: Mapping[tuple[str, str], _Comparison]
-    ) -> None:
-        ones = clips.valid.double()
-        means = [(torch.where(clips.valid, error, 0.0), ones) for error in errors.values()]
-        ratios = [
-            tuple(_floor(side, compared.noise, clips.valid) for side in (compared.error, compared.opponent))
-            for compared in comparisons.values()
-        ]
-        numerators, denominators = (torch.cat(side, dim=1) for side in zip(*means, *ratios, strict=True))
-        flat, size = ratio_intervals(numerators, denominators, clips.videos), clips.valid.shape[1]
-        found = [flat[start : start + size] for start in range(0, len(flat), size)]
-        self._errors = dict(zip(errors, found, strict=False))
-        self._ratios = dict(zip(comparisons, found[len(errors) :], strict=True))
-
-    def error(self, method: str, k: int) -> Interval:
-        return self._errors[method][k]
-
-    def skill(self, method: str, baseline: str, k: int) -> Interval:
-        ratio = self._ratios[method, baseline][k]
-        return Interval(1 - ratio.high, 1 - ratio.low)
+def _intervals(
+    valid: Tensor, videos: Tensor, errors: Mapping[str, Tensor], comparisons: Mapping[_Pair, _Comparison]
+) -> tuple[dict[str, list[Interval]], dict[_Pair, list[Interval]]]:
+    """The intervals of mean errors and of skills, one per horizon, from one set of resamples."""
+    means = [(torch.where(valid, error, 0.0), valid.double()) for error in errors.values()]
+    ratios = [
+        tuple(_floor(side, compared.noise, valid) for side in (compared.error, compared.opponent))
+        for compared in comparisons.values()
+    ]
+    numerators, denominators = (torch.cat(side, dim=1) for side in zip(*means, *ratios, strict=True))
+    flat, size = ratio_intervals(numerators, denominators, videos), valid.shape[1]
+    found = [flat[start : start + size] for start in range(0, len(flat), size)]
+    skills = [[Interval(1 - ratio.high, 1 - ratio.low) for ratio in each] for each in found[len(errors) :]]
+    return dict(zip(errors, found, strict=False)), dict(zip(comparisons, skills, strict=True))
 
 
 def _methods(clips: ClipScores) -> dict[str, Scores]:
@@ -157,8 +151,8 @@ def _errors(clips: ClipScores) -> dict[str, Tensor]:
 
 
 def _floor(error: Tensor, noise: Tensor, valid: Tensor) -> Tensor:
-    """Errors (N, K), zero where a clip does not count; a horizon whose mean is noise has noise everywhere, so that two
-    such errors have the ratio 1 in every resample, as `metrics.skill` has it. What is not finite stays so."""
+    """Errors (N, K), zero where a clip does not count. A horizon whose mean is at most `noise` has `noise` everywhere:
+    two such errors have the ratio 1 in every resample, as in `metrics.skill`. Values that are not finite stay."""
     mean = mean_over_clips(error, valid)
     return torch.where(valid, torch.where(mean <= noise, noise.expand_as(error), error), 0.0)
 
@@ -192,26 +186,27 @@ def _quartile(clips: ClipScores, k: int, chosen: Tensor) -> MotionQuartile:
 
 
 def _samples(
-    clips: ClipScores, skills: Mapping[tuple[str, str], Sequence[float]], intervals: _Intervals, k: int
+    clips: ClipScores,
+    num_samples: int,
+    skills: Mapping[_Pair, Sequence[float]],
+    intervals: Mapping[_Pair, Sequence[Interval]],
+    k: int,
 ) -> SampleErrors | None:
     if clips.samples is None:
         return None
     means = {name: mean_over_clips(values, clips.valid)[k].item() for name, values in vars(clips.samples).items()}
     del means["expected"]  # the prediction's error
     return SampleErrors(
-        clips.num_samples,
+        num_samples,
         **means,
         single_skill=skills["single", REFERENCE][k],
-        single_skill_interval=intervals.skill("single", REFERENCE, k),
+        single_skill_interval=intervals["single", REFERENCE][k],
         energy_skill=skills["energy", REFERENCE][k],
-        energy_skill_interval=intervals.skill("energy", REFERENCE, k),
+        energy_skill_interval=intervals["energy", REFERENCE][k],
     )
 
 
-def _means(scores: Scores, valid: Tensor) -> Scores:
-    """The means over all valid clips, each (K,)."""
-    return Scores(*(mean_over_clips(values, valid) for values in (scores.error, scores.l1, scores.cosine)))
-
-
-def _at(means: Scores, k: int) -> Errors:
-    return Errors(means.error[k].item(), means.l1[k].item(), means.cosine[k].item())
+def _means(scores: Scores, valid: Tensor) -> list[Errors]:
+    """The means over all valid clips, one per horizon."""
+    means = [mean_over_clips(values, valid).tolist() for values in (scores.error, scores.l1, scores.cosine)]
+    return [Errors(*values) for values in zip(*means, strict=True)]

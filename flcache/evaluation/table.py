@@ -1,4 +1,4 @@
-"""An evaluation as tables for the terminal, readable on 80 columns."""
+"""An evaluation as tables for a terminal of 80 columns."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from flcache.evaluation.bootstrap import Interval
 from flcache.evaluation.result import REFERENCE, EvaluationResult, spoken, value_at
 
 WIDTH, HEAD_WIDTH = 80, 24
-"""Columns of a terminal, and of what stands left of the skills."""
+"""Columns of a terminal, and those left of the skills."""
 
 Estimates = Sequence[tuple[float, Interval | None]]
 DETAILS: dict[str, tuple[tuple[str | int, ...], int]] = {
@@ -28,12 +28,12 @@ DETAILS: dict[str, tuple[tuple[str | int, ...], int]] = {
     "rank": (("prediction_rank",), 1),
     "of truth": (("truth_rank",), 1),
 }
-"""Headings of `detail_table`, where in a horizon of evaluation.json the value lies, and its digits."""
+"""Headings of `detail_table`, the path of the value in a horizon of evaluation.json, and its digits."""
 LEAK_WARNING = "LEAK: the contexts have seen the future; these numbers do not measure prediction"
 
 
 def evaluation_table(result: EvaluationResult) -> Table:
-    """One row a horizon: time ahead, clips, error, and skill over every baseline with half its interval."""
+    """One row per horizon: time ahead, clips, error, and skill over every baseline with half its interval."""
     names = _names(result)
     found = [[(row.skill[name], row.skill_interval.get(name)) for name in names] for row in result.horizons]
     errors = [row.prediction.error for row in result.horizons]
@@ -42,7 +42,7 @@ def evaluation_table(result: EvaluationResult) -> Table:
 
 
 def detail_table(result: EvaluationResult) -> Table:
-    """One row a horizon: skill by how much the truth moves, retrieval of the true future, and whether it blurs.
+    """One row per horizon: cosine, skill by how much the truth moves, retrieval of the true future, variance and rank.
 
     `found` and `in 5` are the fractions of clips whose true future is the nearest, or among the five nearest, to the
     prediction; `by copy` is `found` for copying the last step.
@@ -55,15 +55,15 @@ def detail_table(result: EvaluationResult) -> Table:
 
 
 def samples_table(result: EvaluationResult) -> Table | None:
-    """One row a horizon of a generative predictor, whose error elsewhere is that of the mean of its samples.
+    """One row per horizon of a generative predictor; None for one that gives a single future.
 
     `one` is a single sample, `energy` the energy score, each with its skill over copying the last step; `best` is the
-    nearest sample, `diversity` the variance among them. None for a predictor that gives one future.
+    nearest sample, `diversity` the variance among them.
     """
     found = [(row, row.samples) for row in result.horizons if row.samples is not None]
     if not found:
         return None
-    title = f"Of {found[0][1].samples} samples a clip: skill over copying the last step (± 95 %)"
+    title = f"With {found[0][1].samples} samples a clip: skill over copying the last step (± 95 %)"
     headings = ["step", "mean", "one", "skill of one", "energy", "skill by energy", "best", "diversity"]
     table = _table(title, headings, result)
     for row, samples in found:
@@ -75,7 +75,7 @@ def samples_table(result: EvaluationResult) -> Table | None:
 
 
 def baselines_table(result: EvaluationResult) -> Table:
-    """One row a horizon: the skill of every baseline over copying the last step."""
+    """One row per horizon: the skill of every baseline over copying the last step."""
     names = _names(result)[1:]
     found = [
         [(row.baseline_skill[name], row.baseline_skill_interval.get(name)) for name in names] for row in result.horizons
@@ -88,7 +88,7 @@ def baselines_table(result: EvaluationResult) -> Table:
 def _skill_table(
     title: str, result: EvaluationResult, errors: Sequence[float], names: Sequence[str], found: Sequence[Estimates]
 ) -> Table:
-    """Time ahead, clips, error, and what was `found` under each of `names`; one row a horizon."""
+    """One row per horizon: time ahead, clips, error, and the skills `found` over each of `names`."""
     table = _table(title, ["step", "seconds", "clips", "error"], result)
     cells = _estimates(found)
     for name, column in zip(names, zip(*cells, strict=True), strict=True):
@@ -113,7 +113,7 @@ def _names(result: EvaluationResult) -> list[str]:
 
 
 def _estimates(rows: Sequence[Estimates]) -> list[list[str]]:
-    """Values with half their intervals beside them, or below them where the table would be too wide."""
+    """Values with half their intervals beside them, or below them if the table would be too wide."""
     beside = [[_estimate(value, interval, "") for value, interval in row] for row in rows]
     widths = [max(map(len, column)) + 1 for column in zip(*beside, strict=True)]
     if HEAD_WIDTH + sum(widths) <= WIDTH:

@@ -4,7 +4,7 @@ On a CPU, block-causal queries go through `scaled_dot_product_attention` in grou
 to its end, which saves nearly half of the work; a group of one step needs no mask at all. On CUDA, FlexAttention skips
 the future without a mask in memory. Steps of one token, as on the time axis, are plain causal attention everywhere.
 
-Shapes: B clips, T steps, N tokens a step, L = T * N tokens.
+Shapes: B clips, T steps, N tokens per step, L = T * N tokens.
 """
 
 from __future__ import annotations

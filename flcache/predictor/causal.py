@@ -1,6 +1,6 @@
 """The causal predictor: next step from all steps so far, and rollouts of it.
 
-Starts as "copy the last step", exactly: the head is zero and its output is added to the latents of the current step.
+The head is zero at first and its output is added to the current step: an untrained predictor copies it exactly.
 
 Shapes: B clips, T steps, H x W patch grid, D channels of latents; h x w token grid after merging; N = h * w.
 """
@@ -14,15 +14,15 @@ from torch import Tensor
 
 from flcache.batch import LatentBatch
 from flcache.predictor.attention import QUERY_TOKENS
-from flcache.predictor.interface import Forecast, LatentShape, draw_boundary
+from flcache.predictor.interface import Forecast, LatentShape
 from flcache.predictor.options import PredictorOptions
 from flcache.predictor.rotary import rotation
-from flcache.predictor.tokens import ScalarEmbedding, merge_patches, split_patches, zero_head
+from flcache.predictor.tokens import ScalarEmbedding, merge_patches, unmerge_patches, zero_head
 from flcache.predictor.transformer import KeyValues, Transformer
 from flcache.predictor.transformer_predictor import BLOCK_WIDTHS, TransformerPredictor
 
 Past = Sequence[KeyValues]
-"""Keys and values of the steps seen so far, one pair a layer."""
+"""Keys and values of the steps seen so far, one pair per layer."""
 
 
 class CausalPredictor(TransformerPredictor):
@@ -32,15 +32,14 @@ class CausalPredictor(TransformerPredictor):
 
     def __init__(self, options: PredictorOptions, latent_shape: LatentShape) -> None:
         super().__init__(options, latent_shape)
-        size = self.size
-        self.ahead = ScalarEmbedding(size.width)
-        self.transformer = Transformer(size, causal=True)
-        self.head = zero_head(self.channels, size.width, self.merge)
+        self.ahead = ScalarEmbedding(self.size.width)
+        self.transformer = Transformer(self.size, causal=True)
+        self.head = zero_head(self.channels, self.size.width, self.merge)
 
     def forward(self, latents: Tensor, times: Tensor, next_times: Tensor) -> Tensor:
         """Teacher forcing: from `latents` (B, T, H, W, D) at `times` (B, T) seconds, those at `next_times` (B, T).
 
-        Prediction t, of the same shape, depends on the steps <= t alone, whatever follows them.
+        Prediction t depends on the steps <= t alone.
         """
         origin = times[:, :1]
         return self._predict_next(latents, times - origin, next_times - origin)[0]
@@ -53,21 +52,19 @@ class CausalPredictor(TransformerPredictor):
         return self._roll_out(forced[:, -1:], times[:, steps:], past)
 
     def forecasts(self, batch: LatentBatch, boundaries: Sequence[int], rollout_steps: int) -> list[Forecast]:
-        """Every next step from the true ones before it, and a rollout after a random boundary.
-
-        In the rollout each step is predicted from the predictions before it; its first one is among the next steps.
-        """
+        """Every next step from the true ones before it; and a rollout after a random boundary, without its first step,
+        which is one of these."""
         latents, times, steps = batch.latents, batch.times, batch.latents.shape[1]
         if rollout_steps == 1:
             return [_next_steps(self(latents[:, :-1], times[:, :-1], times[:, 1:]))]
         roomy = [boundary for boundary in boundaries if boundary + rollout_steps <= steps]
-        boundary = draw_boundary(roomy or boundaries)
+        boundary = (roomy or boundaries)[0]
         forced, rolled = self.force_and_roll_out(latents, times, boundary, min(rollout_steps, steps - boundary))
         whole = Forecast.from_boundary(rolled, boundary)
         return [_next_steps(forced), Forecast(rolled[:, 1:], whole.steps[1:], whole.horizons[1:])]
 
     def kept_numbers(self, latent_shape: LatentShape, rollout_steps: int) -> int:
-        """The last step of a clip is only a target. Attention in several groups of queries joins them in a copy."""
+        """The last step of a clip is a target only. Attention in several groups of queries concatenates a copy."""
         steps, height, width, channels = latent_shape
         step_tokens = height * width // self.merge**2
         grouped = self.size.attention == "joint" and step_tokens * (steps - 1) > QUERY_TOKENS
@@ -77,8 +74,7 @@ class CausalPredictor(TransformerPredictor):
     def force_and_roll_out(self, latents: Tensor, times: Tensor, boundary: int, steps: int) -> tuple[Tensor, Tensor]:
         """`forward` on all but the last of `latents` (B, T, H, W, D), and `steps` rolled out from those < `boundary`.
 
-        Returns (B, T - 1, H, W, D) and (B, steps, H, W, D). The prefix is computed once for both: the first step
-        of the rollout is one of the forced ones, each later one is made from the prefix and the predictions before it.
+        Returns (B, T - 1, H, W, D) and (B, steps, H, W, D). The steps < `boundary` are computed once for both.
         """
         times = times - times[:, :1]
         forced, past = self._predict_next(latents[:, :-1], times[:, :-1], times[:, 1:])
@@ -97,17 +93,17 @@ class CausalPredictor(TransformerPredictor):
     def _predict_next(
         self, latents: Tensor, times: Tensor, next_times: Tensor, past: Past | None = None
     ) -> tuple[Tensor, Past]:
-        """`forward` for steps that follow those of `past`, with times from one origin; and `past` with these steps."""
+        """`forward` for steps that follow those of `past`, times relative to the clip's first; and the longer past."""
         patches = merge_patches(latents, self.merge)  # (B, T, h, w, merge * merge * D)
         height, width = patches.shape[2:4]
         tokens = self.embed(patches.flatten(2, 3)) + self.ahead(next_times - times)[:, :, None]  # (B, T, N, width)
         by = rotation(times, height, width, self.head_dim)
         hidden, past = self.transformer(tokens.flatten(1, 2), by, height * width, past)
         change: Tensor = self.head(hidden).unflatten(1, patches.shape[1:4])
-        return latents + split_patches(change, self.merge), past
+        return latents + unmerge_patches(change, self.merge), past
 
     def _kept_by_rollout(self, steps: int, rollout_steps: int) -> int:
-        """Numbers kept of each place of the grid by a rollout that ends where the clip does."""
+        """Numbers kept of each token of the grid by a rollout that ends where the clip does."""
         size, rolled = self.size, max(0, min(rollout_steps, steps - 1) - 1)
         block = size.width if size.checkpoint_activations else BLOCK_WIDTHS * size.width + 2 * size.mlp_width
         pasts = sum(2 * size.width * (steps - rolled + step) for step in range(rolled))  # keys and values are copied
@@ -115,6 +111,6 @@ class CausalPredictor(TransformerPredictor):
 
 
 def _next_steps(forced: Tensor) -> Forecast:
-    """(B, T - 1, H, W, D) of the steps 1 to T - 1, each made from the steps before it."""
+    """Predictions (B, T - 1, H, W, D) of the steps 1 to T - 1, each one step ahead."""
     steps = torch.arange(1, forced.shape[1] + 1, device=forced.device)
     return Forecast(forced, steps, torch.ones_like(steps))

@@ -1,9 +1,8 @@
 """The cross-attention predictor: targets query a context that is encoded once.
 
-A target step never sees another one, so its prediction does not depend on which others are asked for. Starts as "copy
-the last step", exactly: the head is zero and its output is added to the context's last step.
+A target step never sees another one, so its prediction does not depend on which others are asked for.
 
-Shapes: B clips, Tc and Tt steps of context and target, H x W patch grid, D channels; N tokens a step.
+Shapes: B clips, Tc and Tt steps of context and target, H x W patch grid, D channels; N tokens per step.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from torch import Tensor, nn
 from flcache.predictor.interface import LatentShape
 from flcache.predictor.options import PredictorOptions
 from flcache.predictor.rotary import rotation
-from flcache.predictor.tokens import ScalarEmbedding, merge_patches, split_patches, zero_head
+from flcache.predictor.tokens import ScalarEmbedding, merge_patches, unmerge_patches, zero_head
 from flcache.predictor.transformer import CrossTransformer, Transformer
 from flcache.predictor.transformer_predictor import TransformerPredictor
 
@@ -46,8 +45,8 @@ class CrossAttentionPredictor(TransformerPredictor):
         target_by = rotation(target_times - origin, height, width, self.head_dim)
         hidden = self.targets(queries, target_by, seen, context_by, height * width)
         change = self.head(hidden).unflatten(1, (target_times.shape[1], height, width))
-        return context[:, -1:] + split_patches(change, self.merge)
+        return context[:, -1:] + unmerge_patches(change, self.merge)
 
     def kept_numbers(self, latent_shape: LatentShape, rollout_steps: int) -> int:
-        """Tokens of the context pass the first half of the layers, those of the targets the other half."""
+        """Every token passes one half of the layers: context tokens the first, target tokens the second."""
         return self.kept_by_tokens(latent_shape, self.size.depth / 2)

@@ -2,10 +2,9 @@
 
 On the straight path `x_t = (1 - t) * noise + t * target` the network estimates the path's end, and the velocity follows
 as `(end - x_t) / (1 - t)`. The loss is the squared error of the velocity: estimates of the end with a loss on the
-velocity work best in wide latents (arXiv 2511.13720). The head is zero and adds to the context's last step, so that
-every sample of an untrained predictor is exactly a copy of it. Source: flow matching, arXiv 2210.02747.
+velocity work best in wide latents (arXiv 2511.13720). Source: flow matching, arXiv 2210.02747.
 
-Shapes: B clips, Tc and Tt steps of context and target, H x W patch grid, D channels; N tokens a step.
+Shapes: B clips, Tc and Tt steps of context and target, H x W patch grid, D channels; N tokens per step.
 """
 
 from __future__ import annotations
@@ -17,21 +16,21 @@ from torch import Tensor, nn
 
 from flcache.batch import LatentBatch
 from flcache.errors import ConfigError
-from flcache.predictor.interface import Forecast, LatentShape, draw_boundary
+from flcache.predictor.interface import Forecast, LatentShape
 from flcache.predictor.options import PredictorOptions
 from flcache.predictor.rotary import rotation
-from flcache.predictor.tokens import ScalarEmbedding, embedding, merge_patches, split_patches, zero_head
+from flcache.predictor.tokens import ScalarEmbedding, embedding, merge_patches, unmerge_patches, zero_head
 from flcache.predictor.transformer import Transformer
 from flcache.predictor.transformer_predictor import TransformerPredictor
 
 SMALLEST_REMAINDER = 0.05
 """Lower limit of 1 - t in the weight (1 - t)^-2 of an end's error."""
 PROGRESS_MEAN, PROGRESS_STD = -0.8, 0.8
-"""Of the normal distribution that the logit of t is drawn from in training: small t, where most is decided."""
+"""Training draws the logit of t from this normal distribution: mostly small t, where most of the future is decided."""
 
 
 class FlowMatchingPredictor(TransformerPredictor):
-    """`predict` draws one sample of the future per clip, from torch's generator. It returns latents."""
+    """`predict` draws one sample of the future per clip, from torch's generator."""
 
     kind = "flow_matching"
     generative = True
@@ -52,8 +51,8 @@ class FlowMatchingPredictor(TransformerPredictor):
     ) -> Tensor:
         """Estimated ends (B, Tt, H, W, D) of the paths that are at `noisy` (B, Tt, H, W, D), t = `progress` (B,).
 
-        `times` (B, Tc + Tt) are of context and targets. Where `hide_past` (B,) is True, only the context's last step is
-        shown.
+        `times` (B, Tc + Tt) are of context and targets. Clips with `hide_past` (B,) True show the context's last step
+        alone.
         """
         steps = context.shape[1]
         seen, (height, width) = self._embed(context, self.embed)  # (B, Tc, N, width)
@@ -66,7 +65,7 @@ class FlowMatchingPredictor(TransformerPredictor):
         by = rotation(times - times[:, :1], height, width, self.head_dim)
         tokens, _ = self.transformer(tokens, by, height * width)
         change = self.head(tokens[:, steps * height * width :]).unflatten(1, (noisy.shape[1], height, width))
-        return context[:, -1:] + split_patches(change, self.merge)
+        return context[:, -1:] + unmerge_patches(change, self.merge)
 
     def predict(self, context: Tensor, context_times: Tensor, target_times: Tensor) -> Tensor:
         shape = (len(context), target_times.shape[1], *context.shape[2:])
@@ -74,25 +73,25 @@ class FlowMatchingPredictor(TransformerPredictor):
         return self._flow(noise, context, torch.cat((context_times, target_times), dim=1))
 
     def sample(self, context: Tensor, context_times: Tensor, target_times: Tensor, seeds: Sequence[int]) -> Tensor:
-        """All clips at once; the noise is drawn on the CPU, so that every device samples the same futures."""
+        """All clips in one call. The noise is drawn on the CPU, so that every device starts from the same."""
         shape = (target_times.shape[1], *context.shape[2:])
         noise = [torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
         times = torch.cat((context_times, target_times), dim=1)
         return self._flow(torch.stack(noise).to(context), context, times)
 
     def _flow(self, state: Tensor, context: Tensor, times: Tensor) -> Tensor:
-        """The latents where the paths from the noise `state` end."""
+        """Follow the paths from the noise `state` (B, Tt, H, W, D) to their ends, the latents."""
         steps = self.flow.sampler_steps
         for now in range(steps - 1):
             state = self._step(state, now / steps, 1 / steps, context, times)
         return self._guided_end(state, 1 - 1 / steps, context, times)  # the last Euler step arrives there
 
     def forecasts(self, batch: LatentBatch, boundaries: Sequence[int], rollout_steps: int) -> list[Forecast]:
-        """The ends of noisy paths to all that follows a random boundary.
+        """The ends of paths to all steps after a random boundary.
 
         The squared error of an end times its weight is the squared error of the velocity.
         """
-        boundary = draw_boundary(boundaries)
+        boundary = boundaries[0]
         latents, times, targets = batch.latents, batch.times, batch.targets[:, boundary:].detach()
         ends, progress = self.noisy_ends(latents[:, :boundary], times[:, :boundary], targets, times[:, boundary:])
         weights = (1 - progress).clamp(min=SMALLEST_REMAINDER) ** -2
@@ -109,7 +108,7 @@ class FlowMatchingPredictor(TransformerPredictor):
     def noisy_ends(
         self, context: Tensor, context_times: Tensor, targets: Tensor, target_times: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """For training: ends (B, Tt, H, W, D) estimated at random t (B,) of the paths to `targets`, and these t."""
+        """For training: ends (B, Tt, H, W, D) of the paths to `targets`, estimated at random t (B,); and these t."""
         clips = len(targets)
         logits = PROGRESS_MEAN + PROGRESS_STD * torch.randn(clips, device=targets.device)
         progress = logits.sigmoid()
@@ -121,7 +120,7 @@ class FlowMatchingPredictor(TransformerPredictor):
         return ends, progress
 
     def _step(self, state: Tensor, done: float, step: float, context: Tensor, times: Tensor) -> Tensor:
-        """`state`, which is at t = `done` of its path, at t = `done + step`."""
+        """Move `state` from t = `done` of its path to t = `done + step`."""
         velocity = (self._guided_end(state, done, context, times) - state) / (1 - done)
         arrived = state + step * velocity
         if self.flow.sampler == "euler":

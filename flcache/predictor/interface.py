@@ -21,32 +21,28 @@ from flcache.predictor.transformer import Block
 LatentShape = tuple[int, int, int, int]
 """(T, H, W, D)"""
 END_COPIES = 7
-"""Copies of the latents that a training step keeps whatever the predictor does: latents in and out, the change, the
-targets, and the loss with what it passes back."""
+"""Copies of the latents that every training step keeps: latents in and out, the change, the targets, the loss and its
+gradients."""
 
 
 @dataclass(frozen=True)
 class Forecast:
-    """Predictions of some steps of a batch, each some steps ahead of the last one it was made from."""
+    """Predictions of some steps of a batch."""
 
     prediction: Tensor
     """(B, P, H, W, D)"""
     steps: Tensor
-    """(P,) the steps that are predicted."""
+    """(P,) numbers of the predicted steps."""
     horizons: Tensor
-    """(P,) how far ahead: prediction p knew the steps up to steps[p] - horizons[p]."""
+    """(P,) how many steps ahead: prediction p was made from the steps up to steps[p] - horizons[p]."""
     clip_weights: Tensor | None = None
-    """(B,) factors of each clip's distances, for prediction and copy alike."""
+    """(B,) factor of each clip's loss, for prediction and copy alike."""
     shown: Tensor | None = None
-    """(B,) where a prediction saw its noisy target: the target's squared scale in that, over the noise's."""
+    """(B,) for a prediction made from its noisy target: the target's squared scale over the noise's."""
 
     @classmethod
     def from_boundary(
-        cls,
-        prediction: Tensor,
-        boundary: int,
-        clip_weights: Tensor | None = None,
-        shown: Tensor | None = None,
+        cls, prediction: Tensor, boundary: int, clip_weights: Tensor | None = None, shown: Tensor | None = None
     ) -> Forecast:
         """`prediction` (B, P, H, W, D) of the steps from `boundary` on, made from the steps before it."""
         horizons = torch.arange(1, prediction.shape[1] + 1, device=prediction.device)
@@ -62,7 +58,7 @@ class Predictor(nn.Module, ABC):
     """Whether `predict` draws one of several futures from torch's generator."""
 
     def __init__(self, options: PredictorOptions, latent_shape: LatentShape) -> None:
-        """Parameters may depend on H, W and D of `latent_shape`; T may differ later.
+        """Parameters may depend on H, W and D of `latent_shape`, but not on T.
 
         Raises ConfigError if `options` do not fit the latents.
         """
@@ -76,7 +72,7 @@ class Predictor(nn.Module, ABC):
         """
 
     def sample(self, context: Tensor, context_times: Tensor, target_times: Tensor, seeds: Sequence[int]) -> Tensor:
-        """`predict` of a generative predictor, where a clip's seed decides its future, whatever clips are beside it."""
+        """`predict` of a generative predictor: a clip's seed decides its future, whatever else is in the batch."""
         futures = []
         for clip, seed in enumerate(seeds):
             one = slice(clip, clip + 1)
@@ -86,22 +82,21 @@ class Predictor(nn.Module, ABC):
         return torch.cat(futures)
 
     def forecasts(self, batch: LatentBatch, boundaries: Sequence[int], rollout_steps: int) -> list[Forecast]:
-        """The predictions that a training step on `batch` learns from: here, all that follows a random boundary.
+        """The predictions that a training step on `batch` learns from: by default, all steps after a random boundary.
 
-        Contexts may end at `boundaries`, which come in random order, anew for every batch and the same on all
-        processes: take the first that serves (`draw_boundary`). `rollout_steps` is for predictors that predict one step
-        at a time: how many of them in a row. Noise comes from torch's generator, which is seeded for every batch.
+        `boundaries` are where contexts may end, shuffled for every batch and equal on all processes: take the first
+        that serves. `rollout_steps` is how many steps in a row a step-by-step predictor rolls out. Noise comes from
+        torch's generator, which is seeded for every batch.
         """
-        boundary = draw_boundary(boundaries)
-        times = batch.times
+        boundary, times = boundaries[0], batch.times
         prediction = self.predict(batch.latents[:, :boundary], times[:, :boundary], times[:, boundary:])
         return [Forecast.from_boundary(prediction, boundary)]
 
     def check_objective(self, distance: str, targets: str) -> None:
-        """Raises ConfigError unless it can learn from `training.loss` and `training.targets`; here, it always can."""
+        """Raises ConfigError if it cannot learn from this `training.loss` with these `training.targets`."""
 
     def kept_numbers(self, latent_shape: LatentShape, rollout_steps: int) -> int:
-        """Numbers that a training step keeps of each clip until the backward pass; here, those of both ends alone."""
+        """How many numbers a training step keeps of each clip until the backward pass; by default no activations."""
         return END_COPIES * math.prod(latent_shape)
 
     def compile_blocks(self) -> None:
@@ -109,8 +104,3 @@ class Predictor(nn.Module, ABC):
         for module in self.modules():
             if isinstance(module, Block):
                 module.compile()
-
-
-def draw_boundary(boundaries: Sequence[int]) -> int:
-    """The first of `boundaries`, which come in random order."""
-    return boundaries[0]

@@ -1,6 +1,6 @@
 """How much memory a training step of a predictor takes, before any of it is allocated.
 
-Counted in float32: weights, their gradients and AdamW's two moments, and what the predictor says that autograd keeps.
+Counted in float32: weights, their gradients and AdamW's two moments, and `Predictor.kept_numbers`.
 Measured on a CPU by `tests/benchmarks/predictor_step.py`.
 """
 
@@ -14,9 +14,9 @@ from flcache.predictor.registry import build_predictor
 
 FLOAT_BYTES = 4
 STATES = 4
-"""Numbers a parameter: itself, its gradient, and two moments."""
+"""Numbers kept of a parameter: itself, its gradient, and two moments."""
 ALLOCATOR = 1.15
-"""What glibc takes from the machine for activations, over what is in use: 1.0 to 1.3 were measured."""
+"""Memory that glibc takes from the machine for activations over what is in use: 1.0 to 1.3 were measured."""
 
 
 def training_memory_bytes(
@@ -24,7 +24,7 @@ def training_memory_bytes(
 ) -> int:
     """Bytes at the peak of a training step on `batch_size` clips of `latent_shape` (T, H, W, D), in float32.
 
-    Without the batch itself, the encoder, and the some 100 MB that torch takes.
+    Not counted: the batch itself, the encoder, and about 100 MB that torch takes.
     """
     with torch.device("meta"):
         predictor = build_predictor(options, latent_shape)

@@ -1,4 +1,4 @@
-"""What a configuration says of a predictor: its kind, its size and how it computes. Loads no torch."""
+"""Options of the predictor. Loads no torch."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ PREDICTORS: dict[str, str | type] = {
     "cross_attention": "flcache.predictor.cross_attention:CrossAttentionPredictor",
     "flow_matching": "flcache.predictor.flow_matching:FlowMatchingPredictor",
 }
-"""The kinds there are: a class, or `module:class` to import when it is first needed. `register_predictor` adds one."""
+"""By kind: a class, or `module:class` to import when it is first needed. `register_predictor` adds one."""
 
 Attention = Literal["joint", "factorised"]
 
@@ -67,12 +67,12 @@ class FlowOptions:
     """How a flow is sampled, and how it learns to be guided."""
 
     sampler: Literal["euler", "heun"] = "heun"
-    """Heun takes two evaluations of the network a step, Euler one."""
+    """Heun takes two evaluations of the network per step, Euler one."""
     sampler_steps: Positive = 8
     guidance: PositiveFloat = 1.0
     """1 samples the learned distribution; above 1 exaggerates what the past adds to the last step."""
     context_dropout: Fraction = 0.1
-    """Training clips that are shown the last step of their context alone; guidance leads away from those."""
+    """Fraction of training clips that show only the last step of their context: what guidance compares with."""
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ class PredictorOptions:
 
 
 def unknown(name: str, allowed: Iterable[str]) -> str:
-    """What an error says of a `name` that is none of those `allowed`."""
+    """An error text for a `name` that is none of those `allowed`."""
     near = difflib.get_close_matches(name, allowed, n=1)
     hint = f'did you mean "{near[0]}"? ' if near else ""
     return f'unknown "{name}"; {hint}choose from {", ".join(allowed)}'

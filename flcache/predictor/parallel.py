@@ -1,8 +1,6 @@
 """The parallel predictor: all target steps at once, from mask tokens beside the tokens of the context.
 
-Starts as "copy the last step", exactly: the head is zero and its output is added to the context's last step.
-
-Shapes: B clips, Tc and Tt steps of context and target, H x W patch grid, D channels; N tokens a step.
+Shapes: B clips, Tc and Tt steps of context and target, H x W patch grid, D channels; N tokens per step.
 """
 
 from __future__ import annotations
@@ -13,23 +11,22 @@ from torch import Tensor, nn
 from flcache.predictor.interface import LatentShape
 from flcache.predictor.options import PredictorOptions
 from flcache.predictor.rotary import rotation
-from flcache.predictor.tokens import ScalarEmbedding, merge_patches, split_patches, zero_head
+from flcache.predictor.tokens import ScalarEmbedding, merge_patches, unmerge_patches, zero_head
 from flcache.predictor.transformer import Transformer
 from flcache.predictor.transformer_predictor import TransformerPredictor
 
 
 class ParallelPredictor(TransformerPredictor):
-    """Context and mask tokens attend to all of each other; the prediction is read from the mask tokens."""
+    """Context and mask tokens all attend to each other; the prediction is read from the mask tokens."""
 
     kind = "parallel"
 
     def __init__(self, options: PredictorOptions, latent_shape: LatentShape) -> None:
         super().__init__(options, latent_shape)
-        size = self.size
-        self.mask = nn.Parameter(0.02 * torch.randn(size.width))
-        self.ahead = ScalarEmbedding(size.width)
-        self.transformer = Transformer(size, causal=False)
-        self.head = zero_head(self.channels, size.width, self.merge)
+        self.mask = nn.Parameter(0.02 * torch.randn(self.size.width))
+        self.ahead = ScalarEmbedding(self.size.width)
+        self.transformer = Transformer(self.size, causal=False)
+        self.head = zero_head(self.channels, self.size.width, self.merge)
 
     def predict(self, context: Tensor, context_times: Tensor, target_times: Tensor) -> Tensor:
         patches = merge_patches(context, self.merge)  # (B, Tc, h, w, merge * merge * D)
@@ -42,4 +39,4 @@ class ParallelPredictor(TransformerPredictor):
         hidden, _ = self.transformer(tokens.flatten(1, 2), by, height * width)
         targets = hidden[:, -target_times.shape[1] * height * width :]
         change = self.head(targets).unflatten(1, (target_times.shape[1], height, width))
-        return context[:, -1:] + split_patches(change, self.merge)
+        return context[:, -1:] + unmerge_patches(change, self.merge)

@@ -17,7 +17,7 @@ Class = TypeVar("Class", bound="type[Predictor]")
 def register_predictor(predictor: Class) -> Class:
     """A class decorator: configurations that are loaded afterwards may name `predictor` by its `kind`.
 
-    The same class may come again, as when its module is reloaded. Raises ConfigError if another one has the name.
+    The same class may be registered again, as when its module is reloaded. Raises ConfigError if another has the name.
     """
     known = PREDICTORS.get(predictor.kind, predictor)
     if _address(known) != _address(predictor):
@@ -27,7 +27,7 @@ def register_predictor(predictor: Class) -> Class:
 
 
 def predictor_class(kind: str) -> type[Predictor]:
-    """The class registered as `kind`. Raises ConfigError listing what there is."""
+    """The class registered as `kind`. Raises ConfigError naming the known ones."""
     if kind not in PREDICTORS:
         raise ConfigError(f"predictor.kind: {unknown(kind, PREDICTORS)}")
     found = PREDICTORS[kind]
@@ -38,11 +38,8 @@ def predictor_class(kind: str) -> type[Predictor]:
 
 
 def build_predictor(options: PredictorOptions, latent_shape: LatentShape) -> Predictor:
-    """A fresh predictor for latents of `latent_shape` (T, H, W, D), initialised from torch's generator.
-
-    Also works under `torch.device("meta")`, where parameters can be counted without memory. Raises ConfigError if
-    `options` do not fit the latents.
-    """
+    """A fresh predictor for latents of `latent_shape` (T, H, W, D), initialised from torch's generator; without memory
+    under `torch.device("meta")`. Raises ConfigError if `options` do not fit the latents."""
     predictor = predictor_class(options.kind)(options, latent_shape)
     if options.compile:
         predictor.compile_blocks()

@@ -24,8 +24,7 @@ class ScalarEmbedding(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.hidden = nn.Linear(2 * FEATURES, width)
-        self.out = nn.Linear(width, width)
+        self.hidden, self.out = nn.Linear(2 * FEATURES, width), nn.Linear(width, width)
         initialise(self.hidden)
         initialise(self.out)
 
@@ -72,7 +71,7 @@ def merge_patches(latents: Tensor, merge: int) -> Tensor:
     return tiles.reshape(B, T, H // merge, W // merge, merge**2 * D)
 
 
-def split_patches(merged: Tensor, merge: int) -> Tensor:
+def unmerge_patches(merged: Tensor, merge: int) -> Tensor:
     """The inverse of `merge_patches`."""
     if merge == 1:
         return merged

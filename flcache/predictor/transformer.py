@@ -1,10 +1,10 @@
-"""Transformer blocks on space-time tokens: pre-norm attention and MLP, made to be fast on a CPU too.
+"""Transformer blocks on space-time tokens: pre-norm attention and MLP.
 
-One projection makes queries, keys and values; one rotation table serves all layers. Attention is `joint` (all tokens
-that may meet do) or `factorised` (layers alternate between the steps of one place and the tokens of one step: the cost
-of a long clip then grows with T * N * (T + N) instead of the square of T * N).
+Attention is `joint` (over all tokens of the clip, causal or not) or `factorised` (layers alternate between the steps of
+one place and the tokens of one step: the cost of a long clip then grows with T * N * (T + N) instead of the square of
+T * N).
 
-Shapes: B clips, T steps, N tokens a step, L = T * N tokens, W width.
+Shapes: B clips, T steps, N tokens per step, L = T * N tokens, W width.
 """
 
 from __future__ import annotations
@@ -23,15 +23,14 @@ from flcache.predictor.options import Attention
 from flcache.predictor.rotary import Rotation, rotate
 
 Axis = Literal["all", "time", "space"]
-"""Which tokens meet in a layer: all, those of one place, or those of one step."""
+"""Which tokens attend to each other in a layer: all, those of one place, or those of one step."""
 KeyValues = tuple[Tensor, Tensor]
-"""Keys and values that one layer keeps of the steps it has seen, each (B', heads, L', head_dim), so that a rollout
-computes each step once. Layers of the axis "space" keep nothing: L' = 0."""
+"""One layer's key-value cache, each (B', heads, L', head_dim). Layers of the axis "space" keep nothing: L' = 0."""
 
 
 @dataclass(frozen=True)
 class TransformerSize:
-    """The size of a stack of blocks, and how it computes."""
+    """The size of a stack of blocks, and how it computes; fields as in `PredictorOptions` and `PredictorShape`."""
 
     depth: int
     width: int
@@ -39,8 +38,6 @@ class TransformerSize:
     mlp_width: int
     attention: Attention = "joint"
     checkpoint_activations: bool = False
-    """Keep only what enters each block, and compute the rest again in the backward pass: less memory, a third more
-    work."""
 
 
 class Block(nn.Module):
@@ -65,19 +62,18 @@ class Block(nn.Module):
         """
         queries, keys, values = self._project(self.attention_norm(tokens), by, step_tokens)
         if self.axis == "space":
-            attended, past = scaled_dot_product_attention(queries, keys, values), (keys[:, :, :0], values[:, :, :0])
+            attended = scaled_dot_product_attention(queries, keys, values)
+            return self._finish(tokens, attended), (keys[:, :, :0], values[:, :, :0])
+        if past is not None:
+            keys, values = torch.cat((past[0], keys), dim=2), torch.cat((past[1], values), dim=2)
+        if self.causal:
+            attended = block_causal_attention(queries, keys, values, 1 if self.axis == "time" else step_tokens)
         else:
-            past = (keys, values) if past is None else (_append(past[0], keys), _append(past[1], values))
-            attended = self._over_steps(queries, *past, step_tokens)
-        return self._finish(tokens, attended), past
-
-    def _over_steps(self, queries: Tensor, keys: Tensor, values: Tensor, step_tokens: int) -> Tensor:
-        if not self.causal:
-            return scaled_dot_product_attention(queries, keys, values)
-        return block_causal_attention(queries, keys, values, 1 if self.axis == "time" else step_tokens)
+            attended = scaled_dot_product_attention(queries, keys, values)
+        return self._finish(tokens, attended), (keys, values)
 
     def _project(self, tokens: Tensor, by: Rotation, step_tokens: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Rotated queries and keys, and values, each (B', heads, L', head_dim) of the tokens that meet."""
+        """Rotated queries and keys, and values, each (B', heads, L', head_dim) with B' groups that attend alone."""
         queries, keys, values = self.qkv(tokens).unflatten(-1, (3, self.heads, -1)).unbind(2)  # (B, L, heads, head_dim)
         queries, keys = rotate(queries, by), rotate(keys, by)
         return tuple(_gather(heads, self.axis, step_tokens) for heads in (queries, keys, values))  # type: ignore[return-value]
@@ -92,9 +88,9 @@ class Block(nn.Module):
 
 
 class CrossBlock(Block):
-    """A block in which target tokens look at the context's, and never at each other across steps.
+    """A block in which target tokens attend to the context; in a layer of the axis "space", to their own step instead.
 
-    In a layer of the axis "space", the tokens of a target step look at each other instead.
+    They never attend to another target step.
     """
 
     def forward(  # type: ignore[override]
@@ -120,7 +116,7 @@ class Transformer(nn.Module):
     def forward(
         self, tokens: Tensor, by: Rotation, step_tokens: int, past: Sequence[KeyValues] | None = None
     ) -> tuple[Tensor, list[KeyValues]]:
-        """(B, L, W) to (B, L, W). `past`, one per block, is of the steps before `tokens`; it comes back with them."""
+        """(B, L, W) to (B, L, W), and `past`, one per block, of the steps before `tokens` extended by theirs."""
         longer: list[KeyValues] = []
         for layer, block in enumerate(self.blocks):
             before = None if past is None else past[layer]
@@ -129,7 +125,7 @@ class Transformer(nn.Module):
         return self.norm(tokens), longer
 
     def first_steps(self, past: Sequence[KeyValues], steps: int, step_tokens: int) -> list[KeyValues]:
-        """`past` as it was after its first `steps` steps."""
+        """The first `steps` steps of `past`."""
         kept = []
         for block, (keys, values) in zip(self.blocks, past, strict=True):
             assert isinstance(block, Block)
@@ -139,7 +135,7 @@ class Transformer(nn.Module):
 
 
 class CrossTransformer(nn.Module):
-    """Blocks in which target tokens query a context that is encoded once, and a final norm."""
+    """`CrossBlock`s and a final norm."""
 
     def __init__(self, size: TransformerSize) -> None:
         super().__init__()
@@ -164,20 +160,20 @@ def layer_axes(size: TransformerSize) -> list[Axis]:
 
 
 def run_block(block: nn.Module, checkpointed: bool, *inputs: Any) -> Any:
-    """`block(*inputs)`; checkpointed, its inner activations are computed again when gradients need them."""
+    """`block(*inputs)`; if `checkpointed`, the backward pass recomputes its inner activations."""
     if checkpointed and torch.is_grad_enabled():
         return checkpoint(block, *inputs, use_reentrant=False)
     return block(*inputs)
 
 
 def initialise(linear: nn.Linear) -> None:
-    """Weights that keep the variance of their input, and no bias."""
+    """Weights that keep the variance of their input, and a bias of zero."""
     nn.init.trunc_normal_(linear.weight, std=linear.in_features**-0.5)
     nn.init.zeros_(linear.bias)
 
 
 def initialise_blocks(blocks: nn.ModuleList) -> None:
-    """`initialise`, with residual branches scaled so that their sum starts with the variance of one (GPT-2)."""
+    """`initialise`, with residual branches scaled so that their sum has the variance of one at first (GPT-2)."""
     for module in blocks.modules():
         if isinstance(module, nn.Linear):
             initialise(module)
@@ -203,8 +199,3 @@ def _scatter(attended: Tensor, axis: Axis, clips: int) -> Tensor:
     if axis == "time":
         tokens = tokens.reshape(clips, -1, *tokens.shape[1:]).transpose(1, 2)
     return tokens.reshape(clips, -1, tokens.shape[-1])
-
-
-def _append(past: Tensor, new: Tensor) -> Tensor:
-    """(B, heads, L, head_dim) of the past, then of new steps."""
-    return torch.cat((past, new), dim=2)

@@ -1,7 +1,4 @@
-"""What the predictors that are transformers on merged patches share: size, embedding, and the memory they take.
-
-Memory is counted in numbers that autograd keeps of every token of every block until the backward pass.
-"""
+"""What the predictors that are transformers on merged patches share: size, embedding, and the memory they take."""
 
 from __future__ import annotations
 
@@ -11,13 +8,14 @@ from flcache.predictor.tokens import check_grid, embedding
 from flcache.predictor.transformer import TransformerSize
 
 BLOCK_WIDTHS = 10
-"""What a block keeps of a token, in widths: its input, the norm of it, queries, keys and values in one piece, rotated
-queries and keys, what they attended to, the sum with the input, and the norm of that."""
+"""What autograd keeps of a token in a block, in widths: its input, the norm of it, queries, keys and values in one
+piece, rotated queries and keys, the attention's output, its sum with the input, and the norm of that."""
 
 
 class TransformerPredictor(Predictor):
     """`merge` x `merge` patches share one token: the cost falls with its square, the prediction keeps its resolution.
 
+    Its head is zero at first and is added to the last step of the context: untrained, it copies that step exactly.
     Parameters depend on D alone: H and W may differ later too, as long as `merge` divides them.
     """
 
@@ -42,11 +40,11 @@ class TransformerPredictor(Predictor):
         return self.kept_by_tokens(latent_shape, self.size.depth)
 
     def kept_by_tokens(self, latent_shape: LatentShape, depth: float, block_widths: int = BLOCK_WIDTHS) -> int:
-        """Numbers kept where every token of a clip passes `depth` blocks that keep `block_widths` widths of it."""
+        """`kept_numbers` if every token of a clip passes `depth` blocks, each of which keeps `block_widths` of it."""
         steps, height, width, channels = latent_shape
         block = block_widths * self.size.width + 2 * self.size.mlp_width
         kept = depth * block
         if self.size.checkpoint_activations:
-            kept = depth * self.size.width + 2 * block  # one block computed again, with its gradients
+            kept = depth * self.size.width + 2 * block  # one recomputed block and its gradients
         tokens = steps * (height * width // self.merge**2)
         return tokens * (round(kept) + END_COPIES * channels * self.merge**2)

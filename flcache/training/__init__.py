@@ -5,17 +5,11 @@ from typing import TYPE_CHECKING
 from flcache.lazy import load_on_demand
 
 if TYPE_CHECKING:
-    from flcache.training.checkpoint import (
-        RunRecord,
-        agreed_checkpoint,
-        latest_checkpoint,
-        open_checkpoint,
-        read_record,
-    )
+    from flcache.training.checkpoint import RunRecord, agreed_checkpoint, latest_checkpoint, open_checkpoint
     from flcache.training.log import read_metrics
     from flcache.training.loop import Run, Source
     from flcache.training.objective import legal_training_boundaries
-    from flcache.training.optimiser import build_optimiser, count_parameters, parameter_table, warmup_cosine
+    from flcache.training.optimiser import build_optimiser, parameter_lines, warmup_cosine
     from flcache.training.options import Objective, TrainingOptions
     from flcache.training.sources import VideoSource
     from flcache.training.state import load_weights
@@ -33,13 +27,11 @@ __all__ = [
     "WorldModel",
     "agreed_checkpoint",
     "build_optimiser",
-    "count_parameters",
     "latest_checkpoint",
     "legal_training_boundaries",
     "load_weights",
     "open_checkpoint",
-    "parameter_table",
+    "parameter_lines",
     "read_metrics",
-    "read_record",
     "warmup_cosine",
 ]

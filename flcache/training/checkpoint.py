@@ -8,10 +8,10 @@
         run.json                step, fingerprint, latent shape, whether the context leaked; size and digest of the rest
 
 No file is unpickled, and a file that is not listed here is never opened. Every file but `config.yaml` is checked
-against its digest in `run.json`, and that against its own, before anything of it is used. Checkpoints that have pickles
-and no digests are from before this format; `earlier.py` reads them.
+against its digest in `run.json`, and `run.json` against its own, before use. `earlier.py` reads checkpoints from before
+this format, which have pickles and no digests.
 
-A folder with a temporary name is what a killed run leaves; it is never read and is removed by the next save.
+A killed run may leave a folder with a temporary name; it is never read, and the next save removes it.
 """
 
 from __future__ import annotations
@@ -39,24 +39,15 @@ PREFIX = "step-"
 TEMPORARY = "writing-"
 MODEL, OPTIMISER, STATE = "model.safetensors", "optimizer.safetensors", "state.json"
 CONFIG, RUN = "config.yaml", "run.json"
-_PROVOKED = (
-    OSError,
-    ValueError,
-    TypeError,
-    LookupError,
-    AttributeError,
-    ArithmeticError,
-    RuntimeError,
-    SafetensorError,
-)
-"""What content of the wrong shape may raise where it is taken apart."""
+_OF_BAD_CONTENT = (OSError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RuntimeError)
+"""What parsing content of the wrong form may raise, beside SafetensorError."""
 MAX_TEXT_BYTES = 16 * 2**20
-"""A larger JSON file is none of ours, and is not read."""
+"""Larger JSON files are not read: flcache writes none."""
 
 
 @dataclass(frozen=True)
 class RunRecord:
-    """What a checkpoint says about the run it belongs to."""
+    """What a checkpoint records of its run."""
 
     step: int
     fingerprint: str
@@ -87,10 +78,10 @@ class Checkpoint:
 
     @contextmanager
     def reading(self, name: str) -> Iterator[None]:
-        """Whatever the content of file `name` provokes inside is a TrainingError that names the file."""
+        """Turns an error from the content of file `name` into a TrainingError that names the file."""
         try:
             yield
-        except _PROVOKED as error:
+        except (*_OF_BAD_CONTENT, SafetensorError) as error:
             raise TrainingError(
                 f"{self.folder / name}: damaged, or not of flcache: {_one_line(error)}; remove {self.folder} to go on "
                 f'from the checkpoint before it, or start anew in another "training.dir"'
@@ -104,7 +95,7 @@ class Checkpoint:
 def save_checkpoint(
     accelerator: Accelerator, folder: Path, record: RunRecord, write: Callable[[Path], None], *, keep: int
 ) -> Path:
-    """Have `write` fill a new checkpoint below `folder`, with the newest `keep` kept. Call it on every process."""
+    """Let `write` fill a new checkpoint below `folder`; keep the newest `keep`. Call it on every process."""
     final = folder / f"{PREFIX}{record.step:08d}"
     temporary = folder / f"{TEMPORARY}{record.step:08d}"
     if accelerator.is_main_process:
@@ -134,8 +125,10 @@ def latest_checkpoint(folder: Path) -> Path:
 
 
 def agreed_checkpoint(accelerator: Accelerator, folder: Path) -> Path | None:
-    """The newest checkpoint below `folder`, None where there is none. Call it on every process: raises TrainingError on
-    all of them unless all have the same one, as where `folder` lies on a disk of one machine alone."""
+    """The newest checkpoint below `folder`, None where there is none. Call it on every process.
+
+    Raises TrainingError on all of them unless all find the same one: `folder` may be on a disk of one machine.
+    """
     found = _checkpoints(folder)
     own = (found[-1].name, _digest_or_none(found[-1] / RUN)) if found else ("no checkpoint", None)
     every = gather_object([own]) if accelerator.num_processes > 1 else [own]
@@ -161,13 +154,8 @@ def open_checkpoint(folder: Path) -> Checkpoint:
         return Checkpoint(folder, _record(content), digests)
 
 
-def read_record(checkpoint: Path) -> RunRecord:
-    """What `checkpoint` says of its run. Raises TrainingError where it is not a checkpoint."""
-    return open_checkpoint(checkpoint).record
-
-
 def check_same_run(found: RunRecord, wanted: RunRecord, checkpoint: Path) -> None:
-    """Raises TrainingError where `checkpoint` was trained on other latents than this run has."""
+    """Raises TrainingError if `checkpoint` was trained on other latents than this run."""
     for name in ("fingerprint", "latent_shape"):
         before, now = getattr(found, name), getattr(wanted, name)
         if before != now:
@@ -201,13 +189,13 @@ def _record(content: dict[str, Any]) -> RunRecord:
 
 
 def _checkpoints(folder: Path) -> list[Path]:
-    """Oldest first, also damaged ones: only a whole checkpoint ever gets such a name."""
+    """All checkpoints below `folder`, oldest first, damaged ones too."""
     found = [path for path in folder.glob(f"{PREFIX}*") if re.fullmatch(r"step-[0-9]{8,18}", path.name)]
     return sorted((path for path in found if path.is_dir()), key=lambda path: int(path.name.removeprefix(PREFIX)))
 
 
 def _regular(path: Path) -> Path:
-    """`path`, which must be a plain file: to open a pipe of that name would wait for ever."""
+    """`path`. Raises ValueError unless it is a plain file: opening a pipe would block for ever."""
     if not path.is_file():
         raise ValueError("no such file" if not path.exists() else "not a plain file")
     return path
@@ -246,7 +234,7 @@ def _digest_or_none(path: Path) -> str | None:
 
 
 def _seal(content: dict[str, Any]) -> str:
-    """The digest of a record without its seal, whatever the order of its keys."""
+    """The digest of a record without its seal; independent of the order of its keys."""
     return xxhash.xxh3_64_hexdigest(json.dumps(content, sort_keys=True).encode())
 
 
@@ -259,7 +247,7 @@ def _one_line(error: Exception) -> str:
 
 
 def _flush(folder: Path) -> None:
-    """fsync every file of `folder` and the folder itself, so that the rename never outlives its bytes."""
+    """fsync every file of `folder` and the folder itself: a rename must never reach the disk before them."""
     for path in [*folder.iterdir(), folder]:
         descriptor = os.open(path, os.O_RDONLY)
         try:

@@ -1,4 +1,4 @@
-"""Watch the latents of a trainable encoder: a collapsing run stops with an error instead of a fine-looking loss."""
+"""Detects collapsing latents of a trainable encoder, which the loss does not show."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ from torch import Tensor
 from flcache.errors import TrainingError
 
 FLOORS = {"deviation": 0.1, "rank": 0.1, "change": 0.02}
-"""The parts of what they were at the start below which latents are collapsing. `change` differs most between batches:
-a sound one of calm videos has a tenth of that of others."""
+"""Fractions of the values at the start; below one of them, latents are collapsing. `change` varies most with the batch:
+one of calm videos has a tenth of that of others."""
+RANK_TOKENS = 2048
+"""At most so many tokens, at equal distances, are used for the rank."""
 
 
 @dataclass(frozen=True)
@@ -23,17 +25,17 @@ class LatentHealth:
     rank: float
     """Effective rank: exponential of the entropy of the normalised singular values (RankMe, arXiv 2210.02885)."""
     change: float
-    """Variance over the steps of a clip, as a share of that over all tokens of the batch; 0 where nothing changes."""
+    """Variance over the steps of a clip, as a fraction of that over all tokens of the batch."""
 
 
 @torch.no_grad()
-def latent_health(latents: Tensor, *, max_tokens: int = 2048) -> LatentHealth:
-    """Spread of latents (B, T, H, W, D); the rank is of at most `max_tokens` tokens taken at equal distances."""
+def latent_health(latents: Tensor) -> LatentHealth:
+    """Spread of latents (B, T, H, W, D)."""
     latents = latents.detach().float()
     tokens = latents.flatten(0, -2)
     whole = tokens.var(0, unbiased=False).mean().clamp_min(1e-12)
     change = latents.var(1, unbiased=False).mean() / whole
-    tokens = tokens[:: max(1, len(tokens) // max_tokens)]
+    tokens = tokens[:: max(1, len(tokens) // RANK_TOKENS)]
     singular = torch.linalg.svdvals(tokens - tokens.mean(0))
     share = singular / singular.sum().clamp_min(1e-12)
     entropy = -(share * (share + 1e-12).log()).sum()
@@ -41,7 +43,7 @@ def latent_health(latents: Tensor, *, max_tokens: int = 2048) -> LatentHealth:
 
 
 def check_collapse(now: LatentHealth, start: LatentHealth, *, step: int) -> None:
-    """Raises TrainingError once one of `FLOORS` is broken."""
+    """Raises TrainingError if a value is below its fraction in `FLOORS` of the value at the start."""
     for name, floor in FLOORS.items():
         value, before = getattr(now, name), getattr(start, name)
         if value < floor * before:

@@ -1,7 +1,6 @@
-"""What a training step draws at random: a function of seed and draw, never of what was drawn before.
+"""What a training step draws at random: a function of the seed and of the number of its batch in the run, `draw`.
 
-So a run resumes exactly without the state of any generator, also on another number of processes. A draw is one batch
-of every process; draws are counted from the start of the run.
+So a run resumes exactly without the state of any generator, also on another number of processes.
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
 """Checkpoints from before `state.json`: pickles of torch, read by its unpickler for tensors and plain values alone.
 
-    optimizer.bin            the optimiser, its parameters by number
+    optimizer.bin            the optimiser, with numbers for its parameters
     custom_checkpoint_1.pkl  step, position in the data, latents' spread at the start
     scaler.pt                loss scale of float16
-    custom_checkpoint_0.pkl  the schedule; never opened, it follows from step and optimiser
-    random_states_0.pkl      random number generators; never opened, what is drawn follows from seed and step
+    custom_checkpoint_0.pkl  never opened: the schedule follows from step and optimiser
+    random_states_0.pkl      never opened: what is drawn follows from seed and step
 
-No class or function that a file names is looked up, but for those of torch that build tensors.
+No class or function that a file names is imported, except those of torch that build tensors.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _ZIP = b"PK\x03\x04"
 
 
 def earlier_state(checkpoint: Checkpoint) -> dict[str, Any]:
-    """What `state.json` holds in later checkpoints, unchecked."""
+    """The content of `state.json` in later checkpoints, unchecked."""
     run, optimiser = _load(checkpoint, _RUN), _load(checkpoint, _OPTIMISER)
     scaler = _load(checkpoint, _SCALER) if (checkpoint.folder / _SCALER).exists() else None
     with checkpoint.reading(_RUN):
@@ -48,9 +48,9 @@ def _load(checkpoint: Checkpoint, name: str) -> Any:
         if not path.is_file():
             raise ValueError("no such file")
         with path.open("rb") as stream:
-            if stream.read(len(_ZIP)) != _ZIP:  # older forms of pickles, which no version of flcache wrote
+            if stream.read(len(_ZIP)) != _ZIP:  # torch's older pickle format, which flcache never wrote
                 raise ValueError("not a file of torch")
         try:
             return torch.load(path, map_location="cpu", weights_only=True)
-        except Exception as error:  # a damaged pickle raises whatever its next instruction raises
+        except Exception as error:  # a damaged pickle may raise anything
             raise ValueError(str(error).splitlines()[0] if str(error) else type(error).__name__) from error

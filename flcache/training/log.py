@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
 
 import torch
 from accelerate import Accelerator
@@ -18,7 +17,7 @@ from flcache.errors import TrainingError
 class MetricsLog:
     """Appends to `metrics.jsonl` and to TensorBoard's event files in `directory`.
 
-    A run that resumes at `start_step` first drops the lines of later steps, which it will write again.
+    Lines of steps after `start_step` are dropped: the run that resumes there writes them again.
     """
 
     def __init__(self, directory: Path, *, start_step: int = 0) -> None:
@@ -38,15 +37,13 @@ class MetricsLog:
     def __enter__(self) -> MetricsLog:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         self._file.close()
         self._writer.close()
 
 
 class Means:
-    """Means of metrics since they were last taken, each over as many times as it was added."""
+    """Means of metrics since they were last taken, each over how often it was added."""
 
     def __init__(self) -> None:
         self._sums: dict[str, Tensor | float] = {}
@@ -64,17 +61,6 @@ class Means:
         taken = dict(zip(self._sums, values, strict=True))
         self._sums, self._counts = {}, {}
         return taken
-
-
-class NoLog:
-    """What processes other than the main one write to."""
-
-    def write(self, step: int, metrics: dict[str, float]) -> None: ...
-
-    def __enter__(self) -> NoLog:
-        return self
-
-    def __exit__(self, *exception: object) -> None: ...
 
 
 def read_metrics(path: Path) -> list[dict[str, float]]:

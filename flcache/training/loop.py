@@ -1,14 +1,15 @@
-"""The mechanics of a training run: batches in, optimiser steps, logs and checkpoints out.
+"""The training loop: optimiser steps, logs and checkpoints.
 
-Accelerate carries devices, precision, data parallelism and accumulation.
+Accelerate does devices, precision, data parallelism and accumulation.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
-from dataclasses import asdict, astuple, replace
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import KW_ONLY, InitVar, asdict, astuple, dataclass, replace
+from itertools import chain, repeat
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -30,7 +31,7 @@ from flcache.training.checkpoint import (
 )
 from flcache.training.collapse import LatentHealth, check_collapse, latent_health
 from flcache.training.draws import drawn_order, seed_noise
-from flcache.training.log import Means, MetricsLog, NoLog
+from flcache.training.log import Means, MetricsLog
 from flcache.training.objective import check_finite
 from flcache.training.options import TrainingOptions
 from flcache.training.state import Position, Trained, read_state, restore, write_state
@@ -39,17 +40,18 @@ from flcache.training.world_model import Batch, WorldModel
 OnStep = Callable[[int, dict[str, float]], None]
 """Called after every optimiser step with its number and, on logged steps, the metrics."""
 WATCH_EVERY = 50
-"""Optimiser steps between two looks at the spread of a trainable encoder's latents."""
+"""Optimiser steps between two checks of a trainable encoder's latents for collapse."""
 
 
 class Source(Protocol):
-    """Endless batches, resumable: `flcache.cache.LatentLoader` and `flcache.training.sources.VideoSource`."""
+    """Iterating yields the rest of an epoch: `flcache.cache.LatentLoader` and `flcache.training.VideoSource`."""
 
     def __iter__(self) -> Iterator[Batch]: ...
     def state_dict(self) -> dict[str, Any]: ...
     def load_state_dict(self, state: dict[str, Any]) -> None: ...
 
 
+@dataclass(eq=False)
 class Run:
     """A training run: model, source, optimiser and schedule, and the folder they are kept in.
 
@@ -57,33 +59,25 @@ class Run:
     stopped at a checkpoint and resumed.
     """
 
-    def __init__(
-        self,
-        accelerator: Accelerator,
-        model: WorldModel,
-        source: Source,
-        optimiser: Optimizer,
-        schedule: LRScheduler,
-        *,
-        directory: Path,
-        record: RunRecord,
-        config: str,
-        seed: int = 0,
-    ) -> None:
-        self.accelerator = accelerator
-        self.model = model
-        self.source = source
-        self.schedule = schedule
-        self.directory = directory
-        self.record = record
-        self.config = config
-        self.seed = seed
+    accelerator: Accelerator
+    model: WorldModel
+    source: Source
+    optimiser: InitVar[Optimizer]
+    schedule: LRScheduler
+    _: KW_ONLY
+    directory: Path
+    record: RunRecord
+    config: str
+    """Text of the `config.yaml` in checkpoints."""
+    seed: int = 0
+
+    def __post_init__(self, optimiser: Optimizer) -> None:
         self.step = 0
         self._means = Means()
         self._health: LatentHealth | None = None
+        _check_whole(self.accelerator)
         self._wrapped: Any
-        _check_whole(accelerator)
-        self._wrapped, self._optimiser = accelerator.prepare(model, optimiser)
+        self._wrapped, self._optimiser = self.accelerator.prepare(self.model, optimiser)
 
     @property
     def checkpoints(self) -> Path:
@@ -92,7 +86,7 @@ class Run:
     def resume(self, folder: Path | None = None) -> None:
         """Continue from the checkpoint in `folder`; None takes the newest.
 
-        Raises TrainingError where there is none, or it is damaged or of another run; the run is then as it was.
+        Raises TrainingError where there is none, or it is damaged or of another run; this run is then unchanged.
         """
         checkpoint = open_checkpoint(folder or latest_checkpoint(self.checkpoints))
         check_same_run(checkpoint.record, self.record, checkpoint.folder)
@@ -106,7 +100,7 @@ class Run:
         self.step, self._health = saved.position.step, saved.position.health
 
     def save(self, keep: int) -> Path:
-        """Write a checkpoint of the present step."""
+        """Write a checkpoint of the present step, and keep the newest `keep`."""
         record = replace(self.record, step=self.step)
         return save_checkpoint(self.accelerator, self.checkpoints, record, self._write, keep=keep)
 
@@ -117,22 +111,21 @@ class Run:
             (folder / CONFIG).write_text(self.config, encoding="utf-8")
 
     def _trained(self) -> Trained:
-        accelerator = self.accelerator
-        return Trained(self.model, self._optimiser, self.schedule, accelerator.scaler)
+        return Trained(self.model, self._optimiser, self.schedule, self.accelerator.scaler)
 
     def fit(self, options: TrainingOptions, on_step: OnStep) -> None:
         """Train to `options.steps`. Raises TrainingError on a loss that is not finite and on collapsing latents."""
-        batches = endless(self.source)
+        batches = chain.from_iterable(repeat(self.source))  # epoch after epoch
         self.model.train()
         with self._log() as log:
             while self.step < options.steps:
                 self._optimise(batches, options)
+                values: dict[str, float] = {}
                 if self.step % options.log_every == 0 or self.step in (1, options.steps):
                     values = self._logged()
-                    log.write(self.step, values)
-                    on_step(self.step, values)
-                else:
-                    on_step(self.step, {})
+                    if log:
+                        log.write(self.step, values)
+                on_step(self.step, values)
                 if self.step % options.checkpoint_every == 0 or self.step == options.steps:
                     self.save(options.keep_checkpoints)
 
@@ -146,7 +139,9 @@ class Run:
             clips += len(batch)
             with self.accelerator.accumulate(self._wrapped):
                 self._learn(batch, self.step * options.accumulate + number)
-                norm = self._clip_gradients(options.clip_norm)
+                norm = 0.0
+                if self.accelerator.sync_gradients:
+                    norm = self.accelerator.clip_grad_norm_(self.model.parameters(), options.clip_norm)
                 self._optimiser.step()
                 self._optimiser.zero_grad()
         self._means.add({"gradient_norm": norm, "learning_rate": self.schedule.get_last_lr()[0]})
@@ -158,7 +153,7 @@ class Run:
         self._means.add({"clips_per_s": clips, "data_wait_fraction": waited, "step_s": elapsed})
 
     def _learn(self, batch: Batch, draw: int) -> None:
-        """Gradients of one batch; each process counts by its clips among those of all."""
+        """Gradients of one batch, each process weighted by its number of clips."""
         seed_noise(seed=self.seed, draw=draw, process=self.accelerator.process_index)
         result = self._wrapped(batch, drawn_order(self.model.boundaries, seed=self.seed, draw=draw))
         if len(batch):
@@ -169,20 +164,15 @@ class Run:
         self._means.add({name: value * share for name, value in metrics.items()})
 
     def _share(self, batch: Batch) -> Tensor | float:
-        """The clips of `batch` relative to the mean over processes; the gradient is averaged over processes."""
+        """The number of clips in `batch` relative to the mean over processes, which average their gradients."""
         if self.accelerator.num_processes == 1:
             return 1.0
         clips = torch.tensor(float(len(batch)), device=self.accelerator.device)
         mean: Tensor = self.accelerator.reduce(clips, reduction="mean")
         return clips / mean.clamp(min=1 / self.accelerator.num_processes)
 
-    def _clip_gradients(self, clip_norm: float) -> Tensor | float:
-        if not self.accelerator.sync_gradients:
-            return 0.0
-        return self.accelerator.clip_grad_norm_(self.model.parameters(), clip_norm)  # type: ignore[no-any-return]
-
     def _watch(self, batch: Batch) -> None:
-        """With a trainable encoder, every `WATCH_EVERY` steps: have the latents collapsed?"""
+        """Every `WATCH_EVERY` steps, raise TrainingError if the latents of a trainable encoder have collapsed."""
         if self.model.encoder is None or not (self.step == 1 or self.step % WATCH_EVERY == 0):
             return
         self.model.eval()  # dropout would pass for spread
@@ -199,30 +189,23 @@ class Run:
         check_collapse(health, self._health, step=self.step)
 
     def _logged(self) -> dict[str, float]:
-        """Metrics of the steps since they were last logged."""
+        """Metrics of the steps since the last logged one."""
         metrics = self._means.take(self.accelerator)
         step_s = metrics.pop("step_s")
         metrics["clips_per_s"] *= self.accelerator.num_processes / step_s
         metrics["data_wait_fraction"] /= step_s
         return metrics
 
-    def _log(self) -> AbstractContextManager[MetricsLog | NoLog]:
-        if not self.accelerator.is_main_process:
-            return NoLog()
-        return MetricsLog(self.directory, start_step=self.step)
-
-
-def endless(source: Source) -> Iterator[Batch]:
-    """Epoch after epoch of `source`."""
-    while True:
-        yield from source
+    def _log(self) -> AbstractContextManager[MetricsLog | None]:
+        """The log on the main process, None on the others."""
+        return MetricsLog(self.directory, start_step=self.step) if self.accelerator.is_main_process else nullcontext()
 
 
 def _check_whole(accelerator: Accelerator) -> None:
-    """Raises TrainingError where parameters are split in ways that cannot be gathered into a checkpoint."""
+    """Raises TrainingError for kinds of sharding whose parameters cannot be gathered into a checkpoint."""
     kind = accelerator.distributed_type
-    split = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
-    if kind in split and not accelerator.is_fsdp2:
+    sharded = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
+    if kind in sharded and not accelerator.is_fsdp2:
         raise TrainingError(
             f"{kind.value}: its checkpoints would hold pickles and no whole model; train with plain data parallelism "
             f'(torchrun), or with "fsdp_version: 2" in the configuration of accelerate'

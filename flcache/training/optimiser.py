@@ -1,27 +1,17 @@
-"""The optimiser: AdamW over what may train, weight decay only where it belongs, warm-up and cosine."""
+"""The optimiser: AdamW with and without weight decay, warm-up and cosine; parameter counts."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 
 import torch
-from rich.table import Table
 from torch import nn
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from flcache.errors import TrainingError
 from flcache.training.options import TrainingOptions
-
-
-@dataclass(frozen=True)
-class ParameterCount:
-    """How many numbers a part of the model has, and how many of them train."""
-
-    total: int
-    trainable: int
 
 
 def build_optimiser(parts: Mapping[str, nn.Module], options: TrainingOptions) -> AdamW:
@@ -33,7 +23,11 @@ def build_optimiser(parts: Mapping[str, nn.Module], options: TrainingOptions) ->
     decaying: list[nn.Parameter] = []
     staying: list[nn.Parameter] = []
     for owner, name, parameter in _trainable(parts):
-        _check_fine_enough(parameter)
+        if parameter.dtype != torch.float32:  # steps below 1/256 of a weight would be lost in bfloat16
+            raise TrainingError(
+                f"{str(parameter.dtype).removeprefix('torch.')} weights are too coarse to train: set "
+                "encoder.dtype=float32, and training.precision=bf16 to compute in bfloat16"
+            )
         decays = parameter.ndim >= 2 and name == "weight" and not isinstance(owner, nn.Embedding)
         (decaying if decays else staying).append(parameter)
     if not decaying and not staying:
@@ -59,22 +53,12 @@ def warmup_cosine(optimiser: Optimizer, options: TrainingOptions) -> LambdaLR:
     return LambdaLR(optimiser, fraction)
 
 
-def count_parameters(parts: Mapping[str, nn.Module]) -> dict[str, ParameterCount]:
-    """The count of each part, in order. Works on the meta device."""
-    return {name: _count(part) for name, part in parts.items()}
-
-
-def parameter_table(counts: Mapping[str, ParameterCount]) -> Table:
-    """`counts` and their sum, for the terminal."""
-    table = Table("part", title="parameters")
-    table.add_column("total", justify="right")
-    table.add_column("trainable", justify="right")
-    for name, count in counts.items():
-        table.add_row(name, f"{count.total:,}", f"{count.trainable:,}")
-    table.add_section()
-    total, trainable = (sum(getattr(count, kind) for count in counts.values()) for kind in ("total", "trainable"))
-    table.add_row("all", f"{total:,}", f"{trainable:,}")
-    return table
+def parameter_lines(parts: Mapping[str, nn.Module]) -> list[str]:
+    """Total and trainable parameters of each part and of all, as a table of text. Works on the meta device."""
+    counts = {name: (_count(part), _count(part, trainable=True)) for name, part in parts.items()}
+    counts["together"] = (sum(total for total, _ in counts.values()), sum(trains for _, trains in counts.values()))
+    rows = [f"{name:10} {total:>15,} {trains:>15,}" for name, (total, trains) in counts.items()]
+    return [f"{'':10} {'total':>15} {'trainable':>15}", *rows]
 
 
 def _trainable(parts: Mapping[str, nn.Module]) -> Iterator[tuple[nn.Module, str, nn.Parameter]]:
@@ -88,16 +72,5 @@ def _trainable(parts: Mapping[str, nn.Module]) -> Iterator[tuple[nn.Module, str,
                     yield owner, name, parameter
 
 
-def _check_fine_enough(parameter: nn.Parameter) -> None:
-    """In bfloat16 neighbouring numbers differ by 1/256: smaller steps, and all those of a moving average, are lost."""
-    if parameter.dtype != torch.float32:
-        dtype = str(parameter.dtype).removeprefix("torch.")
-        raise TrainingError(
-            f"{dtype} weights are too coarse to train: set encoder.dtype=float32, and training.precision=bf16 to "
-            "compute in bfloat16"
-        )
-
-
-def _count(part: nn.Module) -> ParameterCount:
-    sizes = [(parameter.numel(), parameter.requires_grad) for parameter in part.parameters()]
-    return ParameterCount(sum(size for size, _ in sizes), sum(size for size, trains in sizes if trains))
+def _count(part: nn.Module, *, trainable: bool = False) -> int:
+    return sum(weight.numel() for weight in part.parameters() if weight.requires_grad or not trainable)

@@ -1,4 +1,4 @@
-"""Options of training: what is learnt from, for how long, by which optimiser, and what is kept of it."""
+"""Options of training."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ Targets = Literal["raw", "layer_norm"]
 
 @dataclass(frozen=True)
 class Objective:
-    """What a predictor learns from. Raises ConfigError for a distance, targets or weights that cannot be."""
+    """What a predictor learns from. Raises ConfigError for an unknown distance or targets, and for invalid weights."""
 
     distance: Distance = field(default="l1", metadata={"key": "loss"})
-    """`cosine` looks at directions: every target gets the length of the last known token at its place, and the squared
-    error is divided by twice its square, which is 1 - cosine similarity where lengths agree. `flow_matching` takes `l2`
-    alone."""
+    """`cosine` compares directions: every target gets the length of the last known token at its place, and the squared
+    error is divided by twice that length squared, which is 1 - cosine similarity where lengths agree. `flow_matching`
+    takes `l2` alone."""
     targets: Targets = "raw"
     """`raw` compares standardised latents; `layer_norm` gives every target token the mean and deviation of the last
-    known token at its place, so that only its pattern is learnt, as by V-JEPA 2's predictor."""
+    known token at its place, so that only its pattern is learnt, as in V-JEPA 2."""
     rollout_steps: Positive | None = None
-    """How far `causal` is rolled out from a random prefix in every batch; 1 is teacher forcing alone. Null is 1 where a
-    context may end at any step, and else as far as from the middle boundary to the end of the clip: teacher forcing
-    would train the few steps that follow a boundary, and none of them further ahead."""
+    """How many steps `causal` is rolled out from a random prefix in every batch; 1 is teacher forcing alone. Null is 1
+    where a context may end at any step; else the steps from the middle boundary to the end of the clip, since teacher
+    forcing would train only the steps that follow a boundary, one step ahead."""
     horizon_weights: tuple[NonNegative, ...] = (1.0,)
-    """Weights of the loss 1, 2, ... steps ahead; the last one holds for all further steps."""
+    """Weights of the loss 1, 2, ... steps ahead; the last one is used for all further steps."""
 
     def __post_init__(self) -> None:
         for name, value, known in (("loss", self.distance, Distance), ("targets", self.targets, Targets)):
@@ -41,7 +41,7 @@ class Objective:
             )
 
     def steps_rolled_out(self, boundaries: Sequence[int], num_steps: int) -> int:
-        """`rollout_steps`, or what null stands for in clips of `num_steps` whose contexts may end at `boundaries`."""
+        """`rollout_steps`, or its default for clips of `num_steps` whose contexts may end at `boundaries`."""
         if self.rollout_steps is not None:
             return self.rollout_steps
         if len(boundaries) == num_steps - 1:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import KW_ONLY, dataclass, field
 
 import torch
 
@@ -15,79 +16,74 @@ BLACK_SIZE = 64
 """Pixels of an empty batch; the processor resizes them."""
 
 
+@dataclass(eq=False)
 class VideoSource:
     """Batches of decoded frames; iterating yields the rest of the current epoch, as `LatentLoader` does.
 
-    A clip that cannot be decoded is left out of its batch and kept in `failures` with its reason, never replaced. A
-    batch of which none is left is skipped; one of several processes yields a batch of no clips in its place.
-    Raises DataError once more than `max_failed_fraction` of the clips asked for have failed.
+    A clip that cannot be decoded is left out of its batch and listed in `failures` with its reason, never replaced. An
+    empty batch is skipped; with several processes it is yielded as a batch of no clips. Raises DataError once more than
+    `max_failed_fraction` of the clips have failed.
     """
 
-    def __init__(
-        self,
-        clips: Sequence[PlannedClip],
-        folder: VideoFolder,
-        pool: DecodePool,
-        sampler: EpochSampler,
-        *,
-        context_steps: int,
-        tubelet_size: int,
-        max_failed_fraction: float,
-        nominal_times: bool = True,
-    ) -> None:
-        self.failures: dict[str, str] = {}
-        self._clips, self._folder, self._pool, self._sampler = clips, folder, pool, sampler
-        self._context_steps, self._tubelet_size = context_steps, tubelet_size
-        self._max_failed_fraction, self._nominal_times = max_failed_fraction, nominal_times
+    clips: Sequence[PlannedClip]
+    folder: VideoFolder
+    pool: DecodePool
+    sampler: EpochSampler
+    _: KW_ONLY
+    context_steps: int
+    tubelet_size: int
+    max_failed_fraction: float
+    nominal_times: bool = True
+    failures: dict[str, str] = field(default_factory=dict, init=False)
 
     def __iter__(self) -> Iterator[VideoBatch]:
-        shares = list(self._sampler.remaining())
-        clips = [self._clips[index] for share in shares for index in share.tolist()]
-        decoding = decode_planned(self._pool, self._folder, clips)
+        shares = list(self.sampler.remaining())
+        clips = [self.clips[index] for share in shares for index in share.tolist()]
+        decoding = decode_planned(self.pool, self.folder, clips)
         for share in shares:
             decoded = [next(decoding) for _ in share]
-            self._sampler.advance()
+            self.sampler.advance()
             good = [(clip, item) for clip, item in decoded if isinstance(item, DecodedClip)]
             self._note_failures([(clip, item) for clip, item in decoded if not isinstance(item, DecodedClip)])
             if good:
                 yield self._batch(good)
-            elif self._sampler.world_size > 1:  # other processes have clips, and wait for this one's gradients
+            elif self.sampler.world_size > 1:  # other processes wait for the gradients of this one
                 yield self._empty_batch(clips[0].request.frames)
 
     def state_dict(self) -> dict[str, int]:
-        return self._sampler.state_dict()
+        return self.sampler.state_dict()
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        self._sampler.load_state_dict(state)
+        self.sampler.load_state_dict(state)
 
     def _batch(self, clips: Sequence[tuple[PlannedClip, DecodedClip]]) -> VideoBatch:
-        sampled = [decoded.sampled(nominal=self._nominal_times) for _, decoded in clips]
-        times = [step_times(seconds, self._tubelet_size) for seconds in sampled]
-        valid = [step_valid(decoded.mask, self._tubelet_size) for _, decoded in clips]
+        sampled = [decoded.sampled(nominal=self.nominal_times) for _, decoded in clips]
+        times = [step_times(seconds, self.tubelet_size) for seconds in sampled]
+        valid = [step_valid(decoded.mask, self.tubelet_size) for _, decoded in clips]
         return VideoBatch(
             frames=tuple(torch.from_numpy(decoded.frames) for _, decoded in clips),
             times=torch.stack([torch.from_numpy(seconds) for seconds in times]),
             valid=torch.stack([torch.from_numpy(steps) for steps in valid]),
             ids=tuple(clip.clip_id for clip, _ in clips),
-            context_steps=self._context_steps,
+            context_steps=self.context_steps,
         )
 
     def _empty_batch(self, num_frames: int) -> VideoBatch:
-        """A black clip that passes through the model and counts for nothing: no step of it is valid."""
-        steps = num_frames // self._tubelet_size
+        """A black clip that passes through the model without effect on the loss: no step of it is valid."""
+        steps = num_frames // self.tubelet_size
         return VideoBatch(
             frames=(torch.zeros(num_frames, BLACK_SIZE, BLACK_SIZE, 3, dtype=torch.uint8),),
             times=torch.arange(steps, dtype=torch.float32)[None],
             valid=torch.zeros(1, steps, dtype=torch.bool),
             ids=(),
-            context_steps=self._context_steps,
+            context_steps=self.context_steps,
         )
 
     def _note_failures(self, failed: Sequence[tuple[PlannedClip, Exception]]) -> None:
         self.failures |= {clip.clip_id: str(error) for clip, error in failed}
-        if len(self.failures) > self._max_failed_fraction * len(self._clips):
+        if len(self.failures) > self.max_failed_fraction * len(self.clips):
             clip_id, reason = next(iter(self.failures.items()))
             raise DataError(
-                f"{len(self.failures)} of {len(self._clips)} clips cannot be decoded, {clip_id} first ({reason}); mend "
+                f"{len(self.failures)} of {len(self.clips)} clips cannot be decoded, {clip_id} first ({reason}); mend "
                 f"the videos, or allow more with encode.max_failed_fraction"
             )

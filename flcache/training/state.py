@@ -1,7 +1,7 @@
-"""What a run is made of between two optimiser steps: taken to the files of a checkpoint, read, checked, put back.
+"""The state of a run between two optimiser steps: written to the files of a checkpoint, read, checked, restored.
 
-Names and shapes are those of the model that resumes, so that what is put back fits, whoever wrote the files. Tensors of
-a model that FSDP2 shards are whole in the files and sharded anew on the way back, over any number of processes.
+Names and shapes are checked against the model that resumes before anything is restored. Tensors that FSDP2 shards are
+whole in the files, and sharded anew over any number of processes.
 """
 
 from __future__ import annotations
@@ -19,27 +19,19 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from flcache.errors import TrainingError
-from flcache.training.checkpoint import (
-    CONFIG,
-    MODEL,
-    OPTIMISER,
-    STATE,
-    Checkpoint,
-    finite_number,
-    whole_number,
-)
+from flcache.training.checkpoint import CONFIG, MODEL, OPTIMISER, STATE, Checkpoint, finite_number, whole_number
 from flcache.training.collapse import LatentHealth
 from flcache.training.earlier import earlier_optimiser, earlier_state
 
 Moments = dict[str, dict[str, Tensor]]
-"""What AdamW keeps of a parameter, by the parameter's name."""
+"""AdamW's state of each parameter, by the parameter's name."""
 _MOMENTS = {"step", "exp_avg", "exp_avg_sq"}
 _RATES = ("lr", "initial_lr", "eps", "weight_decay")
 
 
 @dataclass(frozen=True)
 class Trained:
-    """What a checkpoint keeps and restores of a run, beside its position."""
+    """The objects whose state a checkpoint holds."""
 
     model: nn.Module
     optimiser: Optimizer
@@ -59,7 +51,7 @@ class Position:
 
 @dataclass(frozen=True)
 class Saved:
-    """The content of a checkpoint that fits the run which asked for it."""
+    """The content of a checkpoint, checked against the run that resumes."""
 
     position: Position
     groups: list[dict[str, Any]]
@@ -84,7 +76,7 @@ def write_state(folder: Path, trained: Trained, position: Position, *, process: 
 
 
 def read_state(checkpoint: Checkpoint, trained: Trained) -> Saved:
-    """All that `checkpoint` has; changes nothing. Raises TrainingError if it does not fit."""
+    """The content of `checkpoint`, checked. Raises TrainingError if it does not fit `trained`, which is not changed."""
     state = earlier_state(checkpoint) if checkpoint.digests is None else checkpoint.json(STATE)
     with checkpoint.reading(STATE):
         position = _position(state, checkpoint.record.step)
@@ -96,14 +88,13 @@ def read_state(checkpoint: Checkpoint, trained: Trained) -> Saved:
 
 
 def restore(saved: Saved, trained: Trained) -> None:
-    """Make `trained` what it was when `saved` was written."""
-    put_weights(trained.model, saved.weights)
-    indices = iter(range(sum(len(group["params"]) for group in trained.optimiser.param_groups)))
-    states = {}
-    for (name, parameter), index in zip(_trained_parameters(trained), indices, strict=True):
-        if name in saved.moments:
-            found = saved.moments[name]
-            states[index] = {kind: _sharded(tensor.clone(), parameter) for kind, tensor in found.items()}
+    """Put `trained` into the state that was `saved`."""
+    _put_weights(trained.model, saved.weights)
+    states = {
+        index: {kind: _sharded(tensor.clone(), parameter) for kind, tensor in saved.moments[name].items()}
+        for index, (name, parameter) in enumerate(_trained_parameters(trained))
+        if name in saved.moments
+    }
     present = trained.optimiser.state_dict()["param_groups"]
     groups = [now | then for now, then in zip(present, saved.groups, strict=True)]
     trained.optimiser.load_state_dict({"state": states, "param_groups": groups})
@@ -114,11 +105,11 @@ def restore(saved: Saved, trained: Trained) -> None:
 
 def load_weights(checkpoint: Checkpoint, model: nn.Module) -> None:
     """The weights of `checkpoint` alone. Raises TrainingError if they are damaged or of another model."""
-    put_weights(model, _weights(checkpoint, model))
+    _put_weights(model, _weights(checkpoint, model))
 
 
 @torch.no_grad()
-def put_weights(model: nn.Module, weights: dict[str, Tensor]) -> None:
+def _put_weights(model: nn.Module, weights: dict[str, Tensor]) -> None:
     for name, tensor in model.state_dict().items():
         tensor.copy_(_sharded(weights[name], tensor))
 
@@ -135,7 +126,7 @@ def _state_json(trained: Trained, position: Position) -> dict[str, Any]:
 
 
 def _put_schedule(saved: Saved, schedule: LRScheduler) -> None:
-    """A schedule is a function of the step; all else that it holds follows from the groups of the optimiser."""
+    """Restore the schedule: its state follows from the step and the optimiser's groups."""
     follows = {
         "last_epoch": saved.position.step,
         "_step_count": saved.position.step + 1,
@@ -165,7 +156,7 @@ def _group(found: dict[str, Any]) -> dict[str, Any]:
 
 
 def _scaler(found: Any, scaler: Any) -> dict[str, Any] | None:
-    """None where either side has no scaler: the precision may change between a run and its continuation."""
+    """The state `found`, checked; None if either side has no scaler, since the precision may change on resuming."""
     if scaler is None or found is None:
         return None
     checked = {}
@@ -220,15 +211,15 @@ def _alike(found: Any, wanted: Tensor) -> bool:
 
 
 def _whole(tensor: Tensor) -> Tensor:
-    """All of a tensor on the CPU, also where each process has a part."""
+    """The tensor on the CPU, gathered if it is sharded."""
     whole: Tensor = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
     return whole.detach().cpu().contiguous()
 
 
 def _sharded(tensor: Tensor, like: Any) -> Tensor:
-    """`tensor`, divided among the processes as `like` is; scalars are not."""
+    """`tensor`, sharded as `like` is; scalars never are."""
     if not hasattr(like, "placements") or tensor.ndim == 0:
         return tensor
-    from torch.distributed.tensor import distribute_tensor  # seconds to import, and few runs need it
+    from torch.distributed.tensor import distribute_tensor  # slow to import, and rarely needed
 
     return distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements)

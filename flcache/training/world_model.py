@@ -1,8 +1,8 @@
 """What is trained: a predictor, and with it the encoder where the configuration unfreezes it.
 
-One objective serves both sources. Latents from a cache go straight to the predictor; frames are encoded first. When
-the encoder trains, the targets come from an exponential moving average of it, without gradient, so that the pair
-cannot agree on a constant.
+Latents from a cache go straight to the predictor; frames are encoded first. When the encoder trains, the targets come
+from an exponential moving average of it, without gradient: this keeps encoder and predictor from collapsing to a
+constant.
 """
 
 from __future__ import annotations
@@ -26,10 +26,9 @@ class WorldModel(nn.Module):
     """Predictor, channel statistics and, when it trains, the encoder with its moving average.
 
     `boundaries` are where a context may end (`legal_training_boundaries`). `forward` takes a `LatentBatch` of
-    standardised latents or a `VideoBatch` of frames, and where its context may end in order of preference, and returns
-    the loss. A frozen encoder is held outside the module
-    tree: it is neither saved with checkpoints nor seen by data-parallel wrappers. Raises ConfigError where the
-    predictor cannot learn from the objective.
+    standardised latents or a `VideoBatch` of frames, and the boundaries in order of preference, and returns the loss. A
+    frozen encoder is kept outside the module tree, so that neither checkpoints nor data-parallel wrappers include it.
+    Raises ConfigError if the predictor cannot learn from the objective.
     """
 
     mean: Tensor
@@ -71,11 +70,11 @@ class WorldModel(nn.Module):
         return prediction_loss(forecasts, latents, self.boundaries, self.objective)
 
     def to_latents(self, batch: Batch) -> LatentBatch:
-        """Standardised latents of a batch: as they come from a cache, encoded when it holds frames."""
+        """`batch`, its frames encoded to standardised latents if it holds frames."""
         if isinstance(batch, LatentBatch):
             return batch
         if self.encoder is None:
-            with torch.autocast(self.mean.device.type, enabled=False):  # as a cache was encoded
+            with torch.autocast(self.mean.device.type, enabled=False):  # as caches are encoded
                 latents = self.statistics.standardise(self._frozen[0](batch.frames))
         else:
             latents = self.statistics.standardise(self.encoder(batch.frames))

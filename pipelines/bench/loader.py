@@ -1,6 +1,7 @@
 """flcache bench loader [DIR] [--json]: how fast this machine reads a cache, beside its memory and other loaders.
 
-Every figure is of a process of its own, one after the other. Rivals that are not installed are left out: extra `bench`.
+Each loader is measured in a process of its own, one after the other. Rivals that are not installed (extra `bench`) are
+left out.
 """
 
 from __future__ import annotations
@@ -82,18 +83,18 @@ def summary(rows: Sequence[Row]) -> dict[str, Any]:
     }
 
 
-def write_synthetic(path: Path, *, clips: int = CLIPS, codec: str = "float16") -> None:
-    """A cache of `clips` clips of the same noise."""
+def _write_noise(path: Path, *, codec: str) -> None:
+    """A cache of `CLIPS` clips of the same noise."""
     noise = np.random.default_rng(0).standard_normal(SHAPE, dtype=np.float32)
     writer = CacheWriter(path, SHAPE, codec=codec, spec={"encoder": "noise"}, context="step")
-    writer.write("train", [f"clip-{number:06d}" for number in range(clips)], [noise] * clips)
+    writer.write("train", [f"clip-{number:06d}" for number in range(CLIPS)], [noise] * CLIPS)
 
 
 def _prepare(folder: Path, directory: Path | None) -> Path:
-    """`folder` with the cache, and with what the rivals read."""
+    """Put the cache and the rivals' copies of it into `folder`, which is returned."""
     if directory is None:
-        write_synthetic(folder / "cache")
-        write_synthetic(folder / "int8", codec="int8")
+        _write_noise(folder / "cache", codec="float16")
+        _write_noise(folder / "int8", codec="int8")
     else:
         cache = LatentCache(directory, "train")
         if len(cache) < MIN_BATCHES * 8 or not cache.spec.codec.stores_latents:

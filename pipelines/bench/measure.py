@@ -1,7 +1,7 @@
 """One loader, in a process of its own: `python -m flcache.pipelines.bench.measure FOLDER LOADER WORKERS warm|cold`.
 
 Prints JSON: clips/s in steady state (from the first batch of an epoch to its last, the median of seven warm epochs),
-GB/s, peak memory of all processes and CPU seconds per GB. FOLDER holds `cache`, and what `write_rivals` made of it.
+GB/s, peak memory of all processes and CPU seconds per GB. FOLDER holds `cache` and the copies by `write_rivals`.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ SPARE_BUFFERS = 2
 
 
 def write_rivals(folder: Path, names: Iterable[str]) -> None:
-    """The clips of `folder / "cache"` as each of the rivals wants them."""
+    """Write the clips of `folder / "cache"` in the format of each of the rivals `names`."""
     ensure_torchvision()  # rivals import it
     cache = LatentCache(folder / "cache", "train")
     if "litdata" in names:
@@ -98,7 +98,7 @@ def _flcache(
 
 
 def _ring(folder: Path, threads: int) -> tuple[Callable[[], Iterable[Any]], int]:
-    """Bare preadv of whole clips into a reused ring: what the memory system allows."""
+    """Bare preadv of whole clips into reused buffers: the upper limit for any loader."""
     cache = LatentCache(folder / "cache", "train")
     num_bytes = cache.spec.codec.clip_bytes(cache.latent_shape)
     places: list[tuple[int, int]] = []
@@ -123,7 +123,7 @@ def _ring(folder: Path, threads: int) -> tuple[Callable[[], Iterable[Any]], int]
         order = np.random.permutation(len(places)).tolist()
         pending: deque[Future[torch.Tensor]] = deque()
         for number, start in enumerate(range(0, len(order), BATCH_SIZE)):
-            if len(pending) == len(buffers) - 1:  # the other one is with the consumer
+            if len(pending) == len(buffers) - 1:  # the consumer still reads the remaining one
                 yield pending.popleft().result()
             pending.append(pool.submit(read, number, order[start : start + BATCH_SIZE]))
         for batch in pending:
@@ -209,14 +209,14 @@ def _drop_from_memory(folder: Path) -> None:
 
 
 def _cpu_s() -> float:
-    """CPU seconds of this process and of its children that have ended."""
+    """CPU seconds of this process and of its ended children."""
     usages = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     return sum(usage.ru_utime + usage.ru_stime for usage in usages)
 
 
 def _peak_mb(workers: int) -> float:
     """Peak memory of this process, plus that of the largest child for each worker."""
-    status = Path("/proc/self/status").read_text()  # getrusage would give the peak of the process that started this one
+    status = Path("/proc/self/status").read_text()  # getrusage's peak is inherited from the parent
     own = int(re.findall(r"VmHWM:\s+(\d+) kB", status)[0])
     return (own + workers * resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss) / 1024
 

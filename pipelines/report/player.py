@@ -1,4 +1,4 @@
-"""The pictures of a report: colours from the first clips of the split, and a few of these rolled out, with frames."""
+"""The pictures of a report: some clips of the split rolled out, with their frames."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from flcache.evaluation.report import (
     player_content,
     seen_region,
 )
-from flcache.videos import ClipRequest, DecodedClip, PlannedClip, VideoFolder, decode_planned, planned_clips
+from flcache.videos import ClipRequest, PlannedClip, VideoFolder, decode_planned, planned_clips
 
 from ..setup.clips import open_pool, read_split
 from ..setup.encoder import pick_device
@@ -38,8 +38,10 @@ _LATER_S = 1e-4
 
 @torch.no_grad()
 def gather_pictures(config: Config, checkpoint: Path) -> tuple[dict[str, Any], dict[str, str]]:
-    """What the player shows of a few clips of `evaluation.split` rolled out with `checkpoint`, in colours fitted on the
-    first clips of the split; and the clips without frames, with the reason."""
+    """The player's content, some clips of `evaluation.split` rolled out with `checkpoint`; and why clips lack frames.
+
+    The colours are fitted on the first clips of the split.
+    """
     device, split = pick_device(config.training.device), config.evaluation.split
     with open_source(config, Reading(split, config.evaluation.batch_size, shuffle=False), device=device) as source:
         model = load_trained(config, source, checkpoint).to(device)
@@ -61,7 +63,7 @@ def gather_pictures(config: Config, checkpoint: Path) -> tuple[dict[str, Any], d
 
 
 def roll_out(predict: Predict, batch: LatentBatch, row: int) -> RolledClip:
-    """One clip of a batch with its prediction and its copy of the last context step, copied out of the batch."""
+    """One clip of a batch, its prediction, and the copy of its last context step, in memory of their own."""
     one = slice(row, row + 1)
     context, times = true_context(batch)[one], (batch.context_times[one], batch.target_times[one])
     return RolledClip(
@@ -95,7 +97,7 @@ def _until(batch: LatentBatch, horizons: int | None) -> LatentBatch:
 
 
 def _count_clips(config: Config) -> int:
-    """How many clips of the split the source gives; live videos that cannot be decoded are counted too."""
+    """How many clips the split has, including live videos that cannot be decoded."""
     split = config.evaluation.split
     if config.training.source == "cache":
         return len(LatentCache(config.require("cache.dir"), split))
@@ -105,7 +107,7 @@ def _count_clips(config: Config) -> int:
 def _with_frames(
     config: Config, clips: list[RolledClip], processor: Mapping[str, Any]
 ) -> tuple[list[RolledClip], dict[str, str]]:
-    """The clips with their labels and frames, and why some have no frames."""
+    """The clips with labels and with frames as cropped for the encoder, and the reason for each without frames."""
     try:
         plan = source_clips(config, config.evaluation.split)
         wanted = planned_clips(plan[plan["clip_id"].isin({clip.clip_id for clip in clips})])
@@ -122,18 +124,13 @@ def _with_frames(
                 unread[clip.clip_id] = str(decoded)
                 framed.append(clip)
             else:
-                framed.append(replace(clip, frames=_crop(decoded, processor)))
+                left, top, right, bottom = seen_region(processor, *decoded.frames.shape[1:3])
+                framed.append(replace(clip, frames=decoded.frames[:, top:bottom, left:right]))
     return framed, unread
 
 
 def _frame_a_step(clip: PlannedClip, times: Any) -> PlannedClip:
-    """The clip with one frame a step instead; `times` (T,) of the steps count from its first frame."""
+    """The clip with one frame per step; `times` (T,) are seconds after its first frame."""
     first_s = clip.request.timestamps[0] if clip.request.timestamps else clip.request.start_s
     timestamps = tuple(first_s + float(seconds) + _LATER_S for seconds in times)
     return replace(clip, request=ClipRequest(len(timestamps), first_s, timestamps, None, "pad"))
-
-
-def _crop(clip: DecodedClip, processor: Mapping[str, Any]) -> Any:
-    """(T, h, w, 3) the part of the frames that the encoder saw."""
-    left, top, right, bottom = seen_region(processor, *clip.frames.shape[1:3])
-    return clip.frames[:, top:bottom, left:right]

@@ -14,7 +14,7 @@ from rich.filesize import decimal
 from flcache.cache import summary
 from flcache.config import Config, load_config, to_yaml
 from flcache.evaluation.report import Report, write_report
-from flcache.training import RunRecord, latest_checkpoint, read_metrics, read_record
+from flcache.training import RunRecord, latest_checkpoint, open_checkpoint, read_metrics
 
 from .player import gather_pictures
 
@@ -26,12 +26,14 @@ def run(directory: Path, overrides: Sequence[str] = (), out: Path | None = None)
     """
     training = directory if (directory / "checkpoints").is_dir() else directory / "training"
     checkpoint = latest_checkpoint(training / "checkpoints")
-    record = read_record(checkpoint)
+    record = open_checkpoint(checkpoint).record
     config = _read_config(checkpoint, training, overrides)
-    evaluation = _read_evaluation(training / "evaluation.json")
+    kept = training / "evaluation.json"
+    evaluation = json.loads(kept.read_text(encoding="utf-8")) if kept.exists() else None
+    home = training.resolve()
     player, unread = gather_pictures(config, checkpoint)
     page = Report(
-        name=_run_name(training.resolve()),
+        name=home.parent.name if home.name == "training" else home.name,
         split=config.evaluation.split,
         evaluation=evaluation,
         losses=read_metrics(training / "metrics.jsonl"),
@@ -47,15 +49,10 @@ def run(directory: Path, overrides: Sequence[str] = (), out: Path | None = None)
     print(f"{path}: {decimal(path.stat().st_size)}; open it in a browser")
 
 
-def _run_name(training: Path) -> str:
-    """The name of the run's folder, or of its parent where the folder is called "training"."""
-    return training.parent.name if training.name == "training" else training.name
-
-
 def _read_config(checkpoint: Path, training: Path, overrides: Sequence[str]) -> Config:
-    """The checkpoint's configuration. Where its videos or cache are gone, those beside the run are taken.
+    """The checkpoint's configuration. Where its videos or cache do not exist, those beside the run are taken.
 
-    A file that came with a run must not decide to execute code: `encoder.trust_remote_code` is false unless overridden.
+    A file that came with a run must not make us execute code: `encoder.trust_remote_code` is false unless overridden.
     """
     config = load_config(checkpoint / "config.yaml", ["encoder.trust_remote_code=false", *overrides])
     home = training.resolve().parent
@@ -73,23 +70,16 @@ def _existing(configured: str | None, beside: Path) -> str | None:
     return configured
 
 
-def _read_evaluation(path: Path) -> dict[str, Any] | None:
-    if not path.exists():
-        return None
-    return dict(json.loads(path.read_text(encoding="utf-8")))
-
-
 def _provenance(config: Config, record: RunRecord, checkpoint: Path) -> dict[str, str]:
     """Where the numbers of the page come from: latents, encoder, training, versions."""
     encoder, training = config.encoder, config.training
     architecture = encoder.architecture.get("model_type", "unknown")
     revision = f" at {encoder.revision}" if encoder.revision else ""
+    random = f"{architecture}, random weights of seed {encoder.seed}"
     overrides = ", ".join(f"{key}={value}" for key, value in config.predictor.overrides.items())
     return {
         "Latents": record.fingerprint,
-        "Encoder": f"{encoder.name}{revision}"
-        if encoder.name
-        else f"{architecture}, random weights of seed {encoder.seed}",
+        "Encoder": f"{encoder.name}{revision}" if encoder.name else random,
         "Context mode": config.encode.context.mode,
         "Predictor": " ".join(filter(None, [config.predictor.preset, overrides])),
         "Trained": f"{record.step} steps of {training.batch_size * training.accumulate} clips, "

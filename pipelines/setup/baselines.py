@@ -20,8 +20,10 @@ from .source import LatentSource, Reading, latent_batches, open_source
 def fitted_baselines(
     config: Config, model: WorldModel, beside: LatentSource, device: str, processes: Processes
 ) -> dict[str, Predict]:
-    """Every baseline, fitted to the first `evaluation.baseline_clips` training clips as `model` sees them; `beside` is
-    what is evaluated."""
+    """Every baseline, fitted to the first `evaluation.baseline_clips` training clips as latents of `model`.
+
+    `beside` is the source that is evaluated, as `open_source` takes it.
+    """
     options = config.evaluation
     batch_size = min(options.batch_size, options.baseline_clips)
     share = range(processes.rank, options.baseline_clips // batch_size, processes.count)
@@ -40,7 +42,7 @@ def fitted_baselines(
 
 
 def _own_predictor(config: Config, source: LatentSource, model: WorldModel, device: str) -> dict[str, Predict]:
-    """The checkpoint's own predictor; empty if it has none, or the latents come from another encoder."""
+    """The checkpoint's own predictor; empty if it has none, or if the latents come from another encoder."""
     if not config.evaluation.own_predictor or not config.encoder.name or config.encoder_trainable:
         return {}
     try:

@@ -36,26 +36,31 @@ def read_splits(config: Config) -> list[SplitClips]:
 
 
 def read_split(config: Config, split: str) -> SplitClips:
-    """The clips of `split` and which of its videos are missing. Raises DataError where too many are."""
+    """The clips of `split` and its missing videos. Raises DataError where too many are missing."""
     dataset = config.dataset
     annotations, root = Path(config.require(f"dataset.{split}")), Path(config.require("dataset.root"))
     labels = Path(dataset.labels) if dataset.labels else None
     videos = read_annotations(annotations, labels=labels, root=root, allow_outside=dataset.allow_outside)
     folder = VideoFolder(root, (video.path for video in videos))
     missing = tuple(video for video in videos if folder.find(video.path) is None)
-    _check_missing(config, split, videos, missing, folder)
+    if len(missing) > dataset.max_missing_fraction * len(videos):
+        raise DataError(
+            f"{annotations}: {len(missing)} of {len(videos)} videos are missing below {dataset.root}, the first "
+            f"expected at {folder.expected(missing[0].path)}; check dataset.root, or allow it with "
+            f"dataset.max_missing_fraction={min(1.0, len(missing) / len(videos) + 0.005):.2f}"
+        )
     clips = plan_clips(videos, config.clip, _probe(config, needs_duration(config.clip, videos), folder))
     return SplitClips(split, clips, folder, missing)
 
 
 def open_pool(config: Config) -> DecodePool:
-    """The worker processes that `encode.decode_workers` asks for, with the limits of the configuration."""
+    """The configured pool of decoding processes."""
     encode = config.encode
     return DecodePool(encode.decode_workers, encode.decode_timeout_s, max_bytes=config.clip.max_bytes)
 
 
 def report_missing(splits: Sequence[SplitClips]) -> None:
-    """List on stderr the first missing videos of each split, and say where a file was found under another case."""
+    """Print to stderr the first missing videos of each split, and a notice of files whose names differ in case."""
     for split in splits:
         for video in split.missing[:LISTED_MISSING]:
             print(f"Missing video ({split.split}): {split.folder.expected(video.path)}", file=sys.stderr)
@@ -70,14 +75,14 @@ def report_missing(splits: Sequence[SplitClips]) -> None:
 
 
 def assign_split(config: Config, latent_shape: Sequence[int], split: SplitClips) -> pd.DataFrame:
-    """The plan of a split: its clips in shard order, sized by the bytes that `latent_shape` (T, H, W, D) takes."""
+    """The plan of a split, for latents of `latent_shape` (T, H, W, D): its clips in shard order."""
     clip_bytes = get_codec(config.cache.codec).clip_bytes(tuple(latent_shape))
     sizes = {"clip_bytes": clip_bytes, "shard_bytes": config.cache.shard_bytes, "seed": config.cache.seed}
     return assign_shards(split.clips, split.split, **sizes)
 
 
 def _probe(config: Config, videos: list[Video], folder: VideoFolder) -> dict[str, float]:
-    """Seconds by video id, from the headers; videos that cannot be read are left out and fail when they are decoded."""
+    """Seconds by video id, from the headers. Unreadable videos are left out here; decoding them fails later."""
     files = {video.video_id: path for video in videos if (path := folder.find(video.path))}
     if not files:
         return {}
@@ -85,15 +90,3 @@ def _probe(config: Config, videos: list[Video], folder: VideoFolder) -> dict[str
         infos = dict(zip(files, pool.probe(list(files.values())), strict=True))
     seconds = {name: info.duration_s for name, info in infos.items() if isinstance(info, VideoInfo)}
     return {name: duration_s for name, duration_s in seconds.items() if duration_s is not None}
-
-
-def _check_missing(
-    config: Config, split: str, videos: list[Video], missing: tuple[Video, ...], folder: VideoFolder
-) -> None:
-    if len(missing) <= config.dataset.max_missing_fraction * len(videos):
-        return
-    raise DataError(
-        f"{getattr(config.dataset, split)}: {len(missing)} of {len(videos)} videos are missing below "
-        f"{config.dataset.root}, the first expected at {folder.expected(missing[0].path)}; check dataset.root, or "
-        f"allow it with dataset.max_missing_fraction={min(1.0, len(missing) / len(videos) + 0.005):.2f}"
-    )

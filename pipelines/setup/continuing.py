@@ -1,8 +1,8 @@
-"""Which settings a run may be continued with."""
+"""Which settings may change when a run is continued."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -20,16 +20,16 @@ MAY_CHANGE = (
     "training.dir",
     "training.device",
     "training.precision",
-    "training.batch_size",  # with other numbers of processes; positions count samples
+    "training.batch_size",  # the position in the data counts samples
     "training.accumulate",
-    "training.context_steps",  # of evaluation
+    "training.context_steps",  # evaluation only
     "predictor.compile",
     "predictor.checkpoint_activations",
     "predictor.flow.sampler*",
     "predictor.flow.guidance",
     "evaluation.*",
     "probe.*",
-    # these decide the latents, whose fingerprint is compared, or where they lie
+    # these decide the latents, whose fingerprint is compared, or where files are
     "dataset.*",
     "clip.*",
     "encoder.*",
@@ -39,11 +39,11 @@ MAY_CHANGE = (
     "cache.min_cosine",
 )
 ORDER_OF_VIDEOS = ("cache.seed", "cache.shard_bytes")
-"""They decide the order of clips of `training.source=videos`; a cache has its own."""
+"""They decide the order of clips for `training.source=videos`; a cache has its own plan."""
 
 
 def as_begun(config: Config, checkpoint: Path) -> Config:
-    """`config` with the `training.rollout_steps` of the run in `checkpoint`, if it leaves them to their default."""
+    """`config`; if it does not set `training.rollout_steps`, with those of the run in `checkpoint`."""
     training, rollout_steps = config.training, _kept(checkpoint / "config.yaml").get("training.rollout_steps")
     if training.objective.rollout_steps is not None or type(rollout_steps) is not int:
         return config
@@ -52,7 +52,7 @@ def as_begun(config: Config, checkpoint: Path) -> Config:
 
 
 def check_settings(config: Config, checkpoint: Path) -> list[str]:
-    """What differs from the configuration in `checkpoint` and takes effect, one line a key.
+    """One line for each key that differs from the configuration in `checkpoint`.
 
     Raises TrainingError naming every key that cannot change within a run, with both values.
     """
@@ -72,7 +72,7 @@ def check_settings(config: Config, checkpoint: Path) -> list[str]:
 
 
 def _kept(path: Path) -> dict[str, Any]:
-    """Raises TrainingError for a file that is missing or holds something else."""
+    """The values in a checkpoint's config.yaml by dotted key. Raises TrainingError if it cannot be read."""
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError) as error:
@@ -83,14 +83,12 @@ def _kept(path: Path) -> dict[str, Any]:
     return _flat(content)
 
 
-def _flat(tree: Mapping[str, Any]) -> dict[str, Any]:
-    return dict(_leaves(tree, ""))
-
-
-def _leaves(tree: Mapping[str, Any], above: str) -> Iterator[tuple[str, Any]]:
-    """Values by dotted key, as YAML gives them; an empty section has none."""
+def _flat(tree: Mapping[str, Any], above: str = "") -> dict[str, Any]:
+    """Values by dotted key, tuples as lists, as YAML has them; an empty section has none."""
+    flat: dict[str, Any] = {}
     for key, value in tree.items():
         if isinstance(value, Mapping):
-            yield from _leaves(value, f"{above}{key}.")
+            flat |= _flat(value, f"{above}{key}.")
         else:
-            yield f"{above}{key}", list(value) if isinstance(value, tuple) else value
+            flat[f"{above}{key}"] = list(value) if isinstance(value, tuple) else value
+    return flat

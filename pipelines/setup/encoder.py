@@ -22,7 +22,7 @@ def load_configured_encoder(
 
 
 def hard_spec(config: Config, model: LatentVideoModel) -> dict[str, Any]:
-    """Everything that decides the latents, but a calibration: the part of a spec that is hashed."""
+    """The hashed part of a spec, without calibration: everything that decides the latents."""
     frames = config.clip.frames
     steps, shape = model.num_steps(frames), model.latent_shape(frames)
     keep = reduction_fields(shape, pool=config.encode.keep.pool, pca=config.encode.keep.pca)
@@ -38,15 +38,15 @@ def hard_spec(config: Config, model: LatentVideoModel) -> dict[str, Any]:
 
 
 def earlier_forms(hard: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """`hard` as earlier specs stated it: caches and checkpoints of then have the fingerprints of these."""
+    """`hard` in the forms of earlier specs, which the fingerprints of older caches and checkpoints are taken over."""
     displayed = without_times(hard)
     return [displayed, first_form(displayed)]
 
 
 def pick_device(device: str) -> str:
-    """A device of this machine; `auto` is CUDA where there is one, then Apple's MPS, then the CPU.
+    """`device`; for `auto` CUDA where there is one, then Apple's MPS, then the CPU.
 
-    Raises ConfigError for one that is not here.
+    Raises ConfigError if this machine does not have it.
     """
     gpus, mps = torch.cuda.device_count() if torch.cuda.is_available() else 0, torch.backends.mps.is_available()
     if device == "auto":

@@ -45,7 +45,7 @@ def encode_missing(
     splits: Sequence[SplitClips],
     part: tuple[int, int] | None = None,
 ) -> None:
-    """Encode and commit the shards that have no commit; with `part=(i, n)` of every n-th shard, from number i, only."""
+    """Encode and commit the shards without a commit; with `part=(i, n)` only every n-th shard from number i on."""
     spec = open_cache(location, config, model, splits)
     plans = [assign_split(config, spec.latent_shape, split) for split in splits]
     plan = write_plan(location, pd.concat(plans, ignore_index=True))
@@ -55,7 +55,7 @@ def encode_missing(
 
 
 def open_cache(location: Location, config: Config, model: LatentVideoModel, splits: Sequence[SplitClips]) -> CacheSpec:
-    """The spec of the cache, made where it is absent. Raises SpecMismatch where the cache is of other latents."""
+    """The spec of the cache, written if absent. Raises SpecMismatch if the cache is of other latents."""
     versions = {name: _version(name) for name in SOFT_PACKAGES}
     soft = {
         "encoder": config.encoder.name,
@@ -74,7 +74,7 @@ def open_cache(location: Location, config: Config, model: LatentVideoModel, spli
 def _calibrate(
     config: Config, hard: dict[str, Any], model: LatentVideoModel, splits: Sequence[SplitClips]
 ) -> dict[str, Any]:
-    """The codec's calibration, from the first training clips of the plan: a random sample, as the plan is shuffled."""
+    """The codec's calibration from the first training clips of the plan, a random sample since plans are shuffled."""
     split = next((split for split in splits if split.split == TRAINING_SPLIT), None)
     if split is None:
         raise ConfigError(
@@ -83,10 +83,7 @@ def _calibrate(
         )
     sample = assign_split(config, hard["layout"]["shape"], split)[:CODEC_CALIBRATION_CLIPS]
     clips, options = planned_clips(sample), config.encode
-    with (
-        open_pool(config) as pool,
-        Progress("Calibrating", len(clips), "clips") as progress,
-    ):
+    with open_pool(config) as pool, Progress("Calibrating", len(clips), "clips") as progress:
         return calibrate(
             hard,
             decode_planned(pool, split.folder, clips),
@@ -106,7 +103,7 @@ def _version(package: str) -> str | None:
 def _pending(
     location: Location, plan: pd.DataFrame, splits: Sequence[SplitClips], part: tuple[int, int] | None
 ) -> list[ShardTask]:
-    """The shards without a commit, in plan order; with `part=(i, n)` of every n-th shard, from number i, only."""
+    """The shards without a commit, in plan order; `part` as in `encode_missing`."""
     index, count = part or (0, 1)
     wanted = plan[plan["split"].isin([split.split for split in splits])]
     shards = [rows for _, rows in wanted.groupby(["split", "shard"])][index::count]
@@ -154,7 +151,7 @@ def _encode(job: EncodeJob, tasks: Sequence[ShardTask], model: LatentVideoModel)
 
 
 def report_encoding(location: Location, config: Config) -> None:
-    """Say what the cache holds. Raises DataError where more clips failed than the configuration allows."""
+    """Print what the cache holds. Raises DataError if more clips failed than the configuration allows."""
     cache = LatentCache(location)
     failures = cache.failures()
     failed = [failure for failure in failures if failure.stage != "find"]

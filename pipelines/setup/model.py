@@ -13,7 +13,7 @@ from flcache.config import Config
 from flcache.encoder import weight_digest
 from flcache.errors import TrainingError
 from flcache.predictor import build_predictor
-from flcache.training import RunRecord, WorldModel, legal_training_boundaries, load_weights, open_checkpoint
+from flcache.training import WorldModel, legal_training_boundaries, load_weights, open_checkpoint
 
 from .source import LatentSource
 
@@ -23,34 +23,31 @@ def build_world_model(config: Config, source: LatentSource, statistics: ChannelS
     boundaries = legal_training_boundaries(source.seen_until, allow_leak=config.allow_leak)
     predictor = build_predictor(config.predictor, source.latent_shape)
     objective = config.training.objective
-    statistics = statistics or source.statistics
+    statistics = statistics or source.statistics()
     return WorldModel(predictor, statistics, boundaries=boundaries, objective=objective, encoder=source.encoder)
 
 
 def load_trained(config: Config, source: LatentSource, checkpoint: Path) -> WorldModel:
-    """The model of `checkpoint` for evaluation. Raises TrainingError if it does not fit or is damaged."""
+    """The model of `checkpoint` in eval mode. Raises TrainingError if it does not fit or is damaged."""
     opened = open_checkpoint(checkpoint)
-    _check_latents(opened.record, source, checkpoint)
-    unknown = torch.ones(source.latent_shape[-1])  # the checkpoint's come with its weights
+    trained = opened.record.fingerprint
+    if trained != source.known_as(trained).fingerprint:
+        raise TrainingError(
+            f"{checkpoint}: trained on latents {trained[:12]}, these are {source.fingerprint[:12]}; name the cache it "
+            f'was trained on with "cache.dir", or a checkpoint of this one with --checkpoint'
+        )
+    unknown = torch.ones(source.latent_shape[-1])  # the weights include the statistics
     model = build_world_model(config, source, ChannelStatistics(unknown, unknown))
     load_weights(opened, model)
     return model.eval()
 
 
 def evaluated_latents(source: LatentSource, model: WorldModel, trained: str) -> tuple[str, dict[str, Any]]:
-    """The fingerprint of the targets that `model` is evaluated on, and what an evaluation says of an encoder that was
-    trained from latents of the fingerprint `trained`; nothing of one that is frozen."""
+    """The fingerprint of the targets that `model` is evaluated on, and fields for evaluation.json if its encoder was
+    trained, which began with latents of the fingerprint `trained`."""
     if model.encoder is None or model.target_encoder is None:
         return trained, {}
     target, online = (weight_digest(encoder.encoder) for encoder in (model.target_encoder, model.encoder))
     hard = {**source.hard, "encoder": {**source.hard["encoder"], "weights": target}}
     said = {"trained_from": trained, "target_weights": target, "online_weights": online}
     return CacheSpec(hard, {}).fingerprint, {"end_to_end": said}
-
-
-def _check_latents(record: RunRecord, source: LatentSource, checkpoint: Path) -> None:
-    if record.fingerprint != source.known_as(record.fingerprint).fingerprint:
-        raise TrainingError(
-            f"{checkpoint}: trained on latents {record.fingerprint[:12]}, these are {source.fingerprint[:12]}; name "
-            f'the cache it was trained on with "cache.dir", or a checkpoint of this one with --checkpoint'
-        )

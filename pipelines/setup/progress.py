@@ -1,10 +1,9 @@
-"""Progress of long work: a bar with rate, time left and failures on a terminal, a plain line now and then without."""
+"""Progress of long work, with rate, time left and failures: a bar on a terminal, else a line now and then."""
 
 from __future__ import annotations
 
 import sys
 import time
-from types import TracebackType
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
@@ -17,7 +16,7 @@ PLAIN_EVERY_S = 15.0
 
 
 class Progress:
-    """Counts `total` things called `unit`; used as a context manager. Writes to stderr: stdout is for results."""
+    """A context manager that counts `total` things called `unit`. Writes to stderr: stdout is for results."""
 
     def __init__(self, title: str, total: int, unit: str, *, done: int = 0) -> None:
         self.title, self.total, self.unit = title, total, unit
@@ -62,9 +61,7 @@ class Progress:
         self._bar.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         self._bar.stop()
         if self._bar.disable and self.done > self._first:
             self._print_line()

@@ -1,4 +1,4 @@
-"""How a trained model is run: on which processes and devices, in which precision."""
+"""Processes, devices and precision that a trained model runs with."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ def evaluating_processes(device: str) -> Iterator[tuple[Processes, str]]:
     state = PartialState(cpu=device == "cpu")
     group = torch.distributed.new_group(backend="gloo")
     yield Processes(state.process_index, state.num_processes, group), str(state.device)
-    state.destroy_process_group()  # not after an error: others may be waiting in it
+    state.destroy_process_group()  # not after an error, where other processes may still wait in it
 
 
 @contextmanager
 def as_trained(precision: str, device: str) -> Iterator[None]:
-    """Models run in `training.precision` inside, or each call of a function that this decorates; without, in float32.
+    """Inside, or in a function that this decorates, models run in the `training.precision` given; "no" is float32.
 
-    On CUDA multiplications of float32 take TF32 where the GPU has it. A CPU, which has no fp16, runs it as float32.
+    On CUDA float32 matrix products use TF32 where the GPU has it. On a CPU fp16 runs as float32.
     """
     kind, dtype = torch.device(device).type, DTYPES.get(precision)
     able = dtype is not None and torch.amp.is_autocast_available(kind) and (kind, precision) != ("cpu", "fp16")

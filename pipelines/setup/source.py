@@ -1,4 +1,4 @@
-"""The configured source of latents: a cache, or videos encoded on the way."""
+"""The configured source of latents: a cache, or videos that are encoded as they are read."""
 
 from __future__ import annotations
 
@@ -42,30 +42,26 @@ LIVE_STATISTICS_CLIPS = 64
 
 @dataclass(frozen=True)
 class LatentSource:
-    """Batches of one split, and what the latents in them are."""
+    """Batches of one split, and what their latents are."""
 
     batches: Source
     hard: Mapping[str, Any]
-    """The hashed part of the spec: everything that decides the latents."""
+    """The hashed part of the spec."""
     fingerprint: str
     latent_shape: tuple[int, int, int, int]
     """(T, H, W, D)"""
     seen_until: tuple[int, ...]
     context_steps: int
     leak: bool
-    find_statistics: Callable[[], ChannelStatistics]
-    """Live, some clips may have to be encoded for them: a checkpoint has its own."""
+    statistics: Callable[[], ChannelStatistics]
+    """A function, since a live source may have to encode clips for them."""
     encoder: LatentVideoModel | None
     """The encoder of the batches' frames; None where the batches hold latents."""
     precision: str
     """`training.precision`"""
 
-    @property
-    def statistics(self) -> ChannelStatistics:
-        return self.find_statistics()
-
     def known_as(self, fingerprint: str) -> LatentSource:
-        """This source under `fingerprint`, if that is of the same latents in the form of earlier specs."""
+        """This source with `fingerprint`, if that is its own in a form of earlier specs; else unchanged."""
         earlier = [CacheSpec(hard, {}).fingerprint for hard in earlier_forms(self.hard)]
         return replace(self, fingerprint=fingerprint) if fingerprint in earlier else self
 
@@ -80,14 +76,19 @@ class Reading:
     rank: int = 0
     world_size: int = 1
 
+    def order(self, seed: int) -> dict[str, Any]:
+        """Arguments of `EpochSampler` and `LatentLoader`. Only a shuffled reading leaves out an incomplete batch."""
+        whole = {"drop_last": self.shuffle, "even_last": self.shuffle, "shuffle": self.shuffle}
+        return {"batch_size": self.batch_size, "rank": self.rank, "world_size": self.world_size, "seed": seed, **whole}
+
 
 @contextmanager
 def open_source(
     config: Config, reading: Reading, *, device: str, beside: LatentSource | None = None
 ) -> Iterator[LatentSource]:
-    """The source that `training.source` names, for as long as the context lasts.
+    """The source that `training.source` names.
 
-    `beside` is another reading of it, whose encoder is taken instead of loading it again.
+    `beside` is another reading of it, whose encoder is used instead of loading one again.
     """
     if config.training.source == "cache":
         yield _cached(config, reading)
@@ -103,17 +104,22 @@ def open_source(
 
 
 def latent_batches(model: WorldModel, source: LatentSource, device: str) -> Iterator[LatentBatch]:
-    """One epoch of the source as latents, standardised with the statistics of `model`: those of a cache that has grown
-    since training differ. Frames are encoded in the precision of training."""
-    unchanged = source.encoder is not None or _equal(source.statistics, model.statistics)
+    """One epoch of the source as latents, standardised with the statistics of `model`; a cache that has grown since
+    training has others. Frames are encoded in the precision of training."""
+    wanted = model.statistics
+    found = source.statistics() if source.encoder is None else wanted
+    unchanged = found is wanted or _equal(found, wanted)
     to_latents = as_trained(source.precision, device)(model.to_latents)
     for batch in source.batches:
-        latents = to_latents(batch.to(device))
-        yield latents if unchanged else _standardised_anew(latents, source.statistics, model.statistics)
+        batch = to_latents(batch.to(device))
+        if not unchanged:
+            latents = wanted.standardise(found.restore(batch.latents))
+            batch = replace(batch, latents=latents, targets=latents)
+        yield batch
 
 
 def known_videos(config: Config, split: str) -> dict[str, str] | None:
-    """The video of every clip of a cache's `split`; None for a live source, whose clips are named after their video."""
+    """The video id of every clip of a cache's `split`; None for a live source, whose clip ids start with it."""
     if config.training.source != "cache":
         return None
     clips = source_clips(config, split)
@@ -121,7 +127,7 @@ def known_videos(config: Config, split: str) -> dict[str, str] | None:
 
 
 def source_clips(config: Config, split: str) -> pd.DataFrame:
-    """The clips of `split` as the configured source has planned them: the cache's plan, or clips of the annotations."""
+    """The clips of `split`: rows of the cache's plan, or of the annotations for a live source."""
     if config.training.source != "cache":
         return read_split(config, split).clips
     plan = read_plan(Path(config.require("cache.dir")))
@@ -132,26 +138,11 @@ def _equal(one: ChannelStatistics, other: ChannelStatistics) -> bool:
     return torch.equal(one.mean.cpu(), other.mean.cpu()) and torch.equal(one.std.cpu(), other.std.cpu())
 
 
-def _standardised_anew(batch: LatentBatch, found: ChannelStatistics, wanted: ChannelStatistics) -> LatentBatch:
-    latents = wanted.standardise(found.restore(batch.latents))
-    return replace(batch, latents=latents, targets=latents)
-
-
 def _cached(config: Config, reading: Reading) -> LatentSource:
     cache = LatentCache(config.require("cache.dir"), reading.split)
     context_steps = _context_steps(config, cache.seen_until)
-    loader = LatentLoader(
-        cache,
-        batch_size=reading.batch_size,
-        context_steps=context_steps,
-        seed=config.seed,
-        shuffle=reading.shuffle,
-        rank=reading.rank,
-        world_size=reading.world_size,
-        drop_last=reading.shuffle,
-        even_last=reading.shuffle,
-        allow_leak=config.allow_leak,
-    )
+    order = reading.order(config.seed)
+    loader = LatentLoader(cache, context_steps=context_steps, allow_leak=config.allow_leak, **order)
     return LatentSource(
         batches=loader,
         hard=cache.spec.hard,
@@ -160,7 +151,7 @@ def _cached(config: Config, reading: Reading) -> LatentSource:
         seen_until=cache.seen_until,
         context_steps=context_steps,
         leak=loader.leaks,
-        find_statistics=cache.statistics,
+        statistics=cache.statistics,
         encoder=None,
         precision=config.training.precision,
     )
@@ -175,7 +166,7 @@ def _live(config: Config, reading: Reading, pool: DecodePool, device: str) -> La
     spec = _live_spec(config, model)
 
     @cache
-    def find_statistics() -> ChannelStatistics:
+    def statistics() -> ChannelStatistics:
         return _known_statistics(config, spec.fingerprint) or _calibrate(config, model, pool, latent_shape)
 
     return LatentSource(
@@ -186,36 +177,21 @@ def _live(config: Config, reading: Reading, pool: DecodePool, device: str) -> La
         seen_until=tuple(seen_until),
         context_steps=context_steps,
         leak=leak,
-        find_statistics=find_statistics,
+        statistics=statistics,
         encoder=model,
         precision=config.training.precision,
     )
 
 
 def _live_batches(
-    config: Config,
-    reading: Reading,
-    pool: DecodePool,
-    model: LatentVideoModel,
-    spec: CacheSpec,
-    context_steps: int,
+    config: Config, reading: Reading, pool: DecodePool, model: LatentVideoModel, spec: CacheSpec, context_steps: int
 ) -> VideoSource:
     clips, folder = _live_clips(config, reading.split, spec.latent_shape)
-    sampler = EpochSampler(
-        len(clips),
-        batch_size=reading.batch_size,
-        seed=config.seed,
-        shuffle=reading.shuffle,
-        rank=reading.rank,
-        world_size=reading.world_size,
-        drop_last=reading.shuffle,
-        even_last=reading.shuffle,
-    )
     return VideoSource(
         clips,
         folder,
         pool,
-        sampler,
+        EpochSampler(len(clips), **reading.order(config.seed)),
         context_steps=context_steps,
         tubelet_size=model.tubelet_size,
         max_failed_fraction=config.encode.max_failed_fraction,
@@ -226,7 +202,7 @@ def _live_batches(
 def _live_clips(
     config: Config, split: str, latent_shape: tuple[int, int, int, int]
 ) -> tuple[list[PlannedClip], VideoFolder]:
-    """The clips of `split` whose videos are on disk, in the order a cache would hold them, and where that is."""
+    """The clips of `split` whose videos are on disk, in the order of a cache, and the folder of the videos."""
     found = read_split(config, split)
     clips = planned_clips(assign_split(config, latent_shape, found))
     return [clip for clip in clips if found.folder.find(clip.video)], found.folder
@@ -237,7 +213,7 @@ def _context_steps(config: Config, seen_until: Sequence[int]) -> int:
 
 
 def _live_spec(config: Config, model: LatentVideoModel) -> CacheSpec:
-    """That of the configured cache, if it holds these latents; else that of a new one."""
+    """The spec of the configured cache, if it holds these latents; else that of a new one."""
     hard = hard_spec(config, model)
     if "keep" in hard:
         raise ConfigError(
@@ -264,7 +240,7 @@ def _known_statistics(config: Config, fingerprint: str) -> ChannelStatistics | N
 def _calibrate(
     config: Config, model: LatentVideoModel, pool: DecodePool, latent_shape: tuple[int, int, int, int]
 ) -> ChannelStatistics:
-    """Mean and deviation per channel over the first training clips, by the encoder as it is now."""
+    """Channel statistics over the first training clips, encoded by `model`."""
     clips, folder = _live_clips(config, "train", latent_shape)
     clips = clips[:LIVE_STATISTICS_CLIPS]
     sampler = EpochSampler(len(clips), batch_size=1, shuffle=False, drop_last=False)

@@ -14,11 +14,11 @@ from flcache.encoder import (
     ContextRule,
     EncoderSource,
     LatentVideoModel,
-    OwnPredictor,
     hard_keys,
     load_encoder,
     load_own_predictor,
 )
+from flcache.encoder.own_predictor import OwnPredictor
 from flcache.errors import EncoderError
 
 BOUNDARY, T, H, W, D = 3, 4, 4, 4, 48

@@ -12,7 +12,7 @@ from flcache.batch import LatentBatch
 from flcache.errors import DataError, LeakError
 from flcache.evaluation import BASELINES, copy_last, evaluate, fit_baselines
 from flcache.evaluation.baselines import DatasetMean, linear_extrapolation, mean_of_context
-from flcache.evaluation.ridge import Ridge, RidgeMoments, _Sums
+from flcache.evaluation.ridge import Ridge, RidgeMoments, _Centred, _Sums
 
 T, H, W, D = 8, 2, 3, 4
 CONTEXT = 4
@@ -91,8 +91,9 @@ def test_ridge_solves_the_normal_equations_of_every_clip(horizon: int, by_positi
     latents = batch.latents.double().flatten(2, 3)
     windows = [latents[:, t : t + 5].transpose(1, 2) for t in range(T - 4)]  # (B, P, 2 + 3, D)
     for window in windows:
-        sums.add(window[:, :, :2].flatten(2), window[:, :, 2:], slice(None))
-    weights, constants = sums.solve((0.1, by_position))
+        sums.add([(window[:, :, :2].flatten(2), window[:, :, 2:], slice(None))])
+    centred_sums = _Centred.of(sums, by_position)
+    weights, constants = centred_sums.solve(centred_sums.factor(0.1))
     rows = torch.cat(windows)
     groups = torch.eye(H * W).double().expand(len(rows), -1, -1) if by_position else torch.ones(len(rows), H * W, 1)
     features = torch.cat((rows[:, :, :2].flatten(2), groups), dim=2).flatten(0, 1)
@@ -156,12 +157,16 @@ def test_a_ridge_is_no_worse_than_the_dataset_mean_where_it_was_fitted(seed: int
         assert horizon.baselines["ridge"].error < 1.03 * horizon.baselines["dataset_mean"].error
 
 
+def rows_of(moments: RidgeMoments) -> float:
+    return sum(sums.sum().item() for (_, _, name), sums in moments.sums().items() if name == "counts")
+
+
 def test_ridge_learns_from_at_most_so_many_rows_of_a_clip(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("flcache.evaluation.ridge.ROWS_PER_CLIP", 10)
     train, val = clips(autoregressive(64, seed=0)), clips(autoregressive(3, seed=1))
     moments = RidgeMoments(2, T - CONTEXT)
     moments.add(train, range(1, T))
-    assert 5 * 64 <= moments.rows <= 12 * 64
+    assert 5 * 64 <= rows_of(moments) <= 12 * 64
     prediction = moments.fit()(val.context, val.context_times, val.target_times)
     torch.testing.assert_close(prediction, val.target, atol=1e-2, rtol=1e-2)
 
@@ -172,7 +177,7 @@ def test_padding_and_illegal_boundaries_teach_the_ridge_nothing() -> None:
     batch.latents[:, 6:] = 1e6
     moments = RidgeMoments(2, 3)
     moments.add(batch, [4, 6])
-    assert moments.rows == 32 * H * W
+    assert rows_of(moments) == 32 * H * W
     ridge = moments.fit()
     predicted = ridge(batch.latents[:, 2:4], batch.times[:, 2:4], batch.times[:, 4:7])
     torch.testing.assert_close(predicted[:, 0], batch.latents[:, 4], atol=1e-3, rtol=1e-3)

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from flcache.evaluation import spread
-from flcache.evaluation.metrics import mean_square
+from flcache.evaluation.metrics import join, mean_square
 from flcache.evaluation.retrieval import Gallery, ranks, sketch
-from flcache.evaluation.sampling import join_samples, score_samples
+from flcache.evaluation.sampling import score_samples
 from flcache.evaluation.spread import SpreadMoments, effective_rank
 
 SHAPE = (6, 2, 2, 3, 5)  # (B, K, H, W, D)
@@ -37,8 +37,8 @@ def test_spread_equals_direct_formulas() -> None:
     valid = ALL.clone()
     valid[4:, 1] = False
     moments = SpreadMoments()
-    moments.add(prediction[:2], truth[:2], valid[:2])
-    moments.add(prediction[2:], truth[2:], valid[2:])
+    moments.add(prediction[:2], truth[:2], valid[:2], first=0)
+    moments.add(prediction[2:], truth[2:], valid[2:], first=2)
     for k, found in enumerate(moments.finish()):
         guess, true = (latents[valid[:, k], k].double() for latents in (prediction, truth))
         assert found.variance_ratio == pytest.approx((guess.var(0).sum() / true.var(0).sum()).item(), rel=1e-9)
@@ -52,14 +52,14 @@ def test_blur_and_collapse_show() -> None:
     truth = torch.randn(SHAPE)
     for prediction, ratio in ((truth / 2, 0.25), (truth[:1].expand_as(truth), 0.0), (truth + 3, 1.0)):
         moments = SpreadMoments()
-        moments.add(prediction, truth, ALL)
+        moments.add(prediction, truth, ALL, first=0)
         assert moments.finish()[0].variance_ratio == pytest.approx(ratio, abs=1e-6)
 
 
 def test_a_horizon_of_one_clip_has_no_variance() -> None:
     moments, valid = SpreadMoments(), ALL.clone()
     valid[1:, 1] = False
-    moments.add(torch.randn(SHAPE), torch.randn(SHAPE), valid)
+    moments.add(torch.randn(SHAPE), torch.randn(SHAPE), valid, first=0)
     assert math.isnan(moments.finish()[1].variance_ratio)
 
 
@@ -68,10 +68,10 @@ def test_only_the_first_clips_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(spread, "MAX_CLIPS", 4)
     monkeypatch.setattr("flcache.evaluation.retrieval.MAX_CLIPS", 4)
     few, all_, gallery = SpreadMoments(), SpreadMoments(), Gallery()
-    few.add(prediction[:4], truth[:4], ALL[:4])
+    few.add(prediction[:4], truth[:4], ALL[:4], first=0)
     for part in (slice(0, 3), slice(3, 6)):
-        all_.add(prediction[part], truth[part], ALL[part])
-        gallery.add(prediction[part], truth[part], ALL[part])
+        all_.add(prediction[part], truth[part], ALL[part], part.start)
+        gallery.add(prediction[part], truth[part], ALL[part], part.start)
     assert [found.variance_ratio for found in all_.finish()] == pytest.approx(
         [found.variance_ratio for found in few.finish()]
     )
@@ -91,7 +91,7 @@ def test_retrieval_counts_valid_clips_only() -> None:
     valid[3:, 1] = False
     truth[3:, 1] = torch.nan
     gallery = Gallery()
-    gallery.add(truth + 0.01 * torch.randn(SHAPE), truth, valid)
+    gallery.add(truth + 0.01 * torch.randn(SHAPE), truth, valid, first=0)
     first, second = gallery.finish()
     assert (first.at_1, first.at_5, first.gallery) == (1.0, 1.0, 6)
     assert (second.at_1, second.gallery) == (1.0, 3)
@@ -100,7 +100,7 @@ def test_retrieval_counts_valid_clips_only() -> None:
 def test_what_is_equally_near_does_not_count_as_found() -> None:
     """A prediction that is the same for all clips of equal latents finds none of them."""
     gallery = Gallery()
-    gallery.add(torch.zeros(SHAPE), torch.ones(SHAPE), ALL)
+    gallery.add(torch.zeros(SHAPE), torch.ones(SHAPE), ALL, first=0)
     assert gallery.finish()[0].at_1 == 0
 
 
@@ -115,7 +115,7 @@ def test_a_sketch_keeps_distances() -> None:
 
 def test_samples_are_scored_by_the_formulas() -> None:
     samples, target = torch.randn(4, *SHAPE), torch.randn(SHAPE)
-    found = join_samples([score_samples(samples[:, part], target[part]) for part in (slice(0, 2), slice(2, 6))])
+    found = join([score_samples(samples[:, part], target[part]) for part in (slice(0, 2), slice(2, 6))])
     errors = (samples.double() - target.double()).square().flatten(3).mean(3)
     torch.testing.assert_close(found.best, errors.amin(0), rtol=1e-5, atol=1e-6)
     mean = samples.double().mean(0)

@@ -21,7 +21,7 @@ from flcache.pipelines.setup import source as sources
 from flcache.pipelines.setup.model import load_trained
 from flcache.pipelines.setup.running import as_trained
 from flcache.pipelines.setup.source import Reading, open_source
-from flcache.training import latest_checkpoint, read_record
+from flcache.training import latest_checkpoint, open_checkpoint
 
 END_TO_END = ["training.source=videos", "encoder_trainable=true"]
 
@@ -108,7 +108,7 @@ def test_an_evaluation_end_to_end_names_the_encoder_that_was_evaluated(encoded: 
     evaluate.run(config)
     found = json.loads((tmp_path / "evaluation.json").read_text(encoding="utf-8"))
     checkpoint = latest_checkpoint(tmp_path / "checkpoints")
-    trained_from = read_record(checkpoint).fingerprint
+    trained_from = open_checkpoint(checkpoint).record.fingerprint
     with open_source(config, Reading("val", 4, shuffle=False), device="cpu") as source:
         initial = source.hard["encoder"]["weights"]
         model = load_trained(config, source, checkpoint)

@@ -1,12 +1,11 @@
 """`flcache report`: one self-contained HTML page of a run, with a player of predictions as colours."""
 
-from flcache.evaluation.report.colours import MAX_CLIPS, ColourBasis, TargetMoments
+from flcache.evaluation.report.colours import MAX_CLIPS, TargetMoments
 from flcache.evaluation.report.page import Report, render, write_report
 from flcache.evaluation.report.player import RolledClip, clips_that_fit, frame_side, player_content, seen_region
 
 __all__ = [
     "MAX_CLIPS",
-    "ColourBasis",
     "Report",
     "RolledClip",
     "TargetMoments",

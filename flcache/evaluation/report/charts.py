@@ -1,6 +1,6 @@
-"""The geometry of the line charts: everything in percent of the plot, so that the page can stretch it to any width.
+"""The geometry of the line charts, in percent of the plot, so that the page can stretch it to any width.
 
-The lines are SVG paths that stretch without their strokes; all words are HTML, which does not stretch.
+Lines are SVG paths whose strokes do not stretch; all text is HTML.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from flcache.evaluation.report.verdict import Row, baselines, interval, skill_ov
 from flcache.evaluation.result import REFERENCE, spoken
 
 MAX_POINTS = 240
-"""Points of a line of losses; those of longer runs are means of neighbours."""
+"""At most so many points on a line of losses; for longer runs each is a mean of neighbours."""
 MIN_LABEL_GAP = 6.5
-"""Percent of the height between the names at the ends of lines."""
+"""Least distance between the names at the ends of lines, in percent of the height."""
 MAX_HORIZON_TICKS = 12
 FLOOR = -0.5
-"""The plot of skill over copying ends here, or lower where the prediction does; baselines may lie below it."""
+"""Lower end of the plot of skill over copying, unless the prediction is lower; baselines may be below it."""
 
 Point = tuple[float, float]
 _Estimate = tuple[float | None, tuple[float, float] | None]
@@ -34,27 +34,27 @@ class Tick:
     """Percent from the left or from the top."""
     text: str
     note: str = ""
-    """Smaller, under the text."""
+    """Small text below."""
 
 
 @dataclass(frozen=True)
 class Line:
     name: str
     key: str
-    """Decides its colour: a number for baselines, a word for losses."""
+    """CSS class of its colour: a number for baselines, a word for losses."""
     path: str
     band: str
     """The 95 % interval as a closed path; empty where there is none."""
     marks: tuple[Point, ...]
     label_top: float
-    """Percent from the top where its name stands at the right end, clear of the others."""
+    """Position of its name at the right end, in percent from the top, apart from other names."""
 
 
 @dataclass(frozen=True)
 class Chart:
     name: str
     description: str
-    """What a reader who cannot see it needs to know."""
+    """Alternative text."""
     x_title: str
     x_ticks: tuple[Tick, ...]
     y_ticks: tuple[Tick, ...]
@@ -65,8 +65,6 @@ class Chart:
 
 @dataclass(frozen=True)
 class _Scale:
-    """From values to percent of the plot."""
-
     x: tuple[float, float]
     y: tuple[float, float]
 
@@ -92,16 +90,16 @@ class _Series:
 
 
 def reference_chart(rows: Sequence[Row]) -> Chart | None:
-    """The prediction and every baseline on one scale: skill over copying the last step, which is the line at 0.
+    """Skill over copying the last step, of the prediction and of every baseline; None where there are no such skills.
 
-    None where the evaluation does not have these skills. Baselines far below 0 leave the plot at its floor.
+    Baselines far below 0 leave the plot at its floor.
     """
     prediction = _series("prediction", "prediction", [(row["horizon"], *_skill(row, REFERENCE)) for row in rows])
     others = [line for line in _baseline_lines(rows, _own_skill) if line.points and line.name != spoken(REFERENCE)]
     if not prediction.points or not others:
         return None
     lines = [prediction, *others]
-    floor = min(FLOOR, *(value for _, value in lines[0].points))
+    floor = min(FLOOR, *(value for _, value in prediction.points))
     return _horizon_chart("reference", _describe(lines, "over copying the last step"), rows, lines, floor)
 
 
@@ -155,7 +153,7 @@ def _own_skill(row: Row, name: str) -> _Estimate:
 
 
 def _baseline_lines(rows: Sequence[Row], estimate: Callable[[Row, str], _Estimate]) -> list[_Series]:
-    """A line a baseline, with its number as key: it has one colour in all charts."""
+    """One line per baseline, with its number as key, so that it has one colour in all charts."""
     return [
         _series(spoken(name), str(number), [(row["horizon"], *estimate(row, name)) for row in rows])
         for number, name in enumerate(baselines(rows), start=1)
@@ -206,7 +204,7 @@ def _path(points: Sequence[Point]) -> str:
 
 
 def _separate_labels(lines: Sequence[Line]) -> tuple[Line, ...]:
-    """The lines with their names moved apart where they end too close: down first, then up from the floor."""
+    """The lines with names that are too close moved apart: first down, then up from the lower end of the plot."""
     tops: dict[str, float] = {}
     lowest = -MIN_LABEL_GAP
     for line in sorted(lines, key=lambda line: line.label_top):
@@ -219,7 +217,7 @@ def _separate_labels(lines: Sequence[Line]) -> tuple[Line, ...]:
 
 
 def _thinned(losses: Sequence[Mapping[str, float]], key: str) -> list[Point]:
-    """(step, loss) of the lines that have `key`, at most `MAX_POINTS` of them, each the mean of its neighbours."""
+    """(step, loss) of the logged lines that have `key`; means of neighbours if there are more than `MAX_POINTS`."""
     points = np.array([(line["step"], line[key]) for line in losses if np.isfinite(line.get(key, np.nan))])
     chunks = np.array_split(points, min(MAX_POINTS, len(points))) if len(points) else []
     return [(float(chunk[:, 0].mean()), float(chunk[:, 1].mean())) for chunk in chunks]

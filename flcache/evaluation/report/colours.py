@@ -1,7 +1,7 @@
-"""Latents as pictures: one colour basis for all clips of a split, and heat for errors.
+"""Latents as pictures: one colour basis for all clips of a split, and a heat map for errors.
 
-The basis is fitted on the true targets alone and then used for everything, so that a colour means the same latent in
-every clip, in the truth and in every prediction.
+The basis is fitted on the true targets and used for all pictures, so that a colour means the same latent in all of
+them.
 
 Shapes: N latent vectors, D channels.
 """
@@ -19,32 +19,31 @@ from torch import Tensor
 from flcache.errors import DataError
 
 DEVIATIONS = 2.0
-"""A projection this many standard deviations from the mean is three quarters of the way from grey to full colour."""
+"""So many standard deviations from the mean, a colour is three quarters of the way from grey to full."""
 HEAT = "magma"
 MAX_CLIPS = 512
-"""Clips that the basis is fitted on, the first of the split: three directions need no more, and planning has shuffled
-them."""
+"""The basis is fitted on the first clips of the split, a random sample since plans are shuffled."""
 
 
 @dataclass(frozen=True)
 class ColourBasis:
-    """Three directions of latent space, shown as red, green and blue."""
+    """Three directions in latent space, shown as red, green and blue."""
 
     mean: Tensor
     """(D,)"""
     axes: Tensor
     """(D, 3) principal components, each divided by `DEVIATIONS` of its standard deviations."""
     explained: float
-    """Fraction of the variance that the three hold."""
+    """Fraction of the variance in the three directions."""
 
     def paint(self, latents: Tensor) -> NDArray[np.uint8]:
-        """(..., D) latents as (..., 3) colours: grey at the mean, bounded by tanh far from it."""
+        """Latents (..., D) as colours (..., 3): grey at the mean, limited by tanh."""
         projected = (latents.float().cpu() - self.mean) @ self.axes
         return _bytes((projected.tanh() + 1) / 2)
 
 
 class TargetMoments:
-    """Sums over targets, batch by batch, from which their principal components follow."""
+    """Sums over batches of targets, for their principal components."""
 
     def __init__(self, channels: int) -> None:
         self.count = 0
@@ -52,7 +51,7 @@ class TargetMoments:
         self._products = torch.zeros(channels, channels, dtype=torch.float64)
 
     def add(self, targets: Tensor) -> None:
-        """Count `targets` (..., D)."""
+        """Add `targets` (..., D)."""
         flat = targets.flatten(0, -2).float().cpu()
         self.count += len(flat)
         self._sum += flat.sum(0, dtype=torch.float64)
@@ -74,14 +73,14 @@ class TargetMoments:
 
 
 def heat(errors: Tensor, limit: float) -> NDArray[np.uint8]:
-    """(...) errors as (..., 3) colours, dark at 0 and bright from `limit` on."""
+    """Errors (...) as colours (..., 3): dark at 0, brightest from `limit` on."""
     colours = colormaps[HEAT]((errors.double().cpu() / limit).clamp(0, 1).numpy())[..., :3]
     return _bytes(torch.from_numpy(np.ascontiguousarray(colours)))
 
 
-def heat_stops(count: int = 6) -> list[str]:
-    """The colours of `heat` from 0 to its limit, as CSS."""
-    colours = heat(torch.linspace(0, 1, count), 1.0)
+def heat_stops() -> list[str]:
+    """Six colours of `heat` from 0 to its limit, as CSS."""
+    colours = heat(torch.linspace(0, 1, 6), 1.0)
     return [f"rgb({red} {green} {blue})" for red, green, blue in colours.tolist()]
 
 

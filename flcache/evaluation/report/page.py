@@ -1,4 +1,4 @@
-"""One self-contained HTML page of a run: everything inline, nothing from a network, the same bytes for the same run."""
+"""One HTML page of a run: everything inline, nothing from a network, the same bytes for the same run."""
 
 from __future__ import annotations
 
@@ -13,27 +13,18 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from rich.filesize import decimal
 
-from flcache.evaluation.report import charts
+from flcache.evaluation.report import charts, verdict
 from flcache.evaluation.report.colours import MAX_CLIPS, heat_stops
 from flcache.evaluation.report.tables import motion_table, number, quality_table
-from flcache.evaluation.report.verdict import (
-    baselines,
-    evaluated_rows,
-    has_intervals,
-    interval,
-    outcome,
-    strongest,
-    verdict,
-)
 from flcache.evaluation.result import spoken
 
 MAX_FAILURES = 200
-"""Listed one by one; the page counts the rest."""
+"""At most so many are listed."""
 
 
 @dataclass(frozen=True)
 class Report:
-    """What a page shows, as plain values; what is None or empty is left out of the page."""
+    """The content of a page as plain values; the page leaves out what is None or empty."""
 
     name: str
     split: str
@@ -42,21 +33,21 @@ class Report:
     losses: Sequence[Mapping[str, float]]
     """The lines of metrics.jsonl: `step`, `loss/prediction` and `loss/copy_last`."""
     cache: Mapping[str, Any] | None
-    """As `flcache.cache.check.summary` gives it."""
+    """Result of `flcache.cache.summary`."""
     player: Mapping[str, Any] | None
-    """As `player_content` gives it."""
+    """Result of `player_content`."""
     provenance: Mapping[str, str]
-    """What the numbers rest on: a value by its name."""
+    """Where the numbers come from: values by name."""
     config: str
     """The configuration of the run, as YAML."""
     leak: bool
     """True if the contexts had seen the future."""
     notes: Sequence[str] = ()
-    """What the page does not show, and what to do about it."""
+    """What the page lacks, and what to do about it."""
 
 
 def write_report(report: Report, path: Path) -> None:
-    """Write the page; it appears at `path` only when it is whole."""
+    """Write the page; `path` is replaced only once it is complete."""
     partial = path.with_name(f".{path.name}.partial")
     partial.write_text(render(report), encoding="utf-8")
     partial.replace(path)
@@ -72,14 +63,14 @@ def render(report: Report) -> str:
         lstrip_blocks=True,
     )
     environment.filters |= {"number": number, "size": decimal, "count": _count, "spoken": spoken}
-    environment.globals |= {"interval": interval, "outcome": outcome, "strongest": strongest}
-    rows = evaluated_rows(report.evaluation)
+    environment.globals |= {name: getattr(verdict, name) for name in ("interval", "outcome", "strongest")}
+    rows = verdict.evaluated_rows(report.evaluation)
     return environment.get_template("page.html").render(
         report=report,
-        verdict=verdict(report.evaluation, leak=report.leak),
+        verdict=verdict.verdict(report.evaluation, leak=report.leak),
         rows=rows,
-        baselines=baselines(rows),
-        has_intervals=has_intervals(rows),
+        baselines=verdict.baselines(rows),
+        has_intervals=verdict.has_intervals(rows),
         reference_chart=charts.reference_chart(rows) if rows else None,
         skill_chart=charts.skill_chart(rows) if rows else None,
         loss_chart=charts.loss_chart(report.losses),
@@ -95,13 +86,13 @@ def render(report: Report) -> str:
 
 
 def _failure_kinds(cache: Mapping[str, Any] | None) -> list[tuple[str, int]]:
-    """Stage and reason with how many clips failed so, the most frequent first."""
+    """Stage and reason of failures with their number, the most frequent first."""
     failures = cache["failures"] if cache else []
     return Counter(f"{failure['stage']}: {failure['reason']}" for failure in failures).most_common()
 
 
 def _inline(name: str) -> Markup:
-    """A file of the template that is ours and goes into the page as it is."""
+    """A file of the template, to be inserted without escaping."""
     return Markup(files("flcache.evaluation.report").joinpath("template", name).read_text(encoding="utf-8"))
 
 

@@ -1,6 +1,6 @@
-"""The clips of the player, as sheets of small pictures in the page itself.
+"""The clips of the player, as sheets of small pictures inside the page.
 
-A sheet holds one picture a step, eight in a row. Latents are one pixel a patch, enlarged by the browser.
+A sheet holds one picture per step, eight in a row. Latents have one pixel per patch, enlarged by the browser.
 
 Shapes: T steps, Tc of them context, K horizons, H x W patch grid, D channels; h, w pixels.
 """
@@ -25,13 +25,13 @@ from flcache.evaluation.report.colours import ColourBasis, heat
 SHEET_COLUMNS = 8
 MAX_CLIPS = 8
 LATENT_BYTES = 1_500_000
-"""Bytes of all pictures of latents together, before compression and base64."""
+"""Limit of all pictures of latents together, before compression and base64."""
 FRAME_SIDE = 224
-"""Pixels of the longer side of a video frame in the page; less where there are many of them."""
+"""Largest longer side of a video frame in pixels."""
 FRAME_PIXELS = 6_500_000
-"""Pixels of all frames together."""
+"""Limit of all frames together."""
 FRAME_BYTES = 2_000_000
-"""Bytes of all frames together, as JPEG; with base64 and the latents a page stays below 5 MB."""
+"""Limit of all frames together as JPEG; with base64 and the latents a page stays below 5 MB."""
 JPEG_QUALITIES = (86, 70, 50, 30)
 """Tried in this order until the frames fit."""
 
@@ -55,7 +55,7 @@ class RolledClip:
     """(K, H, W, D)"""
     label: str | None = None
     frames: NDArray[np.uint8] | None = None
-    """(T, h, w, 3) of the video at the steps' times, cut to what the encoder saw; None where it could not be read."""
+    """(T, h, w, 3) of the video at the steps' times, cropped as for the encoder; None where it could not be read."""
 
     @property
     def prediction_error(self) -> Tensor:
@@ -69,7 +69,7 @@ class RolledClip:
 
 
 def player_content(clips: Sequence[RolledClip], basis: ColourBasis) -> dict[str, Any]:
-    """What the player needs, as plain values; pictures are data URIs. The clips have the same steps and boundary."""
+    """The player's content as plain values, pictures as data URIs. All clips have the same steps and boundary."""
     limit = _error_limit(clips)
     side, frame_bytes = frame_side(sum(len(clip.times) for clip in clips)), FRAME_BYTES // len(clips)
     return {
@@ -89,22 +89,20 @@ def player_content(clips: Sequence[RolledClip], basis: ColourBasis) -> dict[str,
 
 
 def clips_that_fit(latent_shape: Sequence[int]) -> int:
-    """How many clips of (T, H, W, D) latents a page can hold; at least one."""
+    """How many clips of (T, H, W, D) latents fit into a page; at least one."""
     T, H, W, _ = latent_shape
     sheets, colours = 5, 3
     return max(1, min(MAX_CLIPS, LATENT_BYTES // (sheets * colours * T * H * W)))
 
 
 def frame_side(pictures: int) -> int:
-    """Pixels of the longer side of a frame when the page holds `pictures` of them."""
+    """The longer side of a frame in pixels, if the page holds `pictures` of them."""
     return max(48, min(FRAME_SIDE, math.isqrt(FRAME_PIXELS // max(1, pictures))))
 
 
 def seen_region(processor: Mapping[str, Any], height: int, width: int) -> tuple[int, int, int, int]:
-    """Left, top, right, bottom of the pixels that an encoder sees of a frame, from the fields of its processor.
-
-    A processor that resizes the short edge and crops the centre loses a border; any other one sees the whole frame.
-    """
+    """Left, top, right, bottom of the part of a frame that an encoder sees, from the fields of its processor: the whole
+    frame unless it resizes the short edge and crops the centre."""
     edge = processor.get("size", {}).get("shortest_edge")
     if not (processor.get("do_center_crop") and edge and "height" in processor.get("crop_size", {})):
         return 0, 0, width, height
@@ -116,7 +114,7 @@ def seen_region(processor: Mapping[str, Any], height: int, width: int) -> tuple[
 
 
 def _error_limit(clips: Sequence[RolledClip]) -> float:
-    """The error with the brightest colour: 99 of 100 errors of copying are below it."""
+    """The error with the brightest colour: the 99th percentile of the errors of copying."""
     errors = torch.cat([clip.copy_error[clip.valid[len(clip.context) :]].flatten() for clip in clips])
     return max(1e-6, float(torch.quantile(errors, 0.99))) if len(errors) else 1.0
 
@@ -141,12 +139,11 @@ def _clip(clip: RolledClip, basis: ColourBasis, limit: float) -> dict[str, Any]:
 
 
 def _per_step(errors: Tensor) -> list[float]:
-    """(K, H, W) errors as K numbers."""
     return [round(value, 4) for value in errors.flatten(1).mean(1).tolist()]
 
 
 def _frames(frames: NDArray[np.uint8], side: int, num_bytes: int) -> dict[str, Any]:
-    """One sheet and the size of a frame on it. Frames are made smaller where their longer side exceeds `side`."""
+    """One sheet and the size of a frame on it. Frames are scaled down to a longer side of at most `side`."""
     height, width = frames.shape[1:3]
     scale = min(1.0, side / max(height, width))
     size = max(1, round(width * scale)), max(1, round(height * scale))
@@ -163,7 +160,7 @@ def _png(pictures: NDArray[np.uint8]) -> str:
 
 
 def _sheet(pictures: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """(T, h, w, 3) pictures as one of rows of `SHEET_COLUMNS`."""
+    """Pictures (T, h, w, 3) as one, in rows of `SHEET_COLUMNS`."""
     count, height, width, _ = pictures.shape
     rows = math.ceil(count / SHEET_COLUMNS)
     sheet = np.zeros((rows * SHEET_COLUMNS, height, width, 3), dtype=np.uint8)

@@ -1,4 +1,4 @@
-"""Tables of what an evaluation may hold besides error and skill; what it does not hold is left out."""
+"""Tables of an evaluation's metrics besides error and skill; columns without values are left out."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ QUALITY = {
     "Best of k": ("samples", "best"),
     "Diversity": ("samples", "diversity"),
 }
-"""Headings, and where in a horizon of evaluation.json the value lies."""
+"""Headings, and paths of the values in a horizon of evaluation.json."""
 MOTION = {
     heading: ("motion_quartiles", quartile, "skill", REFERENCE)
     for quartile, heading in enumerate(("Stillest quarter", "Second", "Third", "Liveliest quarter"))
@@ -34,14 +34,14 @@ MOTION = {
 
 @dataclass(frozen=True)
 class Table:
-    """Cells as text; the first of each row names it."""
+    """Cells as text; the first of each row is its heading."""
 
     headings: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
 
 
 def quality_table(rows: Sequence[Row]) -> Table | None:
-    """Blur, collapse and retrieval per horizon; None where nothing of it was measured."""
+    """Spread, retrieval and samples per horizon; None where none was measured."""
     return _table(rows, QUALITY)
 
 
@@ -51,7 +51,7 @@ def motion_table(rows: Sequence[Row]) -> Table | None:
 
 
 def number(value: float | None, digits: int = 2) -> str:
-    """A number with a true minus sign; a dash for none."""
+    """`value` with a typographic minus sign; a dash if it is None or not finite."""
     if value is None or not math.isfinite(value):
         return "\N{EN DASH}"
     rounded = round(value, digits) + 0.0  # no minus zero
@@ -59,7 +59,7 @@ def number(value: float | None, digits: int = 2) -> str:
 
 
 def _table(rows: Sequence[Row], paths: Mapping[str, Sequence[str | int]]) -> Table | None:
-    """What lies at `paths`, by heading, without columns that have no value; None where no column has one."""
+    """The values at `paths`, by heading, without empty columns; None if all are empty."""
     columns = {heading: [value_at(row, path) for row in rows] for heading, path in paths.items()}
     columns = {heading: values for heading, values in columns.items() if any(value is not None for value in values)}
     cells = zip(*([number(value) for value in values] for values in columns.values()), strict=True)

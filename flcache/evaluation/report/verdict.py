@@ -1,14 +1,14 @@
-"""What an evaluation says in one line: where the prediction is ahead of every baseline, and where it is not.
+"""An evaluation in one line: at which horizons the prediction is ahead of every baseline.
 
-Ahead of a baseline means that the whole 95 % interval of the skill over it is above 0; behind, that all of it is below.
-Where an evaluation made no intervals, the sign of the skill decides, and the page says so; where it could not make
-one, the two are level. A horizon with clips whose skill over a baseline is missing or not finite is not ahead of it.
+Ahead of a baseline means that the whole 95 % interval of the skill over it is above 0; behind, that all of it is below;
+level, that it contains 0 or could not be computed. In an evaluation of before there were intervals, the sign of the
+skill decides, and the page says so. Where the skill is missing or not finite, the prediction is not ahead.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -27,7 +27,7 @@ class Verdict:
 
 
 def verdict(evaluation: Mapping[str, Any] | None, *, leak: bool) -> Verdict:
-    """The headline of an evaluation, read from its JSON form."""
+    """The headline of an evaluation, from its JSON."""
     rows = evaluated_rows(evaluation)
     if leak:
         return Verdict("These numbers do not measure prediction", "The contexts had seen the future.", "bad")
@@ -44,24 +44,24 @@ def verdict(evaluation: Mapping[str, Any] | None, *, leak: bool) -> Verdict:
 
 
 def evaluated_rows(evaluation: Mapping[str, Any] | None) -> list[Row]:
-    """The horizons that have clips and were compared with a baseline, whatever came of it."""
+    """The horizons that have clips and were compared with a baseline."""
     rows = evaluation.get("horizons", []) if evaluation else []
     return [row for row in rows if row["clips"] and row.get("skill")]
 
 
 def baselines(rows: Sequence[Row]) -> list[str]:
-    """Names of the baselines that any horizon has a skill over, in the order in which they are reported."""
+    """Names of the baselines with a finite skill at any horizon, in the order of the evaluation."""
     return list(dict.fromkeys(name for row in rows for name in row["skill"] if skill_over(row, name) is not None))
 
 
 def skill_over(row: Row, baseline: str) -> float | None:
-    """None where there is none, or none that is finite."""
+    """The skill; None where it is missing or not finite."""
     skill = row["skill"].get(baseline)
     return skill if skill is not None and math.isfinite(skill) else None
 
 
 def interval(row: Row, baseline: str) -> tuple[float, float] | None:
-    """The 95 % interval of the skill over `baseline`; None where the evaluation has none."""
+    """The 95 % interval of the skill over `baseline`; None where it is missing or not finite."""
     found = (row.get("skill_interval") or {}).get(baseline)
     if found is None or any(bound is None or not math.isfinite(bound) for bound in found):
         return None
@@ -88,7 +88,7 @@ def outcome(row: Row, baseline: str) -> Outcome:
 
 
 def strongest(row: Row) -> tuple[str, float | None]:
-    """The baseline over which the skill is least, and that skill; the first one and None where no skill is known."""
+    """The baseline with the least skill over it, and that skill; the first one and None if no skill is known."""
     known = [(name, value) for name in row["skill"] if (value := skill_over(row, name)) is not None]
     return min(known, key=lambda pair: pair[1]) if known else (next(iter(row["skill"])), None)
 
@@ -102,7 +102,9 @@ def horizon_words(horizons: Sequence[int]) -> str:
         else:
             runs.append([horizon])
     words = [[f"{run[0]} to {run[-1]}"] if len(run) > 2 else list(map(str, run)) for run in runs]
-    return ("horizon " if len(horizons) == 1 else "horizons ") + _enumerate([word for run in words for word in run])
+    *first, last = (word for run in words for word in run)
+    named = f"{', '.join(first)} and {last}" if first else last
+    return f"horizon {named}" if len(horizons) == 1 else f"horizons {named}"
 
 
 def _every(rows: Sequence[Row]) -> str:
@@ -111,7 +113,7 @@ def _every(rows: Sequence[Row]) -> str:
 
 
 def _detail(rows: Sequence[Row], names: Sequence[str]) -> str:
-    """Where it is not ahead, of whom; and what the comparison rests on."""
+    """The horizons and baselines where the prediction is not ahead; and whether there are intervals."""
     sentences = []
     for words, what in (("level", "level with"), ("behind", "behind"), ("unknown", "no finite skill over")):
         for name in names:
@@ -127,8 +129,3 @@ def _detail(rows: Sequence[Row], names: Sequence[str]) -> str:
     elif baselines(rows) and not has_intervals(rows):
         sentences.append("There are too few videos for intervals, so no difference is shown.")
     return " ".join(sentences)
-
-
-def _enumerate(words: Iterable[str]) -> str:
-    *first, last = words
-    return f"{', '.join(first)} and {last}" if first else last
