@@ -28,7 +28,7 @@ def small_config(videos: Path, folder: Path) -> dict[str, Any]:
         "dataset": {"root": str(videos), "train": str(videos / "train.csv"), "val": str(videos / "val.csv")},
         "clip": {"frames": 8, "fps": 8.0},
         "encoder": {"architecture": ENCODER},
-        "encode": {"batch_size": 4, "device": "cpu"},
+        "encode": {"batch_size": 4, "decode_workers": 1, "device": "cpu"},
         "cache": {"dir": str(folder / "cache"), "codec": "float32", "shard_bytes": 40_000},
         "predictor": {
             "preset": "tiny",

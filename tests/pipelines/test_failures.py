@@ -167,7 +167,7 @@ def encoded_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subproc
         "name": str(folder / "model"),
         "processor": {"image_mean": [0.0, 0.0, 0.0], "image_std": [1e-45, 1.0, 1.0]},  # any red is infinite
     }
-    config["encode"] |= {"max_failed_fraction": 1.0, "decode_workers": 2, "decode_timeout_s": 6.0}
+    config["encode"] |= {"max_failed_fraction": 1.0, "decode_workers": 2, "decode_timeout_s": 4.0}
     config["cache"] |= {"codec": "float16"}
     (folder / "config.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
     command = ("encode", "--config", folder / "config.yaml")
