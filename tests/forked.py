@@ -1,7 +1,7 @@
 """Processes of their own, forked from one that has imported everything: 0.1 s instead of 5 s each.
 
 Memory, files, signals, output and exit code are their own, as those of a process that is started anew. What depends on
-a new interpreter (which modules a command loads, peak memory, `sitecustomize`) is tested with `subprocess`.
+a new interpreter (which modules a command loads, how it exits, peak memory) is tested with `subprocess`.
 """
 
 from __future__ import annotations
@@ -113,7 +113,7 @@ def script(path: Path, *arguments: str | Path) -> None:
 
 
 def command_line_without(ignored: int, *arguments: str | Path) -> None:
-    """As `command_line` below a `nohup` that ignores the signal `ignored`."""
+    """`flcache ARGUMENTS`, started with the signal `ignored` ignored, as `nohup` does."""
     signal.signal(ignored, signal.SIG_IGN)
     command_line(*arguments)
 
