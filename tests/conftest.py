@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import signal
 from collections.abc import Iterator
@@ -9,6 +10,13 @@ from pathlib import Path
 
 import pytest
 from selenium.webdriver import Chrome, ChromeOptions, ChromeService
+
+os.environ["OMP_NUM_THREADS"] = "1"  # read when torch is imported; tests run side by side, and so do their processes
+os.environ["HF_HUB_OFFLINE"] = "1"  # a checkpoint that is nowhere: not looked for on a network for 20 s
+
+IN_MEMORY = Path("/dev/shm")
+if IN_MEMORY.is_dir() and shutil.disk_usage(IN_MEMORY).free > 4 * 2**30:
+    os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(IN_MEMORY))  # on a disk, to write a file again takes 3 ms
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 BROWSER_FLAGS = (

@@ -104,7 +104,7 @@ def main() -> None:
         root, csv = options.root, options.csv
         if root is None:
             root, csv = work / "videos", work / "videos" / "train.csv"
-            write_dataset(root, train_videos=8, val_videos=0, frames=64, size=340, fps=16)
+            write_dataset(root, train_videos=min(8, options.clips), val_videos=0, frames=64, size=340, fps=16)
         files = find_files(root, csv, options.clips)
         model = load_encoder(SOURCE, context=CONTEXT)
         plain_loop(files[:1], model, work / "warm-up")

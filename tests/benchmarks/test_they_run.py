@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from forked import run_forked, script
 
 HERE = Path(__file__).parent
 SMALLEST = {
@@ -27,8 +26,6 @@ def test_every_benchmark_is_here() -> None:
 
 @pytest.mark.parametrize("name", SMALLEST)
 def test_it_runs(name: str, tmp_path: Path) -> None:
-    command = [sys.executable, str(HERE / name), *SMALLEST[name]]
-    if command[-1] == "--out":
-        command.append(str(tmp_path))
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    arguments = [*SMALLEST[name], *([str(tmp_path)] if SMALLEST[name][-1] == "--out" else [])]
+    result = run_forked(script, HERE / name, *arguments)
     assert result.returncode == 0 and any(character.isdigit() for character in result.stdout), result.stderr

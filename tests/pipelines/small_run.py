@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
+
+from forked import command_line, run_forked
 
 ENCODER = {
     "model_type": "vjepa2",
@@ -28,7 +28,7 @@ def small_config(videos: Path, folder: Path) -> dict[str, Any]:
         "dataset": {"root": str(videos), "train": str(videos / "train.csv"), "val": str(videos / "val.csv")},
         "clip": {"frames": 8, "fps": 8.0},
         "encoder": {"architecture": ENCODER},
-        "encode": {"batch_size": 4, "device": "cpu"},
+        "encode": {"batch_size": 4, "decode_workers": 1, "device": "cpu"},
         "cache": {"dir": str(folder / "cache"), "codec": "float32", "shard_bytes": 40_000},
         "predictor": {
             "preset": "tiny",
@@ -46,11 +46,8 @@ def small_config(videos: Path, folder: Path) -> dict[str, Any]:
     }
 
 
-def flcache(*arguments: str | Path, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    """Run the command line on one thread."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "flcache.pipelines.cli", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, env=environment, check=False, cwd=cwd)
+def flcache(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    return run_forked(command_line, *arguments)
 
 
 def tree(folder: Path) -> dict[str, bytes]:

@@ -21,10 +21,11 @@ def write_cache(path: Path, clips: int) -> Path:
     return path
 
 
-def test_all_loaders_are_measured_on_a_cache(tmp_path: Path) -> None:
+def test_all_loaders_are_measured_on_a_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
     cache = write_cache(tmp_path / "cache", 64)
     before = sorted(tmp_path.rglob("*"))
-    result = flcache("bench", "loader", str(cache), "--json", cwd=tmp_path)
+    result = flcache("bench", "loader", str(cache), "--json")
     assert result.returncode == 0, result.stderr
     found = json.loads(result.stdout)
     assert found["clips_per_s"] > 0 and found["clips_per_s_verified"] > 0 and found["clips_per_s_2_steps"] > 0

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from forked import Forked, command_line, run_forked
 
 from flcache.pipelines.cli import cli
 
@@ -123,18 +124,19 @@ def test_a_reader_that_goes_away_is_no_error(tmp_path: Path) -> None:
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes")
 def test_an_interrupt_is_one_line_and_exits_130(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "slow.csv")
-    arguments = [sys.executable, "-c", MAIN, "inspect-config", "--config", "demo", "dataset.train=slow.csv"]
-    process = subprocess.Popen(arguments, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-    with process, (tmp_path / "slow.csv").open("w"):  # opens when the process reads from it
+    table = tmp_path / "slow.csv"
+    process = Forked(command_line, "inspect-config", "--config", "demo", f"dataset.train={table}")
+    with table.open("w"):  # opens when the process reads from it
         process.send_signal(signal.SIGINT)
-        _, errors = process.communicate(timeout=60)
-    assert (process.returncode, errors.strip()) == (130, b"Error: interrupted")
+        ended = process.wait()
+    assert (ended.returncode, ended.stderr.strip()) == (130, "Error: interrupted")
 
 
-def test_conflicts_are_notices_on_stderr_before_the_stage(tmp_path: Path) -> None:
+def test_conflicts_are_notices_on_stderr_before_the_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
     (tmp_path / "a.yaml").write_text("seed: 1\n", encoding="utf-8")
     (tmp_path / "b.yaml").write_text("inherits: [a]\nseed: 2\n", encoding="utf-8")
-    done = flcache("train", "--config", "b.yaml", folder=tmp_path)
+    done = run_forked(command_line, "train", "--config", "b.yaml")
     assert done.stderr.splitlines() == [
         "Notice: seed: 1 (a.yaml:1) -> 2 (b.yaml:2)",
         "Error: training.dir is not set; give training.dir=PATH, or write it in the configuration file",

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from forked import command_line, run_together
 
 from flcache.config import load_config
 from flcache.errors import ConfigError, TrainingError
@@ -91,16 +88,6 @@ def test_two_machines_continue_from_one_checkpoint_or_stop(encoded: Path, tmp_pa
 
 def on_two_machines(config: Path, folders: list[Path]) -> list[tuple[int, str]]:
     """Exit code and errors of two processes of one run to step 6, each with a folder of its own."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
-    started = []
-    for rank, folder in enumerate(folders):
-        places = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
-        address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1"}
-        stage = ["-m", "flcache.pipelines.cli", "train", "--config", str(config), "--resume"]
-        command = [sys.executable, *stage, f"training.dir={folder}", "training.batch_size=2"]
-        started.append(
-            subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env={**os.environ, **places, **address})
-        )
-    return [(process.wait(), errors) for process in started for errors in [process.communicate(timeout=120)[1]]]
+    stage = ("train", "--config", config, "--resume", "training.batch_size=2")
+    results = run_together(command_line, *[(*stage, f"training.dir={folder}") for folder in folders])
+    return [(result.returncode, result.stderr) for result in results]

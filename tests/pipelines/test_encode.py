@@ -5,18 +5,16 @@ from __future__ import annotations
 import gc
 import io
 import json
-import os
 import resource
-import subprocess
-import sys
+import signal
 import warnings
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import webdataset
 import yaml
+from forked import command_line, run_forked, script
 from small_run import ENCODER, flcache, tree
 
 from flcache.cache import LatentCache, read_plan
@@ -54,17 +52,15 @@ def test_webdataset_reads_every_sample_equal_to_the_cache(encoded: Path) -> None
         assert json.loads(sample["json"])["clip_id"] == sample["__key__"]
 
 
-def test_array_jobs_make_the_same_cache(config_file: Path, encoded: Path) -> None:
+def test_array_jobs_make_the_same_cache_with_any_number_of_workers(config_file: Path, encoded: Path) -> None:
     for part in (1, 2, 0):
-        encode.run(load_config(config_file), shards=(part, 3))
+        encode.run(load_config(config_file, [f"encode.decode_workers={part + 1}"]), shards=(part, 3))
     assert tree(config_file.parent / "cache") == tree(encoded.parent / "cache")
 
 
 def test_a_run_killed_at_any_moment_is_finished_to_the_same_bytes(config_file: Path) -> None:
     prefix = config_file.parent / "killed"
-    command = [sys.executable, str(HERE / "kill_encode.py"), str(config_file), str(prefix), "0", "12"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    result = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    result = run_forked(script, HERE / "kill_encode.py", config_file, prefix, "0", "12")
     assert result.returncode == 0, result.stdout + result.stderr
     killed = [line.split() for line in result.stdout.splitlines() if line.startswith("killed ")]
     assert len(killed) == 12, result.stdout
@@ -176,17 +172,16 @@ def test_no_permission_is_one_line(config_file: Path, tmp_path: Path) -> None:
     assert [line for line in result.stderr.splitlines() if line.startswith("Error: ") and "file" in line]
 
 
-def _limit_file_size() -> None:
-    import signal
-
+def with_small_files(*arguments: str | Path) -> None:
+    """`flcache ARGUMENTS` under a limit on file size, as a disk that is full after 30,000 bytes."""
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, 30_000))
+    command_line(*arguments)
 
 
 def test_a_full_disk_leaves_nothing_half_written(config_file: Path, encoded: Path) -> None:
-    """A limit on file size stops the first shard in its middle, as a full disk does."""
-    command: list[Any] = [sys.executable, "-m", "flcache.pipelines.cli", "encode", "--config", config_file]
-    result = subprocess.run(command, capture_output=True, text=True, preexec_fn=_limit_file_size, check=False)
+    """In the middle of the first shard."""
+    result = run_forked(with_small_files, "encode", "--config", config_file)
     assert result.returncode == 1, result.stderr
     assert "Traceback" not in result.stderr and "Error: " in result.stderr
     left = tree(config_file.parent / "cache")

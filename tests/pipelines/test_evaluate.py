@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from forked import command_line, run_together
 
 from flcache.config import load_config
 from flcache.encoder import weight_digest
@@ -26,22 +24,12 @@ from flcache.training import latest_checkpoint, open_checkpoint
 END_TO_END = ["training.source=videos", "encoder_trainable=true"]
 
 
-def on_two_processes(stage: str, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    command += ["-m", "flcache.pipelines.cli", stage, *map(str, arguments)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    result = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
-    assert result.returncode == 0, result.stderr
-    return result
-
-
-@pytest.fixture
-def one_thread() -> Iterator[None]:
-    """As each of several processes computes."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+def printed_by_two_processes(*arguments: str | Path) -> str:
+    """The main process alone prints."""
+    first, second = run_together(command_line, arguments, arguments)
+    assert (first.returncode, second.returncode) == (0, 0), first.stderr + second.stderr
+    assert second.stdout == ""
+    return first.stdout
 
 
 @pytest.mark.parametrize(
@@ -55,9 +43,7 @@ def one_thread() -> Iterator[None]:
     ],
     ids=["causal", "parallel", "cross_attention", "flow_matching", "end_to_end"],
 )
-def test_two_processes_find_what_one_finds(
-    encoded: Path, tmp_path: Path, settings: list[str], one_thread: None
-) -> None:
+def test_two_processes_find_what_one_finds(encoded: Path, tmp_path: Path, settings: list[str]) -> None:
     """Bit for bit: 6 clips in batches of 4 and 2 (one a process), baselines fitted to 5 batches, 3 and 2 a process."""
     options = [*settings, f"training.dir={tmp_path}", "evaluation.batch_size=4", "evaluation.baseline_clips=20"]
     config = load_config(encoded, options)
@@ -65,22 +51,18 @@ def test_two_processes_find_what_one_finds(
     evaluate.run(config)
     alone = (tmp_path / "evaluation.json").read_text(encoding="utf-8")
     (tmp_path / "evaluation.json").unlink()
-    said = on_two_processes("evaluate", "--config", encoded, "--json", *options)
+    said = printed_by_two_processes("evaluate", "--config", encoded, "--json", *options)
     together = (tmp_path / "evaluation.json").read_text(encoding="utf-8")
     assert json.loads(together) == json.loads(alone)
-    assert [json.loads(line) for line in said.stdout.splitlines()] == [json.loads(alone)], (
-        "the main process alone prints"
-    )
+    assert json.loads(said) == json.loads(alone)
 
 
-def test_baselines_of_two_processes_are_those_of_one(
-    encoded: Path, capsys: pytest.CaptureFixture[str], one_thread: None
-) -> None:
+def test_baselines_of_two_processes_are_those_of_one(encoded: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A process without any batch to fit to, or to score, takes part as well."""
     options = ["evaluation.batch_size=8", "evaluation.baseline_clips=8"]
     baselines.run(load_config(encoded, options), as_json=True)
-    said = on_two_processes("baselines", "--config", encoded, "--json", *options)
-    assert json.loads(said.stdout) == json.loads(capsys.readouterr().out)
+    said = printed_by_two_processes("baselines", "--config", encoded, "--json", *options)
+    assert json.loads(said) == json.loads(capsys.readouterr().out)
 
 
 @pytest.mark.parametrize("stage", [evaluate, probe])

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
@@ -15,6 +14,7 @@ import av
 import numpy as np
 import pytest
 import yaml
+from forked import Forked, command_line
 from small_run import ENCODER, flcache, small_config
 
 from flcache.errors import Reason
@@ -167,12 +167,11 @@ def encoded_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subproc
         "name": str(folder / "model"),
         "processor": {"image_mean": [0.0, 0.0, 0.0], "image_std": [1e-45, 1.0, 1.0]},  # any red is infinite
     }
-    config["encode"] |= {"max_failed_fraction": 1.0, "decode_workers": 2, "decode_timeout_s": 6.0}
+    config["encode"] |= {"max_failed_fraction": 1.0, "decode_workers": 2, "decode_timeout_s": 4.0}
     config["cache"] |= {"codec": "float16"}
     (folder / "config.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
-    command = [sys.executable, "-m", "flcache.pipelines.cli", "encode", "--config", str(folder / "config.yaml")]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(folder)}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    command = ("encode", "--config", folder / "config.yaml")
+    done = Forked(command_line, *command, environment={"PYTHONPATH": str(folder)}).wait()
     assert done.returncode == 0, done.stderr
     return folder / "cache", done
 

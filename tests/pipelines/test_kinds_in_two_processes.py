@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+import torch
+from accelerate import Accelerator
+from forked import run_together
 
 from flcache.config import load_config
 from flcache.pipelines import train
@@ -33,19 +32,22 @@ def losses(folder: Path) -> list[float]:
     return [line["loss"] for line in read_metrics(folder / "metrics.jsonl")]
 
 
+def train_all(config: Path, settings: list[list[str]]) -> None:
+    """A training run for each list of overrides, in one group of processes."""
+    Accelerator.end_training = lambda self: None  # the group outlives a run
+    for overrides in settings:
+        train.run(load_config(config, overrides))
+    torch.distributed.destroy_process_group()
+
+
 def compare(config: Path, folder: Path, settings: dict[str, list[str]], batch_size: int) -> None:
     """Train all `settings` both ways; losses must be equal where nothing but boundaries is drawn."""
     two = [
         [*overrides, f"training.dir={folder / name / 'two'}", f"training.batch_size={batch_size}"]
         for name, overrides in settings.items()
     ]
-    (folder / "settings.json").write_text(json.dumps(two), encoding="utf-8")
-    script = Path(__file__).parent / "train_settings.py"
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    command = [*launcher, str(script), str(config), str(folder / "settings.json")]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    result = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
-    assert result.returncode == 0, result.stderr
+    results = run_together(train_all, (config, two), (config, two))
+    assert [result.returncode for result in results] == [0, 0], "".join(result.stderr for result in results)
     for name, overrides in settings.items():
         one = [f"training.dir={folder / name / 'one'}", f"training.batch_size={2 * batch_size}"]
         train.run(load_config(config, [*overrides, *one]))

@@ -38,7 +38,7 @@ def test_a_header_without_an_end_costs_one_video_its_duration(tmp_path: Path) ->
         "clip.frames=8",
         "clip.fps=4",
         "clip.clips_per_video=null",
-        "encode.decode_timeout_s=2",
+        "encode.decode_timeout_s=1",
     ]
     (tmp_path / "config.yaml").write_text("seed: 0\n")
     config = load_config(tmp_path / "config.yaml", overrides)

@@ -4,30 +4,22 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from forked import Forked, command_line, command_line_without
 
 SOON_S = 5.0
 """On a machine with a free core."""
 
 
-def start(*arguments: str | Path, ignore: int | None = None) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "flcache.pipelines.cli", *map(str, arguments)]
-    setup = None if ignore is None else lambda: signal.signal(ignore, signal.SIG_IGN)
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment, preexec_fn=setup)
-
-
-def wait_until(seen: Callable[[], object], process: subprocess.Popen[str]) -> None:
+def wait_until(seen: Callable[[], object], process: Forked) -> None:
     deadline = time.monotonic() + 300  # a busy machine imports slowly
     try:
         while not seen():
-            assert process.poll() is None and time.monotonic() < deadline
+            assert process.is_running() and time.monotonic() < deadline
             time.sleep(0.005)
     except BaseException:
         process.kill()
@@ -56,13 +48,13 @@ def check_soon(sent: float) -> None:
     assert time.monotonic() - sent < SOON_S * max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
 
 
-def check_end(process: subprocess.Popen[str], number: int) -> None:
+def check_end(process: Forked, number: int) -> None:
     sent = time.monotonic()
     process.send_signal(number)
-    _, errors = process.communicate(timeout=60)
+    ended = process.wait(60)
     check_soon(sent)
-    assert process.returncode == 128 + number, errors
-    lines = [line for line in errors.splitlines() if not line.startswith(("Encoding: ", "Notice: "))]
+    assert ended.returncode == 128 + number, ended.stderr
+    lines = [line for line in ended.stderr.splitlines() if not line.startswith(("Encoding: ", "Notice: "))]
     assert lines == [f"Error: ended by {signal.Signals(number).name}"]
 
 
@@ -80,7 +72,7 @@ def stopped() -> Iterator[list[int]]:
 def test_an_encode_ends_tidily(config_file: Path, number: int, hanging: bool, stopped: list[int]) -> None:
     """At the first temporary tar; with a decoder that hangs, as one does that is stopped."""
     cache_dir = config_file.parent / "cache"
-    process = start("encode", "--config", config_file, "encode.decode_workers=1")
+    process = Forked(command_line, "encode", "--config", config_file, "encode.decode_workers=1")
     wait_until(lambda: list(cache_dir.glob("shards/.*.tmp")) and children(process.pid), process)
     workers = children(process.pid)
     if hanging:
@@ -95,22 +87,22 @@ def test_an_encode_ends_tidily(config_file: Path, number: int, hanging: bool, st
 
 def test_a_hang_up_is_ignored_under_nohup(config_file: Path) -> None:
     cache_dir = config_file.parent / "cache"
-    process = start("encode", "--config", config_file, ignore=signal.SIGHUP)
+    process = Forked(command_line_without, signal.SIGHUP, "encode", "--config", config_file)
     wait_until(lambda: list(cache_dir.glob("shards/.*.tmp")), process)
     process.send_signal(signal.SIGHUP)
-    _, errors = process.communicate(timeout=120)
-    assert process.returncode == 0, errors
+    ended = process.wait()
+    assert ended.returncode == 0, ended.stderr
 
 
 def test_a_training_ends_with_143(config_file: Path, encoded: Path) -> None:
     training = config_file.parent / "training"
     overrides = [f"cache.dir={encoded.parent / 'cache'}", "training.steps=100000", "training.checkpoint_every=50000"]
-    process = start("train", "--config", config_file, *overrides)
+    process = Forked(command_line, "train", "--config", config_file, *overrides)
     wait_until(lambda: (training / "metrics.jsonl").exists(), process)
     sent = time.monotonic()
     process.send_signal(signal.SIGTERM)
-    _, errors = process.communicate(timeout=60)
+    ended = process.wait(60)
     check_soon(sent)
-    assert process.returncode == 143
-    assert [line for line in errors.splitlines() if line.startswith("Error: ")] == ["Error: ended by SIGTERM"]
-    assert "Traceback" not in errors
+    assert ended.returncode == 143
+    assert [line for line in ended.stderr.splitlines() if line.startswith("Error: ")] == ["Error: ended by SIGTERM"]
+    assert "Traceback" not in ended.stderr

@@ -1,4 +1,4 @@
-"""A job and its tasks, pickled, run in a fresh process that loads its own encoder: the same bytes as here."""
+"""A job and its tasks, pickled, run in a process that loads its own encoder: the same bytes as here."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from forked import fork_context
 from small_run import tree
 
 from flcache.cache import LatentCache, read_plan
@@ -50,8 +51,8 @@ def run_pickled(content: bytes, events: multiprocessing.SimpleQueue[Event]) -> N
     local.run(job, tasks, events.put)
 
 
-def in_a_fresh_process(job: EncodeJob, tasks: list[ShardTask]) -> list[Event]:
-    context = multiprocessing.get_context("spawn")
+def in_another_process(job: EncodeJob, tasks: list[ShardTask]) -> list[Event]:
+    context = fork_context()
     events = context.SimpleQueue()
     process = context.Process(target=run_pickled, args=(pickle.dumps((job, tasks)), events))
     process.start()
@@ -66,7 +67,7 @@ def test_a_task_gives_the_same_bytes_in_another_process(made: Made, encoded: Pat
     job, tasks = made
     here: list[Event] = []
     local.run(job, tasks, here.append)
-    assert in_a_fresh_process(replace(job, cache=tmp_path / "other"), tasks) == here
+    assert in_another_process(replace(job, cache=tmp_path / "other"), tasks) == here
     written = tree(tmp_path / "cache")
     assert tree(tmp_path / "other") == written
     reference = tree(encoded.parent / "cache")

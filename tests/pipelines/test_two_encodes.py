@@ -6,12 +6,11 @@ import multiprocessing
 import os
 import pickle
 import signal
-import subprocess
-import sys
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
 
 import pytest
+from forked import Forked, command_line, fork_context
 from small_run import tree
 
 from flcache.cache import LatentCache, create_or_check, read_plan, write_plan
@@ -68,7 +67,7 @@ def share(content: bytes, together: Barrier, told: Queue[tuple[int, int]], die_a
 
 def run_together(content: bytes, *die_at_clip: int) -> list[tuple[int, int]]:
     """What each run told that was not killed."""
-    context = multiprocessing.get_context("spawn")
+    context = fork_context()
     together, told = context.Barrier(len(die_at_clip)), context.SimpleQueue()
     runs = [context.Process(target=share, args=(content, together, told, clip)) for clip in die_at_clip]
     for run in runs:
@@ -103,9 +102,8 @@ def test_what_a_killed_run_leaves_is_done_by_the_other(content: bytes, encoded: 
 
 def test_two_commands_at_once_both_finish(config_file: Path, encoded: Path) -> None:
     """From nothing: spec and plan are made at once, too."""
-    command = [sys.executable, "-m", "flcache.pipelines.cli", "encode", "--config", str(config_file)]
-    runs = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)]
-    outputs = [run.communicate(timeout=240) for run in runs]
-    assert [run.returncode for run in runs] == [0, 0], outputs
-    assert all("24 clips of 24 cached" in out for out, _ in outputs)
+    runs = [Forked(command_line, "encode", "--config", config_file) for _ in range(2)]
+    results = [run.wait() for run in runs]
+    assert [result.returncode for result in results] == [0, 0], results
+    assert all("24 clips of 24 cached" in result.stdout for result in results)
     assert tree(config_file.parent / "cache") == tree(encoded.parent / "cache")

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import forked
 import numpy as np
 import pytest
 import yaml
+from forked import run_forked
 from rich.filesize import decimal
 
 from flcache.cache import CacheWriter
@@ -83,8 +83,7 @@ def test_it_learns_what_is_linear(
 
 
 def test_its_script_is_a_command_line(linear: type[Predictor], script: Path) -> None:
-    command = [sys.executable, str(script), "inspect-config", "--config", "demo", "predictor.kind=linear"]
-    shown = subprocess.run(command, capture_output=True, text=True, check=False)
+    shown = run_forked(forked.script, script, "inspect-config", "--config", "demo", "predictor.kind=linear")
     assert re.search(r"predictor +4,160 +4,160\n", shown.stdout), shown.stderr  # 64 x 64 and 64
     memory = training_memory_bytes(PredictorOptions("linear"), (16, 4, 4, 64), batch_size=8, rollout_steps=8)
     assert f"training   {decimal(memory)} for the predictor with 8 clips a step" in shown.stdout

@@ -156,6 +156,19 @@ needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="torch.c
 
 @needs_compiler
 @pytest.mark.filterwarnings("ignore")  # torch warns a lot while it compiles
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("causal", "joint"),
+        ("causal", "factorised"),
+        ("parallel", "factorised"),  # its blocks are those of flow_matching
+        ("flow_matching", "joint"),
+        ("cross_attention", "joint"),
+        ("cross_attention", "factorised"),
+    ],
+    ids="-".join,
+    indirect=True,
+)
 def test_compiled_blocks_predict_the_same_under_the_same_names(options: PredictorOptions) -> None:
     options = replace(options, flow=replace(PLAIN.flow, sampler_steps=1))
     depth = 2 if options.attention == "factorised" or options.kind == "cross_attention" else 1

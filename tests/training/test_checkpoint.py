@@ -13,7 +13,7 @@ import pickle
 import random
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -116,16 +116,8 @@ def spoil(run: Run) -> None:
     run.source.load_state_dict(run.source.state_dict() | {"epoch": 7, "samples": 0, "seed": 5})
 
 
-@pytest.fixture(scope="module")
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(params=["new", "earlier"])
-def run(request: pytest.FixtureRequest, tmp_path: Path, one_thread: None) -> Run:
+def run(request: pytest.FixtureRequest, tmp_path: Path) -> Run:
     """A run whose folder has one checkpoint of step 4, in the form that is the parameter."""
     shutil.copytree(STORED / "training" / "checkpoints", tmp_path / "checkpoints")
     made = make_run(tmp_path)
@@ -163,7 +155,7 @@ def seal_anew(folder: Path) -> None:
     path.write_text(_sealed(content), encoding="utf-8")
 
 
-def test_both_forms_resume_to_the_same_state(tmp_path: Path, one_thread: None) -> None:
+def test_both_forms_resume_to_the_same_state(tmp_path: Path) -> None:
     shutil.copytree(STORED / "training" / "checkpoints", tmp_path / "checkpoints")
     states = []
     for _ in range(2):

@@ -3,25 +3,19 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+import train_families
+from forked import run_together
 
 from flcache.encoder.families import FAMILIES
-
-SCRIPT = Path(__file__).parent / "train_families.py"
 
 
 def losses(folder: Path, processes: int) -> dict[str, list[float]]:
     folder.mkdir()
-    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"] if processes > 1 else []
-    command = [sys.executable, *launcher, str(SCRIPT), str(folder)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    result = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
-    assert result.returncode == 0, result.stderr
+    results = run_together(train_families.main, *[(folder,)] * processes)
+    assert not any(result.returncode for result in results), "".join(result.stderr for result in results)
     found: dict[str, list[float]] = json.loads((folder / "losses.json").read_text(encoding="utf-8"))
     return found
 

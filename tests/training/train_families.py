@@ -1,12 +1,11 @@
-"""`python train_families.py FOLDER`: train every encoder family, trainable and frozen, 2 steps, in this many processes.
+"""Train every encoder family, trainable and frozen, 2 steps, in as many processes as `main` is called in.
 
-Run by `test_families_in_two_processes.py` in one process and in two; the first writes losses.json.
+`test_families_in_two_processes.py` does so in one process and in two; the first writes losses.json.
 """
 
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -94,7 +93,3 @@ def main(folder: Path) -> None:
     if accelerator.is_main_process:
         (folder / "losses.json").write_text(json.dumps(found), encoding="utf-8")
     accelerator.end_training()
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))
