@@ -39,7 +39,7 @@ class CacheSpec:
 
     hard: dict[str, Any]
     """Needs `codec`, `layout.shape` (T, H, W, D) of what is read and `context.seen_until` (T). `keep` says how the
-    encoder's latents became that, `calibration` with which constants; the rest is the caller's."""
+    encoder's latents are reduced to that, `calibration` with which constants; other fields are the caller's."""
     soft: dict[str, Any]
     channels: dict[str, Any] | None = None
     """`mean` and `rms` per channel of the training split and their `count`, once all of it is encoded."""
@@ -55,7 +55,7 @@ class CacheSpec:
 
     @cached_property
     def reduction(self) -> Reduction | None:
-        """What the encoder's latents go through before they are stored; None where they are stored whole."""
+        """How the encoder's latents are reduced before they are stored; None where they are stored whole."""
         return parse_reduction(self.hard.get("keep"), self.hard.get("calibration"), "spec")
 
     def reduce(self, latents: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -75,7 +75,7 @@ class CacheSpec:
 
     @property
     def nominal_times(self) -> bool:
-        """Whether the times of steps are those that were sampled; in the first caches, frames came on display then."""
+        """Whether the times of steps are the sampled ones; the first caches have the times of display."""
         return bool(_field(self.hard, "clip", "times") == "nominal")
 
     @property
@@ -99,9 +99,8 @@ def create_or_check(
 ) -> tuple[CacheSpec, list[str]]:
     """The spec of the cache at `location`, created if absent, and the soft differences to warn about.
 
-    `calibrate` gives the `calibration` of a spec that needs one; it is called only where there is no cache yet, and
-    the calibration of a cache stands. Raises SpecMismatch, having touched nothing, if the cache holds latents of other
-    hard fields.
+    `calibrate` gives the `calibration` of a spec that needs one. It is called only where there is no cache yet: an
+    existing cache keeps its calibration. Raises SpecMismatch, with nothing written, if the cache has other hard fields.
     """
     store = open_store(location)
     if not store.exists(SPEC):
@@ -120,7 +119,7 @@ def create_or_check(
 
 
 def with_calibration(hard: Mapping[str, Any], cache: CacheSpec) -> dict[str, Any]:
-    """`hard`, calibrated as `cache` is."""
+    """`hard` with the calibration of `cache`, if it has one."""
     calibration = cache.hard.get("calibration")
     return dict(hard) if calibration is None else {**hard, "calibration": calibration}
 
@@ -169,12 +168,6 @@ def read_spec(location: Location) -> CacheSpec:
 def write_spec(store: Store, spec: CacheSpec) -> None:
     """Make `spec` that of the cache, over the one that is there."""
     store.write(SPEC, _serialise(spec))
-
-
-def write_channels(store: Store, channels: dict[str, Any]) -> None:
-    """Keep the channel statistics in `spec.json`; the fingerprint stays."""
-    spec = read_spec(store)
-    write_spec(store, CacheSpec(spec.hard, spec.soft, channels))
 
 
 def _serialise(spec: CacheSpec) -> bytes:
