@@ -36,8 +36,7 @@ def set_aside(store: Store, split: str, shard: int) -> None:
 
 def shards_aside(store: Store) -> list[tuple[str, int]]:
     """The shards set aside and not yet proven, by this repair or by one that was killed."""
-    shards = (shard_of(file, f".json{SUFFIX}") for file in store.names(COMMITS))
-    return sorted(shard for shard in shards if shard is not None)
+    return sorted(filter(None, (shard_of(file, f".json{SUFFIX}") for file in store.names(COMMITS))))
 
 
 def prove(store: Store, split: str, shard: int) -> bool:

@@ -1,4 +1,4 @@
-"""What is in a cache, how much of it is done, and what failed and why; works on one that is half done."""
+"""What is in a cache, also an unfinished one: how much is done, what failed and why."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ from flcache.errors import CacheError, DamagedError
 
 @dataclass(frozen=True)
 class Damage:
-    """One thing that is not as it was written."""
+    """A difference from what was written."""
 
     file: str
     """Relative to the cache."""

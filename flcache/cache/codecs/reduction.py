@@ -100,14 +100,14 @@ def parse_reduction(keep: Any, calibration: Any, where: str) -> Reduction | None
     if keep is None:
         return None
     shape = keep.get("shape") if isinstance(keep, dict) and set(keep) == {"shape", "pool", "pca"} else None
-    if not (isinstance(shape, list) and len(shape) == 4 and all(type(size) is int and size >= 1 for size in shape)):
+    if not are_counts(shape, 4, least=1):
         raise CacheError(f"{where}: keep must hold shape [T, H, W, D], pool and pca")
     reduced_shape(keep, where)
     components = None
     if keep["pca"] is not None:
         fields = calibration.get("pca") if isinstance(calibration, dict) else None
-        components = _parse_components(fields, shape[3], keep["pca"], where)
-    return Reduction(tuple(shape), keep["pool"] is not None, components)
+        components = _parse_components(fields, keep["shape"][3], keep["pca"], where)
+    return Reduction(tuple(keep["shape"]), keep["pool"] is not None, components)
 
 
 def pack_basis(basis: NDArray[np.float32]) -> str:
@@ -120,6 +120,12 @@ def are_constants(fields: Any, width: int) -> bool:
     if not isinstance(fields, dict):
         return False
     return are_floats(fields.get("mean"), width) and are_floats(fields.get("std"), width, least=_SMALLEST)
+
+
+def are_counts(values: Any, length: int, *, least: int) -> bool:
+    """Whether `values` is a list of `length` whole numbers, none below `least`."""
+    right_length = isinstance(values, list) and len(values) == length
+    return right_length and all(type(value) is int and value >= least for value in values)
 
 
 def are_floats(values: Any, width: int, *, least: float = -LARGEST) -> bool:

@@ -1,7 +1,7 @@
 """Mean and RMS of every latent channel, gathered while encoding and merged in shard order.
 
-Sums are float64 over the valid steps of the latents as they are stored, so that the same shards give the same
-statistics, whoever wrote them and in whatever order.
+Sums are float64 over the valid steps of the latents as they are stored: the same shards give the same statistics,
+whichever processes wrote them and in whatever order.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 TRAINING_SPLIT = "train"
 _CONSTANT = 1e-6
-"""A channel whose deviation is below this part of its RMS is constant: rounding is all that is left of it."""
+"""A channel with a deviation below this part of its RMS counts as constant: the deviation is rounding error."""
 _ROUNDING = 1e-6
 
 

@@ -83,4 +83,4 @@ class Store(Protocol):
 
 
 Location = str | Path | Store
-"""What users name a cache by."""
+"""How users name a cache: by its folder or a Store."""
