@@ -98,7 +98,7 @@ class ChannelStatistics:
         return (latents.float() - self.mean.to(latents.device)) / self.std.to(latents.device)
 
     def restore(self, standardised: Tensor) -> Tensor:
-        """What `standardise` made (..., D) of, float32."""
+        """The inverse of `standardise`, float32."""
         return standardised.float() * self.std.to(standardised.device) + self.mean.to(standardised.device)
 
 
