@@ -22,19 +22,6 @@ from flcache.errors import ConfigError
 
 
 @dataclass(frozen=True)
-class Conflict:
-    """A key to which files gave different values."""
-
-    key: str
-    entries: tuple[Entry, ...]
-    """In the order of overriding: the last one counts."""
-
-    def __str__(self) -> str:
-        steps = " -> ".join(f"{shown(entry.value)} ({entry.origin})" for entry in self.entries)
-        return f"{self.key}: {steps}"
-
-
-@dataclass(frozen=True)
 class Layers:
     """Merged files: for every key, the different values it was given; the last one counts."""
 
@@ -45,8 +32,14 @@ class Layers:
         return {key: entries[-1] for key, entries in self.history.items()}
 
     @property
-    def conflicts(self) -> tuple[Conflict, ...]:
-        return tuple(Conflict(dotted(k), entries) for k, entries in self.history.items() if len(entries) > 1)
+    def conflicts(self) -> tuple[str, ...]:
+        """A line for every key with different values: `size: 64 (a.yaml:2) -> 32 (main.yaml:2)`."""
+        lines = []
+        for key, entries in self.history.items():
+            steps = [f"{shown(entry.value)} ({entry.origin})" for entry in entries]
+            if len(steps) > 1:
+                lines.append(f"{dotted(key)}: {' -> '.join(steps)}")
+        return tuple(lines)
 
 
 def shipped_folder() -> Path:
@@ -114,7 +107,11 @@ def merge(base: Layers, top: Layers, *, silently: bool = False) -> Layers:
 
 def resolve(entries: Mapping[Key, Entry], defaults: Mapping[str, Any]) -> tuple[dict[Key, Entry], dict[Key, str]]:
     """Entries with their `${...}` resolved against all entries over `defaults`; and by key, why one could not be."""
-    tree = _omegaconf(entries, defaults)
+    values = as_tree({key: entry.value for key, entry in entries.items()})
+    try:
+        tree = OmegaConf.merge(OmegaConf.create(dict(defaults)), OmegaConf.create(values))
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"{error.full_key or 'configuration'}: {_reason(error)}") from None
     resolved, problems = dict(entries), {}
     for key, entry in entries.items():
         if not _is_open(entry.value):
@@ -180,14 +177,6 @@ def _is_open(value: Any) -> bool:
     if isinstance(value, list):
         return any(_is_open(item) for item in value)
     return isinstance(value, str) and ("${" in value or value == "???")
-
-
-def _omegaconf(entries: Mapping[Key, Entry], defaults: Mapping[str, Any]) -> Any:
-    values = {key: entry.value for key, entry in entries.items()}
-    try:
-        return OmegaConf.merge(OmegaConf.create(dict(defaults)), OmegaConf.create(as_tree(values)))
-    except OmegaConfBaseException as error:
-        raise ConfigError(f"{error.full_key or 'configuration'}: {_reason(error)}") from None
 
 
 def _look_up(tree: Any, key: Key) -> Any:

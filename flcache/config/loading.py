@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import yaml
 
 from flcache.bounds import OptionalPath
-from flcache.config.inherit import Conflict, find_config, merge, read_config, read_overrides, resolve
+from flcache.config.inherit import find_config, merge, read_config, read_overrides, resolve
 from flcache.config.schema import as_dict, as_tree, build, check_keys, convert, schema_keys
 from flcache.config.tree import Config
 from flcache.config.yaml_lines import Origin, dotted
@@ -27,8 +27,8 @@ class ResolvedConfig:
     config: Config
     origins: dict[str, Origin]
     """Where the value of a dotted key was written; a key that is missing here has its default."""
-    conflicts: tuple[Conflict, ...]
-    """Keys to which files gave different values."""
+    conflicts: tuple[str, ...]
+    """A line for every key to which files gave different values."""
 
 
 _KEYS = schema_keys(Config)

@@ -79,7 +79,8 @@ def encode_clips(
             if isinstance(found, DecodedClip):
                 yield _encoded(clip, found, latents[clip.clip_id], nominal_times)
             else:
-                yield _not_decoded(clip, found)
+                stage = "find" if found.reason == "no file" else "decode"
+                yield Failure(clip.clip_id, clip.slot, clip.video, stage, found.reason, str(found), found.attempts)
 
 
 def _forward(model: LatentVideoModel, clips: list[tuple[PlannedClip, DecodedClip]]) -> list[NDArray[np.float32]]:
@@ -105,11 +106,6 @@ def _encoded(clip: PlannedClip, decoded: DecodedClip, latents: NDArray[np.float3
         video=clip.video,
         decoder=decoded.decoder,
     )
-
-
-def _not_decoded(clip: PlannedClip, error: DecodeError) -> Failure:
-    stage = "find" if error.reason == "no file" else "decode"
-    return Failure(clip.clip_id, clip.slot, clip.video, stage, error.reason, str(error), error.attempts)
 
 
 def _store(writer: ShardWriter, clip: EncodedClip | Failure) -> ClipDone | ClipFailed:

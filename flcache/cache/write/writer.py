@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from flcache.cache.codecs.protocol import ValueRangeError
 from flcache.cache.codecs.registry import get_codec
 from flcache.cache.format.commit import Failure, is_committed, stage_of
-from flcache.cache.format.plan import RULE_COLUMNS, assign_shards, write_plan
+from flcache.cache.format.plan import assign_shards, write_plan
 from flcache.cache.format.spec import CacheSpec, create_or_check
 from flcache.cache.format.statistics import TRAINING_SPLIT, finalize_statistics
 from flcache.cache.options import CacheOptions
@@ -153,14 +153,11 @@ class CacheWriter:
         ids, videos = [info.clip_id for info in infos], [info.video or info.clip_id for info in infos]
         labels = pd.Series([info.label for info in infos], dtype=object)
         columns = {"clip_id": ids, "video": videos, "video_id": videos, "label": labels, "start_s": 0.0}
-        columns |= dict.fromkeys(RULE_COLUMNS)
         table = pd.DataFrame(columns | {"timestamps": pd.Series([None] * len(ids), dtype=object)})
         clip_bytes = spec.codec.clip_bytes(spec.latent_shape)
         plan = assign_shards(table, split, clip_bytes=clip_bytes, shard_bytes=self._shard_bytes, seed=self._seed or 0)
-        if self._seed is not None:
-            return plan
-        # The same shards, filled in the given order.
-        return table.assign(split=split, shard=plan["shard"], slot=plan["slot"])[list(plan.columns)]
+        # Without a seed, the same shards are filled in the given order.
+        return plan if self._seed is not None else plan.assign(**{str(name): table[name] for name in table})
 
 
 class _Supply:
