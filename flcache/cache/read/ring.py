@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import islice
 from math import prod
 from queue import Empty, SimpleQueue
 from threading import Thread, current_thread
@@ -87,13 +88,9 @@ def read_ahead(
     crew = _Crew(threads, read)
 
     def fill() -> None:
-        while free:
-            for item in items:
-                pending.append(_Request(item, free.popleft()))
-                crew.give(pending[-1])
-                break
-            else:
-                return
+        for item in islice(items, len(free)):
+            pending.append(_Request(item, free.popleft()))
+            crew.give(pending[-1])
 
     try:
         fill()
