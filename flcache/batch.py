@@ -1,4 +1,4 @@
-"""What a batch is: the one type that every source yields and every objective, predictor and metric takes.
+"""What a batch is: what every source yields, and every objective, predictor and metric takes.
 
 Shapes: B clips, F frames, T steps, H x W patch grid, D channels.
 """
@@ -18,7 +18,7 @@ class LatentBatch:
     """Latents of B clips, standardised per channel unless the source says otherwise."""
 
     latents: Tensor
-    """(B, T, H, W, D): what a predictor may look at."""
+    """(B, T, H, W, D): what a predictor sees, up to `context_steps`."""
     targets: Tensor
     """(B, T, H, W, D): what it must predict; the same tensor as `latents` unless the encoder trains."""
     times: Tensor
@@ -98,15 +98,14 @@ class ChannelStatistics:
         return (latents.float() - self.mean.to(latents.device)) / self.std.to(latents.device)
 
     def restore(self, standardised: Tensor) -> Tensor:
-        """What `standardise` made (..., D) of, float32."""
+        """The inverse of `standardise`, float32."""
         return standardised.float() * self.std.to(standardised.device) + self.mean.to(standardised.device)
 
 
 def send(tensor: Tensor, device: torch.device | str) -> Tensor:
-    """`tensor` on `device`, without waiting only from pinned memory to CUDA: a copy from other memory may be late, and
-    read what has been written over it since."""
-    waits = torch.device(device).type != "cuda" or not tensor.is_pinned()
-    return tensor.to(device, non_blocking=not waits)
+    """`tensor` on `device`. Only a copy from pinned memory to CUDA is asynchronous: from other memory, an asynchronous
+    copy could read what is written there later."""
+    return tensor.to(device, non_blocking=torch.device(device).type == "cuda" and tensor.is_pinned())
 
 
 def step_times(timestamps: NDArray[np.float64], tubelet_size: int) -> NDArray[np.float32]:

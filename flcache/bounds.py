@@ -1,4 +1,4 @@
-"""The types that rooms declare their options with: each says which values are allowed."""
+"""Types for options: each says which values are allowed."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Bound:
 
 @dataclass(frozen=True, eq=False)
 class OneOf:
-    """The value is a name in `registry`, which may have grown since the option was declared."""
+    """The value is a name in `registry`, as it is when the value is checked: users register names of their own."""
 
     registry: Mapping[str, Any]
 
@@ -31,7 +31,7 @@ class OneOf:
 
 @dataclass(frozen=True, eq=False)
 class Formerly:
-    """Values that an earlier version had for the option, so that its configurations still load: (then, now) pairs."""
+    """Earlier spellings of the option's values, so that old configurations still load: (then, now) pairs."""
 
     pairs: tuple[tuple[Any, Any], ...]
 
@@ -44,5 +44,5 @@ Fraction = Annotated[float, Bound("from 0 to 1", lambda value: 0 <= value <= 1)]
 Decay = Annotated[float, Bound("of at least 0 and below 1", lambda value: 0 <= value < 1)]
 _DEVICES = ("auto", "cpu", "mps", "cuda")
 OptionalPath = Annotated[str, Bound("(a path)", lambda path: path != "")] | None
-"""A path from an environment variable that is not set is null, and `Config.require` says why."""
+"""Null also where it names an environment variable that is not set; `Config.require` says so."""
 Device = Annotated[str, Bound("such as auto, cpu, mps, cuda or cuda:1", lambda name: name.split(":")[0] in _DEVICES)]

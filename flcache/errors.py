@@ -1,4 +1,4 @@
-"""Every error a user can meet. The command line prints it on one line and exits 1; nothing else is caught there.
+"""Every error a user can meet. The command line prints it on one line and exits 1; it catches nothing else.
 
 FlcacheError
 ├── ConfigError            a key, a value or a file of the configuration
@@ -35,14 +35,14 @@ Reason = Literal[
     "worker died",
     "not finite",
     "out of range",
-    "our own error",  # an exception that nobody foresaw: a bug of flcache, not of the video
+    "our own error",  # an unexpected exception: a bug of flcache, not of the video
     "unknown",  # failures written before reasons were kept
 ]
 """Why a clip has failed."""
 
 
 class FlcacheError(Exception):
-    """Base of every error that is the data's, the configuration's or the machine's, not ours."""
+    """Base of every error whose cause is the data, the configuration or the machine."""
 
 
 class ConfigError(FlcacheError):
@@ -52,7 +52,7 @@ class ConfigError(FlcacheError):
 class DataError(FlcacheError):
     """An annotation file is wrong, or more videos are missing or failed than the configuration allows.
 
-    Where the error is that of one clip, it has a reason and says how often the clip was tried.
+    An error of one clip has the reason and how often the clip was tried.
     """
 
     def __init__(self, message: str, *, reason: Reason = "unknown", attempts: int = 1) -> None:

@@ -1,4 +1,4 @@
-"""Packages whose names load their modules when they are first asked for, so that importing the package loads no torch.
+"""Packages that load a module when one of its names is first used, so that importing the package loads no torch.
 
 Such a package imports its names under `if TYPE_CHECKING:`, where readers and type checkers look for them, and ends
 with `else: __getattr__ = load_on_demand(__name__, __file__)` (PEP 562).

@@ -2,7 +2,7 @@
 
 Video encoders attend in both directions of time. Each latent step `t` therefore carries `seen_until[t]`, the last
 step whose pixels could have influenced it. A boundary `b` (context `< b`, target `>= b`) is legal only if
-`max(seen_until[:b]) < b`. This module is the only place where that is decided.
+`max(seen_until[:b]) < b`. Only this module decides that.
 """
 
 from __future__ import annotations

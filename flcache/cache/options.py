@@ -25,7 +25,7 @@ class CacheOptions:
 
 @dataclass(frozen=True)
 class ReductionOptions:
-    """What of the latents is stored."""
+    """How latents are reduced before they are stored."""
 
     pool: Annotated[bool, Formerly(((None, False), (2, True)))] = False
     """Store the mean of every 2 x 2 patches, instead of every patch."""

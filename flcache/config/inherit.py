@@ -1,7 +1,7 @@
-"""Configuration files in layers: what they inherit, which of them has the last word, and where each value stands.
+"""Configuration files in layers: what they inherit, which value counts, and where each value was written.
 
 A file may name others under `inherits`. Later ones override earlier ones, and the file itself overrides all. This
-module knows YAML files, keys and lines; which keys exist and what they mean is decided by `flcache.config.tree`.
+module knows YAML files, keys and lines; `flcache.config.tree` decides which keys exist and what they mean.
 """
 
 from __future__ import annotations
@@ -20,26 +20,10 @@ from flcache.config.schema import as_tree
 from flcache.config.yaml_lines import Entry, Key, Origin, dotted, read_value, read_yaml, shown
 from flcache.errors import ConfigError
 
-COMMAND_LINE = "command line"
-"""The file that origins of `KEY=VALUE` overrides name."""
-
-
-@dataclass(frozen=True)
-class Conflict:
-    """A key to which files gave different values; the last of them counts."""
-
-    key: str
-    entries: tuple[Entry, ...]
-    """In the order of overriding."""
-
-    def __str__(self) -> str:
-        steps = " -> ".join(f"{shown(entry.value)} ({entry.origin})" for entry in self.entries)
-        return f"{self.key}: {steps}"
-
 
 @dataclass(frozen=True)
 class Layers:
-    """Merged files: for every key, the different values it was given, the one that counts last."""
+    """Merged files: for every key, the different values it was given; the last one counts."""
 
     history: Mapping[Key, tuple[Entry, ...]] = field(default_factory=dict)
 
@@ -48,12 +32,18 @@ class Layers:
         return {key: entries[-1] for key, entries in self.history.items()}
 
     @property
-    def conflicts(self) -> tuple[Conflict, ...]:
-        return tuple(Conflict(dotted(k), entries) for k, entries in self.history.items() if len(entries) > 1)
+    def conflicts(self) -> tuple[str, ...]:
+        """A line for every key with different values: `size: 64 (a.yaml:2) -> 32 (main.yaml:2)`."""
+        lines = []
+        for key, entries in self.history.items():
+            steps = [f"{shown(entry.value)} ({entry.origin})" for entry in entries]
+            if len(steps) > 1:
+                lines.append(f"{dotted(key)}: {' -> '.join(steps)}")
+        return tuple(lines)
 
 
 def shipped_folder() -> Path:
-    """The configurations that come with flcache: beside the installed package, or at the top of a checkout."""
+    """The configurations that come with flcache: in the installed package, or at the top of a checkout."""
     package = Path(__file__).resolve().parents[1]
     installed = package / "configs"
     return installed if installed.is_dir() else package.parent / "configs"
@@ -83,25 +73,28 @@ def read_config(path: Path, *, inherited_by: tuple[Path, ...] = ()) -> Layers:
         raise ConfigError(f"{_chain(chain)}: the files inherit in a circle; remove one of the entries")
     own, parents = _read_file(path, chain)
     layers = Layers()
-    for name, origin in parents:
-        layers = merge(layers, read_config(_find_parent(name, origin, chain), inherited_by=chain))
+    for name, origin in parents:  # beside the file that names them, or shipped
+        parent = _first_file(path.parent / Path(name).expanduser()) or _first_file(shipped_folder() / name)
+        if parent is None:
+            raise ConfigError(f"{origin}: inherits {name}, and there is no such file ({_chain(chain)} -> {name})")
+        layers = merge(layers, read_config(parent, inherited_by=chain))
     return merge(layers, own)
 
 
 def read_overrides(overrides: Iterable[str]) -> Layers:
-    """`KEY=VALUE` texts as a layer; values are YAML, the later of two counts. Raises ConfigError."""
+    """`KEY=VALUE` texts as a layer; values are YAML, and later ones override earlier ones. Raises ConfigError."""
     layers = Layers()
     for override in overrides:
         name, equals, text = override.partition("=")
         key = tuple(name.strip().split("."))
         if not equals or not all(key):
             raise ConfigError(f'"{override}": expected KEY=VALUE, such as training.steps=300')
-        layers = merge(layers, _one_layer(read_value(text, key, COMMAND_LINE)), silently=True)
+        layers = merge(layers, _one_layer(read_value(text, key, "command line")), silently=True)
     return layers
 
 
 def merge(base: Layers, top: Layers, *, silently: bool = False) -> Layers:
-    """`top` over `base`. Every value that gives way to another one stays in the history, unless `silently`."""
+    """`top` over `base`. Overridden values stay in the history, unless `silently`."""
     history = dict(base.history)
     for key, added in top.history.items():
         below = [other for other in history if other[: len(key)] == key or key[: len(other)] == other]
@@ -113,8 +106,12 @@ def merge(base: Layers, top: Layers, *, silently: bool = False) -> Layers:
 
 
 def resolve(entries: Mapping[Key, Entry], defaults: Mapping[str, Any]) -> tuple[dict[Key, Entry], dict[Key, str]]:
-    """Entries with their `${...}` resolved against all of them over `defaults`, and why the others could not be."""
-    tree = _omegaconf(entries, defaults)
+    """Entries with their `${...}` resolved against all entries over `defaults`; and by key, why one could not be."""
+    values = as_tree({key: entry.value for key, entry in entries.items()})
+    try:
+        tree = OmegaConf.merge(OmegaConf.create(dict(defaults)), OmegaConf.create(values))
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"{error.full_key or 'configuration'}: {_reason(error)}") from None
     resolved, problems = dict(entries), {}
     for key, entry in entries.items():
         if not _is_open(entry.value):
@@ -153,15 +150,8 @@ def _parents(key: Key, entry: Entry) -> list[tuple[str, Origin]]:
     return [(name, entry.origin) for name in names]
 
 
-def _find_parent(name: str, origin: Origin, chain: Sequence[Path]) -> Path:
-    """An inherited file: beside the file that names it, else shipped; `.yaml` may be left out."""
-    found = _first_file(chain[-1].parent / Path(name).expanduser()) or _first_file(shipped_folder() / name)
-    if found is None:
-        raise ConfigError(f"{origin}: inherits {name}, and there is no such file ({_chain(chain)} -> {name})")
-    return found
-
-
 def _first_file(path: Path) -> Path | None:
+    """`path`, or the file with `.yaml` appended."""
     return next((p for p in (path, path.with_name(path.name + ".yaml")) if p.name and p.is_file()), None)
 
 
@@ -170,7 +160,7 @@ def _chain(paths: Sequence[Path]) -> str:
 
 
 def _display(path: Path) -> str:
-    """`path` as short as it stays clear: below the current folder, `configs/...` where shipped, else absolute."""
+    """`path` relative to the current folder, or `configs/...` where shipped, else absolute."""
     shipped = shipped_folder()
     if path.is_relative_to(shipped):
         return str(path.relative_to(shipped.parent))
@@ -178,7 +168,7 @@ def _display(path: Path) -> str:
 
 
 def _without_repeats(entries: Sequence[Entry]) -> tuple[Entry, ...]:
-    """`entries` without those whose successor has an equal value, and without empty mappings that were filled later."""
+    """`entries` without those that the next one repeats, and without empty mappings but the last entry."""
     filled = [entry for entry in entries[:-1] if entry.value != {}] + [entries[-1]]
     return tuple(e for e, after in zip(filled, [*filled[1:], None], strict=True) if not after or e.value != after.value)
 
@@ -187,14 +177,6 @@ def _is_open(value: Any) -> bool:
     if isinstance(value, list):
         return any(_is_open(item) for item in value)
     return isinstance(value, str) and ("${" in value or value == "???")
-
-
-def _omegaconf(entries: Mapping[Key, Entry], defaults: Mapping[str, Any]) -> Any:
-    values = {key: entry.value for key, entry in entries.items()}
-    try:
-        return OmegaConf.merge(OmegaConf.create(dict(defaults)), OmegaConf.create(as_tree(values)))
-    except OmegaConfBaseException as error:
-        raise ConfigError(f"{error.full_key or 'configuration'}: {_reason(error)}") from None
 
 
 def _look_up(tree: Any, key: Key) -> Any:

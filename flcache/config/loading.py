@@ -1,23 +1,22 @@
 """Reading and printing a configuration.
 
-`load_config` reads a YAML file with its `inherits`, applies `KEY=VALUE` overrides and returns a `Config`;
-`print_config` prints it. YAML files only override; an unknown key is an error that suggests the near one.
-Paths are relative to the current folder, whichever file names them.
+YAML files only override defaults; an unknown key is an error that suggests a similar one. Paths are relative to the
+current folder, whichever file names them.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import yaml
 
 from flcache.bounds import OptionalPath
-from flcache.config.inherit import Conflict, find_config, merge, read_config, read_overrides, resolve
+from flcache.config.inherit import find_config, merge, read_config, read_overrides, resolve
 from flcache.config.schema import as_dict, as_tree, build, check_keys, convert, schema_keys
 from flcache.config.tree import Config
-from flcache.config.yaml_lines import Entry, Key, Origin, dotted, read_yaml
+from flcache.config.yaml_lines import Origin, dotted
 from flcache.errors import ConfigError
 
 
@@ -28,8 +27,8 @@ class ResolvedConfig:
     config: Config
     origins: dict[str, Origin]
     """Where the value of a dotted key was written; a key that is missing here has its default."""
-    conflicts: tuple[Conflict, ...]
-    """Keys to which files gave different values."""
+    conflicts: tuple[str, ...]
+    """A line for every key to which files gave different values."""
 
 
 _KEYS = schema_keys(Config)
@@ -37,7 +36,7 @@ _MAY_BE_UNSET = {key for key, hint in _KEYS.items() if hint == OptionalPath}
 
 
 def load_config(path_or_name: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Config:
-    """The configuration at a path, or the shipped one of that name, under `KEY=VALUE` overrides.
+    """The configuration at a path, or the shipped one of that name, with its `inherits` and `KEY=VALUE` overrides.
 
     Raises ConfigError with one line for every key or value that is wrong, naming file and line.
     """
@@ -52,34 +51,22 @@ def load_resolved(path_or_name: str | os.PathLike[str], overrides: Sequence[str]
     resolved, unresolved = resolve(entries, as_dict(Config()))
     unset = {key: f"{reason} ({entries[key].origin})" for key, reason in unresolved.items() if key in _MAY_BE_UNSET}
     problems = [f"{entries[key].origin}: {dotted(key)}: {unresolved[key]}" for key in unresolved if key not in unset]
-    config = _from_entries(resolved, problems, {dotted(key): reason for key, reason in unset.items()})
+    values, wrong = convert(resolved, _KEYS)
+    problems += wrong
+    config = build(Config, as_tree(values), problems)
+    _refuse(problems)
+    config = replace(config, unset={dotted(key): reason for key, reason in unset.items()})
     return ResolvedConfig(config, {dotted(key): entry.origin for key, entry in entries.items()}, layers.conflicts)
 
 
-def config_from_yaml(text: str, name: str = "configuration") -> Config:
-    """The configuration that `to_yaml` wrote; `name` stands for the text in errors. Nothing in it is resolved."""
-    entries = read_yaml(text, name)
-    _refuse(check_keys(entries, _KEYS))
-    return _from_entries(entries, [], {})
-
-
 def to_yaml(config: Config) -> str:
-    """Every key and its value; `config_from_yaml` reads it back."""
+    """Every key and its value; in a file, `load_config` reads it back."""
     return yaml.safe_dump(as_dict(config), sort_keys=False, allow_unicode=True)
 
 
 def print_config(config: Config) -> None:
     """Print every key and its value, as YAML."""
     print(to_yaml(config), end="")
-
-
-def _from_entries(entries: Mapping[Key, Entry], problems: list[str], unset: dict[str, str]) -> Config:
-    """The config, unless there are `problems` already or a value is wrong; then all of them in one ConfigError."""
-    values, wrong = convert(entries, _KEYS)
-    problems = [*problems, *wrong]
-    config = build(Config, as_tree(values), problems)
-    _refuse(problems)
-    return replace(config, unset=unset)
 
 
 def _refuse(problems: Sequence[str]) -> None:

@@ -1,9 +1,8 @@
 """A tree of frozen dataclasses as a schema: which keys there are, and which values each of them takes.
 
 A field's type says what is allowed: `Literal` lists words, `Annotated[int, Bound(...)]` limits a number, a nested
-dataclass is a section, `dict[str, Any]` is free-form. Metadata of a field: `key` is the
-key where it is not the field's name, `inline` puts the keys of a nested dataclass among those of its parent, and
-`schema=False` makes the field no key. Nothing here knows what a key means.
+dataclass is a section, `dict[str, Any]` takes any keys. Metadata of a field: `key` replaces the field's name as the
+key, `inline` puts the keys of a nested dataclass among those of its parent, `schema=False` makes the field no key.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ def schema_keys(section: type, above: Key = ()) -> dict[Key, Any]:
 
 
 def check_keys(entries: Mapping[Key, Entry], known: Mapping[Key, Any]) -> list[str]:
-    """One line for every key of `entries` that the schema lacks, with the near name."""
+    """One line for every key of `entries` that the schema lacks, with a similar name."""
     sections = {key[:end] for key in known for end in range(1, len(key))}
     problems = []
     for key, entry in entries.items():
@@ -48,7 +47,7 @@ def check_keys(entries: Mapping[Key, Entry], known: Mapping[Key, Any]) -> list[s
 
 
 def convert(entries: Mapping[Key, Entry], known: Mapping[Key, Any]) -> tuple[dict[Key, Any], list[str]]:
-    """The value of every schema key in `entries`, in the type the schema asks for, and one line for every wrong one."""
+    """The values in `entries` by schema key, each in the type of the schema; and one line for every wrong value."""
     found: dict[Key, tuple[Any, Origin]] = {}
     for key, entry in entries.items():
         leaf = _leaf(key, known)
@@ -64,9 +63,9 @@ def convert(entries: Mapping[Key, Entry], known: Mapping[Key, Any]) -> tuple[dic
 
 
 def build(section: type[Section], tree: Mapping[str, Any], problems: list[str]) -> Section:
-    """The dataclass from nested values of the right types; what `tree` lacks keeps its default.
+    """The dataclass from nested values of the right types; keys that `tree` lacks keep their defaults.
 
-    A dataclass that refuses its values has its defaults instead, and the reason is added to `problems`.
+    If a dataclass refuses its values, the reason is added to `problems`, and its defaults stand in.
     """
     hints = get_type_hints(section)
     values: dict[str, Any] = {}
@@ -117,11 +116,11 @@ def _is_inline(field: Field[Any]) -> bool:
 
 
 class _WrongValue(Exception):
-    """A value is not what its type allows."""
+    """A value that its type does not allow."""
 
 
 def _leaf(key: Key, known: Mapping[Key, Any]) -> Key | None:
-    """The schema key that `key` is, or lies below where that one is free-form."""
+    """The schema key that is `key`, or the `dict` above it."""
     if key in known:
         return key
     above = (key[:end] for end in range(len(key) - 1, 0, -1))
@@ -140,7 +139,7 @@ def _near(key: Key, known: Collection[Key]) -> str:
 
 
 def _put(found: tuple[Any, Origin] | None, below: Key, entry: Entry) -> tuple[Any, Origin]:
-    """`found` with the value of `entry` at `below` in it; its origin is that of the first part."""
+    """`found` with the value of `entry` put in at `below`; the origin of its first part stands for the whole."""
     if not below:
         return entry.value, entry.origin
     tree, origin = found or ({}, entry.origin)
@@ -197,7 +196,7 @@ _WORDS = {bool: "true or false", int: "a whole number", float: "a number", str: 
 
 
 def _wanted(hint: Any) -> str:
-    """What a type allows, in words."""
+    """A type in the words of an error."""
     origin, arguments = get_origin(hint), get_args(hint)
     if origin is Annotated:
         says = " and ".join(note.says for note in arguments[1:] if isinstance(note, Bound | OneOf))

@@ -18,7 +18,7 @@ from flcache.videos.options import ClipRule, DatasetOptions
 
 @dataclass(frozen=True)
 class EncodeConfig:
-    """How an encode runs: the one section whose keys come from several rooms."""
+    """How encoding runs. The only section whose keys come from several rooms."""
 
     context: ContextRule = field(default_factory=ContextRule, metadata={"inline": True})
     keep: ReductionOptions = field(default_factory=ReductionOptions)
@@ -51,7 +51,7 @@ class Config:
     evaluation: EvaluationOptions = field(default_factory=EvaluationOptions)
     probe: ProbeOptions = field(default_factory=ProbeOptions)
     unset: dict[str, str] = field(default_factory=dict, repr=False, compare=False, metadata={"schema": False})
-    """Not a key: why a path that a file does name is null, such as an environment variable that is not set."""
+    """Not a key: why a path that is written in a file is null, such as an environment variable that is not set."""
 
     def require(self, key: str) -> Any:
         """The value at a dotted `key`, such as `dataset.train`. Raises ConfigError if it is null."""

@@ -1,4 +1,4 @@
-"""YAML text as flat keys, each with its value and the line it stands on."""
+"""YAML text as flat keys, each with its value and its line."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def shown(value: Any) -> str:
 def read_yaml(text: str, name: str) -> dict[Key, Entry]:
     """Every value of a YAML mapping that is not itself a mapping, and every empty mapping, in the order of the text.
 
-    `name` stands for the text in origins and errors. Raises ConfigError naming the line: not YAML, or a key twice.
+    `name` is the name of the text in origins and errors. Raises ConfigError naming the line: not YAML, or a key twice.
     """
     root = _compose(text, name)
     if root is not None and not isinstance(root, yaml.MappingNode):
@@ -90,13 +90,9 @@ def _compose(text: str, name: str) -> yaml.Node | None:
 
 def _flatten(node: yaml.Node, key: Key, name: str, line: int | None = None) -> dict[Key, Entry]:
     """Every value below `node` that is not a mapping; an empty mapping is a value too."""
-    if isinstance(node, yaml.MappingNode) and node.value:
-        return _flatten_mapping(node, key, name)
-    value = {} if isinstance(node, yaml.MappingNode) else _construct(node, name)
-    return {key: Entry(value, Origin(name, line))}
-
-
-def _flatten_mapping(node: yaml.MappingNode, key: Key, name: str) -> dict[Key, Entry]:
+    if not isinstance(node, yaml.MappingNode) or not node.value:
+        value = {} if isinstance(node, yaml.MappingNode) else _construct(node, name)
+        return {key: Entry(value, Origin(name, line))}
     entries: dict[Key, Entry] = {}
     first_line: dict[str, int] = {}
     for key_node, value_node in node.value:

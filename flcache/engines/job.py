@@ -1,6 +1,6 @@
-"""What encoding is, as plain values: a job, its shard tasks, and the events that tell how far it is.
+"""Encoding as plain values: a job, its shard tasks, and the events that report progress.
 
-All of them can be pickled, so that a task runs wherever the videos and the cache can be reached.
+All of them can be pickled: a task runs wherever the videos and the cache can be reached.
 """
 
 from __future__ import annotations
@@ -13,18 +13,18 @@ from flcache.cache import CacheSpec, Commit, Failure, latent_differences
 from flcache.cache.storage import Location
 from flcache.encoder import ContextRule, EncoderSource, LatentVideoModel, hard_keys, load_encoder
 from flcache.errors import SpecMismatch
-from flcache.videos import ClipRule, DecodePool, PlannedClip, VideoFolder
+from flcache.videos import ClipRule, PlannedClip
 
 
 @dataclass(frozen=True)
 class EncodeJob:
-    """What all shard tasks of a cache share."""
+    """The settings that all shard tasks of a cache share."""
 
     cache: Location
     video_root: Path
     """The folder that the annotated paths of videos are relative to."""
     other_case: Mapping[str, Path]
-    """The `VideoFolder.other_case` of that folder, settled when all annotations were read."""
+    """The `VideoFolder.other_case` of that folder."""
     spec: CacheSpec
     encoder: EncoderSource
     context: ContextRule
@@ -34,9 +34,9 @@ class EncodeJob:
     batch_size: int
     """Clips of neighbouring slots that go through the encoder together."""
     min_cosine: float | None = None
-    """How close every stored latent vector must be to the encoder's."""
+    """Least cosine of a stored latent vector with the encoder's."""
     max_clip_bytes: int = ClipRule.max_bytes
-    """A clip whose frames take more fails."""
+    """A clip fails whose frames take more."""
 
     def load_model(self) -> LatentVideoModel:
         """The encoder. Raises EncoderError if it cannot be loaded, SpecMismatch if it is not the one of the spec."""
@@ -48,12 +48,6 @@ class EncodeJob:
                 "give this machine the same weights and processor"
             )
         return model
-
-    def open_folder(self) -> VideoFolder:
-        return VideoFolder(self.video_root, other_case=self.other_case)
-
-    def open_pool(self) -> DecodePool:
-        return DecodePool(self.decode_workers, self.decode_timeout_s, max_bytes=self.max_clip_bytes)
 
 
 @dataclass(frozen=True)
@@ -67,7 +61,7 @@ class ShardTask:
 
 @dataclass(frozen=True)
 class ClipDone:
-    """A clip is in its shard, which is not committed yet."""
+    """A clip is stored in its shard, which is not committed yet."""
 
     clip_id: str
 
@@ -81,11 +75,11 @@ class ClipFailed:
 
 @dataclass(frozen=True)
 class ShardCommitted:
-    """A shard exists, by this run or by another that was faster."""
+    """A shard is committed, by this run or by another."""
 
     commit: Commit
     by_another: bool = False
-    """Then this run has told nothing of its clips."""
+    """Then this run has sent no events of its clips."""
 
 
 Event = ClipDone | ClipFailed | ShardCommitted

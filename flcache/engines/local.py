@@ -1,7 +1,7 @@
 """The engine `local`: shard tasks one after the other, in this process and its decode workers.
 
-Several runs of the same tasks share them: a shard that another run is writing is left to it, and looked at again when
-the others are done, since that run may have been killed.
+Several runs share the same tasks: a run skips a shard that another is writing, and tries it again after all others, in
+case that run was killed.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from flcache.cache import ShardBusy
 from flcache.encoder import LatentVideoModel
 from flcache.engines.job import EncodeJob, Event, ShardTask
 from flcache.engines.stages import run_task
-from flcache.videos import decode_planned
+from flcache.videos import DecodePool, VideoFolder, decode_planned
 
 _LOOK_AGAIN_S = 0.2
 
@@ -26,14 +26,14 @@ def run(
     *,
     model: LatentVideoModel | None = None,
 ) -> None:
-    """Encode and commit every task of `job`, telling `on_event` of each clip and shard.
+    """Encode and commit every task of `job`, calling `on_event` for each clip and shard.
 
-    Returns when all of them are committed, by this run or by another. `model` is the job's encoder where it is loaded
-    already. Bad clips are recorded and left out; raises CacheError where writing fails.
+    Returns when all of them are committed, by this run or by another. `model` is the job's encoder if it is loaded
+    already. Failed clips are recorded and left out; raises CacheError where writing fails.
     """
     model = model or job.load_model()
-    with job.open_pool() as pool:
-        decode = partial(decode_planned, pool, job.open_folder())
+    with DecodePool(job.decode_workers, job.decode_timeout_s, max_bytes=job.max_clip_bytes) as pool:
+        decode = partial(decode_planned, pool, VideoFolder(job.video_root, other_case=job.other_case))
         while True:
             busy = []
             for task in tasks:

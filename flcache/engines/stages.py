@@ -1,19 +1,19 @@
-"""The stages of a shard task: planned clips -> decoded -> encoded -> stored, each clip paired with what came of it.
-
-T steps, H x W patch grid, D channels.
+"""The stages of encoding: planned clips -> decoded -> encoded -> stored or calibrated with, each with its failure if it
+has one. T steps, H x W patch grid, D channels.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from flcache.batch import step_times, step_valid
-from flcache.cache import EncodedClip, Failure, ShardWriter, ValueRangeError, stage_of
+from flcache.cache import Calibrator, EncodedClip, Failure, ShardWriter, ValueRangeError, stage_of
 from flcache.encoder import LatentVideoModel
 from flcache.engines.job import ClipDone, ClipFailed, EncodeJob, Event, ShardCommitted, ShardTask
 from flcache.errors import DecodeError
@@ -29,9 +29,9 @@ def run_task(
     decode: Callable[[Sequence[PlannedClip]], Iterable[Decoded]],
     on_event: Callable[[Event], None],
 ) -> None:
-    """Encode and commit one shard, unless another run has. Bad clips are recorded and left out.
+    """Encode and commit one shard, unless another run has. Failed clips are recorded and left out.
 
-    Raises ShardBusy where another run is at it now, CacheError where writing fails.
+    Raises ShardBusy where another run is writing it, CacheError where writing fails.
     """
     with ShardWriter(job.cache, task.split, task.shard, job.spec, min_cosine=job.min_cosine, wait=False) as writer:
         if commit := writer.committed:
@@ -43,10 +43,30 @@ def run_task(
         on_event(ShardCommitted(writer.commit()))
 
 
+def calibrate(
+    hard: Mapping[str, Any],
+    decoded: Iterable[Decoded],
+    model: LatentVideoModel,
+    *,
+    batch_size: int,
+    on_clip: Callable[[bool], None],
+) -> dict[str, Any]:
+    """The `calibration` of a spec whose other hard fields are `hard`, from the clips that could be decoded.
+
+    `on_clip` is called once a clip, with whether it failed. Raises CacheError if all of them did.
+    """
+    calibrator = Calibrator(hard)
+    for clip in encode_clips(model, decoded, batch_size):
+        if isinstance(clip, EncodedClip):
+            calibrator.add(clip.latents, clip.valid_steps)
+        on_clip(not isinstance(clip, EncodedClip))
+    return calibrator.fields()
+
+
 def encode_clips(
     model: LatentVideoModel, decoded: Iterable[Decoded], batch_size: int, *, nominal_times: bool = True
 ) -> Iterator[EncodedClip | Failure]:
-    """Every clip with its latents, or why it has none, in the order of `decoded`.
+    """Every clip with its latents, or its failure, in the order of `decoded`.
 
     Batches are fixed by the order of clips: a failed clip shrinks its own batch only, so all other batches are
     bit-identical.
@@ -59,7 +79,8 @@ def encode_clips(
             if isinstance(found, DecodedClip):
                 yield _encoded(clip, found, latents[clip.clip_id], nominal_times)
             else:
-                yield _not_decoded(clip, found)
+                stage = "find" if found.reason == "no file" else "decode"
+                yield Failure(clip.clip_id, clip.slot, clip.video, stage, found.reason, str(found), found.attempts)
 
 
 def _forward(model: LatentVideoModel, clips: list[tuple[PlannedClip, DecodedClip]]) -> list[NDArray[np.float32]]:
@@ -87,13 +108,8 @@ def _encoded(clip: PlannedClip, decoded: DecodedClip, latents: NDArray[np.float3
     )
 
 
-def _not_decoded(clip: PlannedClip, error: DecodeError) -> Failure:
-    stage = "find" if error.reason == "no file" else "decode"
-    return Failure(clip.clip_id, clip.slot, clip.video, stage, error.reason, str(error), error.attempts)
-
-
 def _store(writer: ShardWriter, clip: EncodedClip | Failure) -> ClipDone | ClipFailed:
-    """Write a clip, or that it failed."""
+    """Write a clip, or record its failure."""
     if isinstance(clip, EncodedClip):
         try:
             writer.add(clip)

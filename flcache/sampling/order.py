@@ -1,7 +1,7 @@
 """The order of an epoch: a pure function of (n, seed, epoch, block), the same for any number of ranks and threads.
 
 Random numbers are the raw 64-bit output of the Philox4x64 counter generator, keyed with sha256 of seed and epoch; the
-order is their stable sort. Neither depends on the version of numpy, as its `permutation` may.
+order is their stable sort. Neither depends on the version of numpy, while numpy's `permutation` may.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ def epoch_order(n: int, *, seed: int, epoch: int, block: int | None = None) -> N
 def mixture_order(
     parts: Sequence[tuple[int, float]], *, seed: int, epoch: int, block: int | None = None
 ) -> NDArray[np.int64]:
-    """(n,) numbers of clips over all parts, put one after the other; `parts` are (clips, weight), n their clips.
+    """(n,) numbers of clips, counted over all `parts` in sequence; a part is (clips, weight), n their sum of clips.
 
-    Every epoch takes the same number from each part, its share by weight; a part goes on in its own order where
-    the epoch before stopped, so that all of its clips are used equally often, to within one.
+    Every epoch takes the same number of clips from a part, its share by weight. Each part continues its own order in
+    the next epoch, so that its clips are used equally often, to within one.
     """
     clips = [size for size, _ in parts]
     draws = _apportion(sum(clips), [weight for _, weight in parts])
@@ -48,7 +48,7 @@ def mixture_order(
 
 
 def _taken(size: int, start: int, count: int, *, seed: int, block: int | None) -> NDArray[np.int64]:
-    """(count,) what the endless sequence of epochs of `size` clips holds from `start` on."""
+    """(count,) clips from position `start` on in the endless sequence of epochs of `size` clips."""
     epochs = range(start // size, -(-(start + count) // size))
     orders = [epoch_order(size, seed=seed, epoch=epoch, block=block) for epoch in epochs]
     return np.concatenate([np.zeros(0, dtype=np.int64), *orders])[start % size :][:count]
@@ -71,11 +71,11 @@ def _generator(name: str) -> np.random.Philox:
 def rank_share(
     order: NDArray[np.int64], *, start: int, batch_size: int, rank: int, world_size: int, even_last: bool = True
 ) -> NDArray[np.int64]:
-    """What `rank` takes of the global batch that starts at `start`.
+    """The share of `rank` in the global batch that starts at `start`.
 
-    A global batch is the next `batch_size * world_size` clips of the order, and the ranks' shares, put one after the
-    other, are that batch. A short last batch is shared evenly, so that a rank may get one clip less, or none; without
-    `even_last`, the first ranks get `batch_size` of it while it lasts, so that all shares are a single rank's batches.
+    A global batch is the next `batch_size * world_size` clips of the order; the ranks' shares in sequence are that
+    batch. A short last batch is shared evenly, so that a rank may get one clip less, or none. Without `even_last`, the
+    first ranks get `batch_size` each as long as clips last, so that the shares are the batches of a single rank.
     """
     batch = order[start : start + batch_size * world_size]
     if not even_last:

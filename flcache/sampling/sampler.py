@@ -1,4 +1,4 @@
-"""Where a run is in its data: epochs of shuffled indices, shared by ranks, resumable at any batch."""
+"""The position of a run in its data: epochs of shuffled indices, shared by ranks, resumable at any batch."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from flcache.sampling.order import epoch_order, mixture_order, rank_share
 class EpochSampler:
     """The indices of `num_clips` clips, batch by batch, epoch after epoch.
 
-    The position is counted in samples of all ranks together, so a state resumes at the exact sample on any number of
-    ranks. `remaining` looks ahead without moving; `advance` moves over one global batch. Raises CacheError for sizes
-    that give no batch.
+    The position counts samples of all ranks together, so a state resumes at the exact sample on any number of ranks.
+    `remaining` looks ahead without moving; `advance` moves over one global batch. Raises CacheError for sizes that give
+    no batch.
     """
 
     def __init__(
@@ -35,10 +35,7 @@ class EpochSampler:
         even_last: bool = True,
     ) -> None:
         """`batch_size` is per rank; `drop_last` leaves out an epoch's last batch if it is short; `even_last` is that of
-        `rank_share`.
-
-        `block` and `parts`, (clips, weight) of each cache of a mixture, are those of `epoch_order` and
-        `mixture_order`; a mixture is always shuffled.
+        `rank_share`, `block` that of `epoch_order`. `parts` are those of `mixture_order`, which is always shuffled.
         """
         if not 0 <= rank < world_size or batch_size < 1 or (block is not None and block < 1):
             raise CacheError(f"batch size {batch_size}, rank {rank} of {world_size}, block {block}: out of range")
@@ -46,6 +43,10 @@ class EpochSampler:
         self.block, self.parts = block, tuple(parts) if parts else None
         self.rank, self.world_size, self.drop_last, self.even_last = rank, world_size, drop_last, even_last
         self.epoch, self.samples = 0, 0
+        self._weights = [weight for _, weight in self.parts] if self.parts else None
+        self._global_batch = batch_size * world_size
+        self._least = self._global_batch if drop_last else 1
+        """Clips that a global batch needs."""
         if num_clips < self._least:
             raise CacheError(
                 f"{num_clips} clips are too few for one batch of {self._least}; lower training.batch_size, "
@@ -58,7 +59,7 @@ class EpochSampler:
         return full + (not self.drop_last and len(self._share(np.arange(rest), 0)) > 0)
 
     def remaining(self) -> Iterator[NDArray[np.int64]]:
-        """This rank's indices of every batch left in the epoch; empty where a short last batch has none for it."""
+        """This rank's indices of every batch left in the epoch; empty if the rank has no clip of a short last batch."""
         order = self._order()
         start = self.samples
         while self.num_clips - start >= self._least:
@@ -75,7 +76,7 @@ class EpochSampler:
         return position | {"clips": self.num_clips, "window": self.block, "weights": self._weights}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on where `state_dict` was taken, in its order. Raises CacheError if there are other clips now, or if it is
+        """Go on where `state_dict` was taken, in its order. Raises CacheError if the clips are others now, or if it is
         no state of a sampler."""
         _check_state(state)
         if state["clips"] != self.num_clips:
@@ -89,21 +90,8 @@ class EpochSampler:
         self.seed, self.epoch, self.block = state["seed"], state["epoch"], state["window"]
         self._go_to(state["samples"])
 
-    @property
-    def _weights(self) -> list[float] | None:
-        return [weight for _, weight in self.parts] if self.parts else None
-
-    @property
-    def _global_batch(self) -> int:
-        return self.batch_size * self.world_size
-
-    @property
-    def _least(self) -> int:
-        """Clips that a global batch needs."""
-        return self._global_batch if self.drop_last else 1
-
     def _go_to(self, samples: int) -> None:
-        """Be at `samples` of this epoch, or at the start of the next where these ranks have no batch left."""
+        """Move to `samples` of this epoch, or to the start of the next where no batch is left."""
         self.samples = samples
         if self.num_clips - samples < self._least:
             self.epoch, self.samples = self.epoch + 1, 0

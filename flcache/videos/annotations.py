@@ -29,8 +29,8 @@ _OTHER_DELIMITERS = {";": "semicolon", "\t": "tab", "|": "vertical bar"}
 _INDEX = re.compile(r"[0-9]{1,9}")
 _SHOWN_CHARACTERS = 80
 _MAX_PATH, _MAX_PART = 4000, 255
-"""Bytes of a path and of each of its names that file systems take, with room for the root."""
-_MAX_NAME = 64  # a tar member name has 100 bytes, of which clip number, hash and suffix need their share
+"""Most bytes of a path and of each name in it that file systems take, less room for the root."""
+_MAX_NAME = 64  # the name of a tar member has 100 bytes: clip number, hash and suffix need the rest
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Video:
     """As annotated, relative to the root; Kinetics rows have no extension yet."""
     label: str | None
     duration_s: float | None
-    """As annotated; the file may differ by a frame or so. None where the annotation does not say."""
+    """As annotated: the file may differ by a frame or so. None without an annotated duration."""
 
 
 def read_annotations(
@@ -65,7 +65,7 @@ def read_annotations(
         rows = _headerless_rows(csv, text, read_labels(labels) if labels else None)
     if not rows:
         raise DataError(f"{csv}: there is a header but no row below it; is the download complete?")
-    _check_paths(csv, rows, None if allow_outside else _Inside(root))
+    _check_paths(csv, rows, root, allow_outside)
     return _with_unique_ids([video for _, video in rows])
 
 
@@ -76,8 +76,6 @@ def _read_text(path: Path) -> str:
         raise DataError(f"{path}: no such annotation file; set the path of your CSV or label file") from None
     except IsADirectoryError:
         raise DataError(f"{path}: this is a folder; name the annotation file in it") from None
-    except PermissionError:
-        raise DataError(f"{path}: no permission to read it; try `chmod u+r`") from None
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: not UTF-8 text (byte {error.start}); save it as UTF-8") from None
     except OSError as error:
@@ -180,24 +178,13 @@ def read_labels(path: Path) -> dict[int, str]:
 
 
 def shown(text: str) -> str:
-    """What a message quotes of a file: one line, not long, nothing that a terminal obeys."""
+    """`text` of a file for a message: on one line, shortened, without control characters."""
     return repr(text[:_SHOWN_CHARACTERS])
 
 
-class _Inside:
-    """Which annotated paths stay below a root, by their text alone."""
-
-    def __init__(self, root: Path | None) -> None:
-        self._root = os.path.abspath(root) if root is not None else None  # noqa: PTH100  (a symlink stays as it is)
-
-    def __contains__(self, path: str) -> bool:
-        if not posixpath.isabs(path):
-            return path.split("/", 1)[0] != ".."
-        return self._root is not None and posixpath.commonpath([path, self._root]) == self._root
-
-
-def _check_paths(path: Path, rows: Iterable[tuple[int, Video]], inside: _Inside | None) -> None:
-    """Refuse paths that no file can have, that leave the root, or that are there twice."""
+def _check_paths(path: Path, rows: Iterable[tuple[int, Video]], root: Path | None, allow_outside: bool) -> None:
+    """Refuse paths that no file can have, that lead out of `root`, or that are there twice; files are not opened."""
+    top = os.path.abspath(root) if root is not None else None  # noqa: PTH100  (symlinks are not resolved)
     first_line: dict[str, int] = {}
     for number, video in rows:
         place = posixpath.normpath(video.path)
@@ -209,7 +196,10 @@ def _check_paths(path: Path, rows: Iterable[tuple[int, Video]], inside: _Inside 
             raise DataError(
                 f"{path}:{number}: {shown(video.path)} cannot be the path of a file; mend or remove the row"
             )
-        if inside is not None and place not in inside:
+        is_inside = place.split("/", 1)[0] != ".."
+        if posixpath.isabs(place):
+            is_inside = top is not None and posixpath.commonpath([place, top]) == top
+        if not (is_inside or allow_outside):
             raise DataError(
                 f"{path}:{number}: {shown(video.path)} leads out of dataset.root; mend the row, or give "
                 "dataset.allow_outside=true if you trust this list"
@@ -222,13 +212,11 @@ def _check_paths(path: Path, rows: Iterable[tuple[int, Video]], inside: _Inside 
 
 
 def _with_unique_ids(videos: list[Video]) -> list[Video]:
-    """The same videos with ids of safe characters; a hash of the path follows where the name alone is not enough."""
-    repeats = Counter(video.video_id for video in videos)
-    return [replace(video, video_id=_safe_id(video, repeats[video.video_id] > 1)) for video in videos]
-
-
-def _safe_id(video: Video, repeated: bool) -> str:
-    safe = re.sub(r"[^A-Za-z0-9_-]", "_", video.video_id)
-    if safe == video.video_id and not repeated and len(safe) <= _MAX_NAME:
-        return safe
-    return f"{safe[-_MAX_NAME:]}-{hashlib.sha256(video.path.encode()).hexdigest()[:10]}"
+    """The same videos with unique ids of safe characters: a hash of the path is appended where the name is not one."""
+    repeats, found = Counter(video.video_id for video in videos), []
+    for video in videos:
+        safe = re.sub(r"[^A-Za-z0-9_-]", "_", video.video_id)
+        if safe != video.video_id or repeats[video.video_id] > 1 or len(safe) > _MAX_NAME:
+            safe = f"{safe[-_MAX_NAME:]}-{hashlib.sha256(video.path.encode()).hexdigest()[:10]}"
+        found.append(replace(video, video_id=safe))
+    return found

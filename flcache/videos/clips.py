@@ -1,8 +1,7 @@
 """Which clips are taken from which video: the plan, a pure function of annotations, rule and durations.
 
-F is the number of frames of a clip. A clip of F frames at `fps` spans `F / fps` seconds and asks for the frames on
-display at `start + i / fps`. A clip with a `stride` counts frames of the file instead: its length in seconds is known
-only when the file is open.
+A clip of F frames at `fps` spans `F / fps` seconds and consists of the frames on display at `start + i / fps`. A clip
+with a `stride` counts frames of the file instead: its length in seconds is known only when the file is open.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ PLAN_COLUMNS = ("clip_id", "video", "video_id", "label", "start_s", "timestamps"
 
 
 def needs_duration(rule: ClipRule, videos: Iterable[Video]) -> list[Video]:
-    """The videos whose duration must be probed before `plan_clips`: the annotation has none, and the rule needs one."""
+    """The videos to probe before `plan_clips`: the rule needs their duration, and the annotation has none."""
     if rule.stride is not None and rule.clips_per_video == 1:
         return []  # one clip, counted from the first frame
     return [video for video in videos if video.duration_s is None]
@@ -30,11 +29,11 @@ def needs_duration(rule: ClipRule, videos: Iterable[Video]) -> list[Video]:
 def plan_clips(videos: Iterable[Video], rule: ClipRule, durations: Mapping[str, float] | None) -> pd.DataFrame:
     """One row per clip, with columns `PLAN_COLUMNS`, in the order of `videos`.
 
-    `durations` maps `video_id` to seconds, and counts only where the annotation has no duration. A video of unknown
-    duration gets one clip, at 0. `timestamps` are seconds from the first displayed frame; None for a stride, where
-    frames are counted from the one on display at `start_s`.
+    `durations` maps `video_id` to seconds, for videos without an annotated duration. A video of unknown duration gets
+    one clip, at 0. `timestamps` are seconds from the first displayed frame, to the microsecond; None for a stride,
+    where frames are counted from the one on display at `start_s`.
     """
-    import pandas as pd  # half a second, which decode workers need not spend
+    import pandas as pd  # takes half a second, and decode workers do not need it
 
     rows = []
     for video in videos:
@@ -42,11 +41,10 @@ def plan_clips(videos: Iterable[Video], rule: ClipRule, durations: Mapping[str, 
         if duration_s is None and durations is not None:
             duration_s = durations.get(video.video_id)
         for k, start_s in enumerate(_starts(rule, duration_s)):
-            timestamps = _timestamps(rule, start_s)
+            timestamps = None if rule.fps is None else [round(start_s + i / rule.fps, 6) for i in range(rule.frames)]
             rows.append((f"{video.video_id}-{k}", video.path, video.video_id, video.label, start_s, timestamps))
-    plan = pd.DataFrame(rows, columns=list(PLAN_COLUMNS[:6])).assign(frames=rule.frames, stride=None, short=rule.short)
-    if rule.stride is not None:
-        plan["stride"] = rule.stride
+    plan = pd.DataFrame(rows, columns=list(PLAN_COLUMNS[:6]))
+    plan = plan.assign(frames=rule.frames, stride=rule.stride, short=rule.short)
     return plan.astype({"start_s": "float64", "timestamps": "object"})
 
 
@@ -61,7 +59,7 @@ def _starts(rule: ClipRule, duration_s: float | None) -> Sequence[float]:
         return []
     span_s = rule.frames / rule.fps
     if rule.clips_per_video is None:
-        count = max(1, math.floor(duration_s / span_s + 1e-6))  # 10 s hold 4 clips of 2.5 s, whatever floats say
+        count = max(1, math.floor(duration_s / span_s + 1e-6))  # 10 s hold 4 clips of 2.5 s in spite of rounding
         return [k * span_s for k in range(count)]
     return [_centred(rule, duration_s, k) for k in range(rule.clips_per_video)]
 
@@ -72,10 +70,3 @@ def _centred(rule: ClipRule, duration_s: float, k: int) -> float:
     middle_s = (k + 0.5) * duration_s / rule.clips_per_video
     latest_s = max(0.0, duration_s - rule.frames / rule.fps)
     return min(max(0.0, middle_s - (rule.frames - 1) / rule.fps / 2), latest_s)
-
-
-def _timestamps(rule: ClipRule, start_s: float) -> list[float] | None:
-    """Seconds of the F frames, to the microsecond."""
-    if rule.fps is None:
-        return None
-    return [round(start_s + i / rule.fps, 6) for i in range(rule.frames)]

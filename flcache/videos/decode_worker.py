@@ -1,7 +1,7 @@
-"""The process behind a worker of DecodePool: `python -m flcache.videos.decode_worker FD PARENT MAX_BYTES`.
+"""The process of a DecodePool worker: `python -m flcache.videos.decode_worker FD PARENT MAX_BYTES`.
 
-It reads requests from the socket FD, answers with headers or frames, and ends when the socket does or the parent dies.
-A clip has MAX_BYTES at most, and the process a few times as much memory.
+It reads requests from the socket FD, answers with headers or frames, and ends when the socket closes or the parent
+dies. A clip has MAX_BYTES at most, and the process a few times as much memory.
 """
 
 from __future__ import annotations
@@ -25,10 +25,8 @@ from flcache.videos.decoders import ClipRequest, DecodedClip, decode_clip, probe
 
 _PR_SET_PDEATHSIG = 1
 _HERE = Path(__file__).parents[1]
-
-
 _COPIES_OF_A_CLIP = 3  # as the decoder returns it, as an array, and with frames repeated
-_ROOM = 2**30  # pictures a decoder keeps, stacks and arenas of threads: address space, hardly any of it touched
+_ROOM = 2**30  # address space, mostly unused, for pictures that a decoder keeps, stacks and arenas of threads
 
 
 def main(fd: int, parent: int, max_bytes: int) -> None:
@@ -52,46 +50,36 @@ def _answer(channel: socket.socket, max_bytes: int) -> None:
         return
     timestamps = None if head["timestamps"] is None else tuple(head["timestamps"])
     request = ClipRequest(head["frames"], head["start_s"], timestamps, head["stride"], head["short"])
-    clip = _or_error(
-        head["path"], lambda path: decode_clip(path, request, decoder=head["decoder"], max_bytes=max_bytes)
-    )
+    clip = _or_error(head["path"], lambda path: decode_clip(path, request, max_bytes=max_bytes))
     if isinstance(clip, DecodedClip):
-        messages.send(channel, _head(clip), np.ascontiguousarray(clip.frames).reshape(-1).data)
+        arrays = {name: getattr(clip, name).tolist() for name in ("timestamps", "mask", "nominal")}
+        answer = {"shape": clip.frames.shape, "decoder": clip.decoder, **arrays}
+        messages.send(channel, answer, np.ascontiguousarray(clip.frames).reshape(-1).data)
     else:
         messages.send(channel, clip)
 
 
 def _or_error(path: str, work: Callable[[Path], Any]) -> Any:
-    """What `work` makes of the file, or the message that says why it cannot."""
+    """What `work` returns for the file, or its error as a message."""
     try:
         return work(Path(path))
     except FlcacheError as error:
         return {"error": str(error), "reason": getattr(error, "reason", "unknown")}
     except MemoryError:
         return {"error": f"{path}: reading it takes more memory than a worker has", "reason": "too large"}
-    except Exception as error:  # one video must not end a run of a million, whatever a decoder throws
+    except Exception as error:  # no exception of one video may end the run
         return {"error": f"{path}: {_described(error)}", "reason": "our own error"}
 
 
 def _described(error: Exception) -> str:
-    """Type, words, and the last line of ours on the way to it."""
+    """Type, text, and the last line of flcache in the traceback."""
     ours = [frame for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename).is_relative_to(_HERE)]
     place = f"{Path(ours[-1].filename).relative_to(_HERE)}:{ours[-1].lineno} in {ours[-1].name}"
     return f"{type(error).__name__}: {error} ({place})"
 
 
-def _head(clip: DecodedClip) -> dict[str, object]:
-    return {
-        "shape": clip.frames.shape,
-        "timestamps": clip.timestamps.tolist(),
-        "mask": clip.mask.tolist(),
-        "decoder": clip.decoder,
-        "nominal": clip.nominal.tolist(),
-    }
-
-
 def _die_with(parent: int) -> None:
-    """Also when hanging in native code, where the end of the socket would go unnoticed (Linux only)."""
+    """End with the parent, even while native code hangs and does not see the socket close (Linux only)."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
@@ -100,14 +88,14 @@ def _die_with(parent: int) -> None:
 
 
 def _limit_memory(room: int) -> None:
-    """No more address space than the libraries take, and `room` (Linux only)."""
+    """Limit the address space to what the libraries take and `room` bytes (Linux only)."""
     if sys.platform != "linux":
         return
     import resource
 
     import av  # noqa: F401
 
-    decord_reader.missing()  # loads it
+    decord_reader.missing()  # loads decord
     mapped = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     _, hard = resource.getrlimit(resource.RLIMIT_AS)
     limit = mapped + room
@@ -116,7 +104,7 @@ def _limit_memory(room: int) -> None:
 
 
 def _silence() -> None:
-    """Native libraries write to the terminal behind Python's back; what matters comes back as an error."""
+    """Native libraries write to the terminal; their errors come back as answers."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 1)
     os.dup2(nowhere, 2)

@@ -1,8 +1,8 @@
-"""Clips as frames: one function, whichever decoder does the work.
+"""Clips as frames.
 
-The frame for a timestamp is the one on display then, time 0 being the first displayed frame of the file. decord is
-asked first, PyAV wherever decord cannot be trusted; both give the same bits. A frame that cannot be decoded is an
-error, never a guess and never a copy of its neighbour. F frames of h x w pixels.
+The frame for a timestamp is the one on display then; time 0 is the first displayed frame of the file. decord decodes,
+or PyAV where decord is not exact or fails; both give the same bits. A frame that cannot be decoded is an error, never
+replaced by a neighbour. F frames of h x w pixels.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class DecodedClip:
     """`decord` or `pyav`."""
     nominal: NDArray[np.float64]
     """(F,) seconds that were sampled: the requested ones, or multiples of the stride at the file's average rate. Evenly
-    spaced also where the picture freezes or the video has ended, of which they tell nothing."""
+    spaced even where the picture freezes or the video has ended."""
 
     def sampled(self, *, nominal: bool) -> NDArray[np.float64]:
         """(F,) the `nominal` seconds, or those at which the frames come on display."""
@@ -69,7 +69,7 @@ def decode_clip(
 ) -> DecodedClip:
     """The clip `request` of the video at `path`. Raises DecodeError with the reason, naming the frame that fails.
 
-    A clip of more than `max_bytes` fails by what the header says of it; no decoder makes a larger picture either.
+    A clip fails if it has more than `max_bytes` by the header's size, or if a picture turns out larger than that.
     """
     if decoder not in DECODERS:
         raise ConfigError(f"decoder {decoder!r} is unknown; choose one of {', '.join(DECODERS)}")
@@ -77,15 +77,15 @@ def decode_clip(
     table = read_frame_table(path, max_pixels=max_pixels)
     if table.width * table.height > max_pixels:
         raise _too_large(path, request, table, f"is more than clip.max_bytes={max_bytes}; raise that, or scale")
-    indices, mask = _choose_frames(path, table, request)
+    indices, mask, nominal = _choose_frames(path, table, request)
     wanted, places = np.unique(indices, return_inverse=True)
     try:
         frames, used = _read(path, table, wanted, decoder, max_pixels)
         if len(wanted) < len(indices):
             frames = frames[places]
-    except (MemoryError, BlockingIOError):  # EAGAIN: no room for the stack of a thread that converts colours
+    except (MemoryError, BlockingIOError):  # EAGAIN: no memory for the stack of a thread that converts colours
         raise _too_large(path, request, table, "do not fit in memory; lower clip.frames, or scale") from None
-    return DecodedClip(frames, table.seconds[indices], mask, used, _nominal(table, request))
+    return DecodedClip(frames, table.seconds[indices], mask, used, nominal)
 
 
 def _too_large(path: Path, request: ClipRequest, table: FrameTable, words: str) -> DecodeError:
@@ -112,31 +112,26 @@ def _read(
     return pyav_reader.read_frames(path, table, wanted, max_pixels=max_pixels), "pyav"
 
 
-def _nominal(table: FrameTable, request: ClipRequest) -> NDArray[np.float64]:
+def _choose_frames(
+    path: Path, table: FrameTable, request: ClipRequest
+) -> tuple[NDArray[np.int64], NDArray[np.bool_], NDArray[np.float64]]:
+    """Index of each frame of the clip, whether the video has it, and its nominal seconds; (F,) each."""
     if request.timestamps is not None:
-        return np.array(request.timestamps, dtype=np.float64)
-    assert request.stride is not None
-    apart_s = request.stride * table.end_s / len(table)
-    return request.start_s + apart_s * np.arange(request.frames, dtype=np.float64)
-
-
-def _choose_frames(path: Path, table: FrameTable, request: ClipRequest) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-    """Index of each frame of the clip, (F,), and whether the video really has it, (F,)."""
-    if request.timestamps is not None:
-        seconds = np.array(request.timestamps, dtype=np.float64)
-        indices, real = table.on_display(seconds), seconds < table.end_s
+        nominal = np.array(request.timestamps, dtype=np.float64)
+        indices, real = table.on_display(nominal), nominal < table.end_s
     else:
         assert request.stride is not None
-        first = table.on_display(np.array([request.start_s]))
-        indices = first + np.arange(request.frames, dtype=np.int64) * request.stride
+        numbers, apart_s = np.arange(request.frames, dtype=np.int64), request.stride * table.end_s / len(table)
+        nominal = request.start_s + apart_s * numbers.astype(np.float64)
+        indices = table.on_display(np.array([request.start_s])) + numbers * request.stride
         real = (indices < len(table)) & (request.start_s < table.end_s)
     if not real.all():
         _check_short(path, table, request, real)
-    return np.minimum(indices, len(table) - 1), real
+    return np.minimum(indices, len(table) - 1), real, nominal
 
 
 def _check_short(path: Path, table: FrameTable, request: ClipRequest, real: NDArray[np.bool_]) -> None:
-    """Raise where a clip that the file does not fill must not be padded."""
+    """Raises DecodeError for an incomplete clip that must not be padded."""
     if table.cut_off:
         raise DecodeError(
             f"{path}: no frame after {table.seconds[-1]:.3f} s (frame {len(table) - 1}): {table.cut_off}",

@@ -11,11 +11,11 @@ from flcache.videos.annotations import EXTENSIONS
 
 
 class VideoFolder:
-    """The files below a root; every folder is listed once, when first asked about.
+    """The files below a root; every folder is listed once, on first use.
 
-    A file has the annotated name exactly: YouTube ids are case-sensitive. One whose name differs in case is taken only
-    where no other file differs in case alone and none of `annotated` names it exactly; `other_case` lists those. Where
-    `other_case` is given, no others are taken: it was settled with all annotations at hand.
+    A file needs exactly the annotated name: YouTube ids are case-sensitive. A file whose name differs in case is taken
+    only if it is the only such file and none of `annotated` names it exactly; `other_case` collects those. If
+    `other_case` is given, from a folder that knew all annotations, no others are taken.
     """
 
     def __init__(
@@ -23,7 +23,7 @@ class VideoFolder:
     ) -> None:
         self.root = root
         self.other_case = dict(other_case or {})
-        """By annotated path: the file that was taken though its name differs in case."""
+        """By annotated path, the file that was taken with another case in its name."""
         self._settled = other_case is not None
         self._annotated = frozenset(annotated)
         self._files: dict[Path, _Names] = {}
@@ -44,12 +44,12 @@ class VideoFolder:
         return wanted.parent / found
 
     def expected(self, annotated: str) -> Path:
-        """The path to name where `find` found nothing: as annotated, `.mp4` where the extension is unknown."""
+        """The path to report if `find` found nothing: as annotated, with `.mp4` if it has no video extension."""
         wanted = self.root / annotated
         return wanted if wanted.suffix.lower() in EXTENSIONS else wanted.with_name(wanted.name + ".mp4")
 
     def _is_of_another(self, annotated: str, name: str) -> bool:
-        """Whether the file `name` beside this path is what another annotation names, with an extension or without."""
+        """Whether another annotation names the file `name` in this path's folder, with an extension or without."""
         folder, _, _ = annotated.rpartition("/")
         return any((f"{folder}/{spelling}" if folder else spelling) in self._annotated for spelling in _spellings(name))
 
@@ -60,15 +60,13 @@ class VideoFolder:
                     self._files[folder] = _Names(entry.name for entry in entries if entry.is_file())
             except (FileNotFoundError, NotADirectoryError):
                 self._files[folder] = _Names(())
-            except PermissionError:
-                raise DataError(f"{folder}: no permission to list it; try `chmod u+rx`") from None
             except OSError as error:
                 raise DataError(f"{folder}: cannot be listed: {error.strerror}") from None
         return self._files[folder]
 
 
 class _Names:
-    """Names of the regular files of one folder, each also without the extension of a video, if it has one."""
+    """The regular files of one folder by name, and by name without a video extension."""
 
     def __init__(self, names: Iterable[str]) -> None:
         self._exact: dict[str, list[str]] = {}
@@ -79,7 +77,7 @@ class _Names:
                 self._lowered.setdefault(spelling.lower(), []).append(name)
 
     def called(self, name: str) -> str | None:
-        """The file of exactly this name, or of it and an extension."""
+        """The file of exactly this name, or of this name and an extension."""
         found = self._exact.get(name, [None])
         return name if name in found else found[0]
 

@@ -38,8 +38,8 @@ class KineticsClip(TypedDict):
 class Kinetics400(Dataset[KineticsClip]):
     """The clips that `rule` cuts from the annotated videos below `root`.
 
-    `labels` (`index label` lines) fixes the order of `classes`; without it they are the labels of this annotation file,
-    sorted. Missing videos are listed in `missing` by the path they were expected at. Raises DataError where more than
+    `labels` (`index label` lines) fixes the order of `classes`; without it they are the sorted labels of this
+    annotation file. `missing` lists the expected paths of missing videos. Raises DataError where more than
     `max_missing_fraction` of the videos are missing; indexing raises DecodeError for a damaged file.
     """
 
@@ -50,22 +50,22 @@ class Kinetics400(Dataset[KineticsClip]):
         rule: ClipRule,
         *,
         labels: Path | str | None = None,
-        decoder: str = "auto",
         max_missing_fraction: float = DatasetOptions.max_missing_fraction,
     ) -> None:
         label_file = Path(labels) if labels is not None else None
         videos = read_annotations(Path(annotations), labels=label_file, root=Path(root))
         self.classes = _classes(videos, label_file)
-        self.missing: list[Path] = []
-        self._files = self._find(VideoFolder(Path(root), (video.path for video in videos)), videos)
+        folder = VideoFolder(Path(root), (video.path for video in videos))
+        found = {video.path: folder.find(video.path) for video in videos}
+        self._files = {annotated: path for annotated, path in found.items() if path}
+        self.missing = [folder.expected(annotated) for annotated, path in found.items() if not path]
         if len(self.missing) > max_missing_fraction * len(videos):
             raise DataError(
                 f"{annotations}: {len(self.missing)} of {len(videos)} videos are missing below {root}, the first one "
                 f"{self.missing[0]}; fetch them, mend the root, or raise dataset.max_missing_fraction"
             )
-        found = [video for video in videos if video.path in self._files]
-        self._clips = planned_clips(plan_clips(found, rule, self._probe_durations(needs_duration(rule, found))))
-        self._decoder = decoder
+        videos = [video for video in videos if video.path in self._files]
+        self._clips = planned_clips(plan_clips(videos, rule, self._probe_durations(needs_duration(rule, videos))))
 
     def __len__(self) -> int:
         return len(self._clips)
@@ -73,7 +73,7 @@ class Kinetics400(Dataset[KineticsClip]):
     def __getitem__(self, index: int) -> KineticsClip:
         planned = self._clips[index]
         path = self._files[planned.video]
-        clip = decode_clip(path, planned.request, decoder=self._decoder)
+        clip = decode_clip(path, planned.request)
         label = planned.label or ""
         return KineticsClip(
             frames=torch.from_numpy(clip.frames).permute(0, 3, 1, 2).contiguous(),  # (F, H, W, 3) to (F, 3, H, W)
@@ -83,17 +83,6 @@ class Kinetics400(Dataset[KineticsClip]):
             label_index=self.classes.index(label) if label else -1,
             path=str(path),
         )
-
-    def _find(self, folder: VideoFolder, videos: Iterable[Video]) -> dict[str, Path]:
-        """Files by annotated path; missing ones go to `missing`."""
-        files = {}
-        for video in videos:
-            path = folder.find(video.path)
-            if path is None:
-                self.missing.append(folder.expected(video.path))
-            else:
-                files[video.path] = path
-        return files
 
     def _probe_durations(self, videos: Iterable[Video]) -> dict[str, float]:
         """Seconds by video id; a file whose header cannot be read has none, and raises when its clip is decoded."""

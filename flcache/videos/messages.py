@@ -1,4 +1,4 @@
-"""How the decode pool and its workers talk: a JSON head and raw bytes behind it, over a socket.
+"""Messages between the decode pool and its workers: a JSON head, then raw bytes, over a socket.
 
 No pickle, and no shared memory that a killed process could leave behind.
 """
@@ -16,7 +16,7 @@ _LENGTHS = struct.Struct("<IQ")  # bytes of the head, bytes of the payload
 
 
 def send(channel: socket.socket, head: dict[str, Any], payload: memoryview | None = None) -> None:
-    """Send one message; the payload goes out as it lies in memory."""
+    """Send one message; the payload is not copied."""
     text = json.dumps(head).encode()
     channel.sendall(_LENGTHS.pack(len(text), payload.nbytes if payload else 0) + text)
     if payload:

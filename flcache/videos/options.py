@@ -1,4 +1,4 @@
-"""Options of the videos: where they are, and how clips are cut from them."""
+"""Options of the videos: where they are and how clips are cut from them."""
 
 from __future__ import annotations
 
@@ -43,18 +43,15 @@ class ClipRule:
     """Largest clip as decoded, frames x height x width x 3 bytes; a larger one fails before it is decoded."""
 
     def __post_init__(self) -> None:
-        if self.frames < 1:
-            raise ConfigError(f"clip.frames is {self.frames}; set 1 or more")
+        for name in ("frames", "stride", "clips_per_video"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise ConfigError(f"clip.{name} is {value}; set 1 or more")
         if (self.fps is None) == (self.stride is None):
             raise ConfigError(
                 f"clip.fps is {self.fps} and clip.stride is {self.stride}; set one of them and the other to null"
             )
         if self.fps is not None and not 0 < self.fps < math.inf:
             raise ConfigError(f"clip.fps is {self.fps}; set a rate above 0")
-        if self.stride is not None and self.stride < 1:
-            raise ConfigError(f"clip.stride is {self.stride}; set 1 or more")
-        if self.clips_per_video is not None and self.clips_per_video < 1:
-            raise ConfigError(f"clip.clips_per_video is {self.clips_per_video}; set 1 or more, or null")
         if self.clips_per_video is None and self.stride is not None:
             raise ConfigError(
                 "clip.clips_per_video is null (the whole video) and clip.stride is set: how many such clips a video "
@@ -64,9 +61,6 @@ class ClipRule:
             raise ConfigError(f"clip.short is {self.short!r}; choose pad or drop")
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values, for the spec, without `max_bytes`, which decides no pixel.
-
-        Caches without `times` have those at which frames came on display.
-        """
-        values = {name: value for name, value in asdict(self).items() if name != "max_bytes"}
-        return {**values, "times": "nominal"}
+        """Plain values for the spec, without `max_bytes`, which changes no pixel. Caches without `times` have the times
+        of display."""
+        return {name: value for name, value in asdict(self).items() if name != "max_bytes"} | {"times": "nominal"}

@@ -1,10 +1,9 @@
-"""One planned clip: a row of a plan as a plain value, which any process can decode without a configuration."""
+"""A row of a plan as a plain value that any process can decode without a configuration."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flcache.errors import DecodeError
@@ -23,10 +22,10 @@ class PlannedClip:
     clip_id: str
     video_id: str
     video: str
-    """The path of its video as annotated, relative to the root."""
+    """The annotated path, relative to the root."""
     label: str | None
     slot: int
-    """Its place in its shard; 0 where a plan has no shards yet."""
+    """0 if the plan has no shards yet."""
     request: ClipRequest
 
 
@@ -54,10 +53,7 @@ def planned_clips(plan: pd.DataFrame) -> list[PlannedClip]:
 def decode_planned(
     pool: DecodePool, folder: VideoFolder, clips: Iterable[PlannedClip]
 ) -> Iterator[tuple[PlannedClip, DecodedClip | DecodeError]]:
-    """Each clip with its frames, or with the error that says why there are none, in the order of `clips`."""
-    return pool.decode((clip, _path(folder, clip), clip.request) for clip in clips)
-
-
-def _path(folder: VideoFolder, clip: PlannedClip) -> Path:
-    """Where its video is, or should be: opening that says what is wrong."""
-    return folder.find(clip.video) or folder.expected(clip.video)
+    """Each clip with its frames or its error, in the order of `clips`."""
+    # A video that is not found is opened where it was expected: the error says so.
+    paths = ((clip, folder.find(clip.video) or folder.expected(clip.video)) for clip in clips)
+    return pool.decode((clip, path, clip.request) for clip, path in paths)

@@ -1,7 +1,7 @@
-"""Videos read by other processes, which may hang or crash without harm: FFmpeg is native code and does both.
+"""Videos read by worker processes: FFmpeg is native code, and may hang or crash.
 
-Each thread of the pool owns one worker process. A worker that takes too long or dies is replaced, and its clip tried
-once more. Workers end with the pool, and by themselves when this process is killed.
+Each thread of the pool owns one worker. A worker that takes too long or dies is replaced, and its clip tried once more.
+Workers end with the pool, and by themselves when this process is killed.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ R = TypeVar("R")
 
 ATTEMPTS = 2
 CLIPS_PER_WORKER = 256
-"""Then it is replaced: decord's memory grows without bound (dmlc/decord issues 157 and 208)."""
+"""A worker is replaced after these: decord's memory grows without bound (dmlc/decord issues 157 and 208)."""
 _LOOK_AHEAD = 2  # clips a worker
 _HEADERS_A_MESSAGE = 64
 _START_TIMEOUT_S = 120.0
@@ -44,16 +44,12 @@ _PACKAGE_ROOT = Path(__file__).resolve().parents[2]
 class DecodePool:
     """`workers` processes that decode clips, each within `timeout_s` seconds. A context manager.
 
-    A clip of more than `max_bytes` fails, and clips of no more than that wait decoded, beside the one taken next.
+    A clip of more than `max_bytes` fails. Clips that wait decoded have no more than that together, beside the one that
+    is taken next.
     """
 
-    def __init__(
-        self, workers: int, timeout_s: float, *, decoder: str = "auto", max_bytes: int = ClipRule.max_bytes
-    ) -> None:
-        self._workers = workers
-        self._timeout_s = timeout_s
-        self._decoder = decoder
-        self._max_bytes = max_bytes
+    def __init__(self, workers: int, timeout_s: float, *, max_bytes: int = ClipRule.max_bytes) -> None:
+        self._workers, self._timeout_s, self._max_bytes = workers, timeout_s, max_bytes
         self._threads = ThreadPoolExecutor(workers, thread_name_prefix="decode")
         self._mine = threading.local()
         self._all: set[_Worker] = set()
@@ -75,7 +71,7 @@ class DecodePool:
     def decode(self, items: Iterable[tuple[K, Path, ClipRequest]]) -> Iterator[tuple[K, DecodedClip | DecodeError]]:
         """Each key with its clip, or with the error that has the reason and the attempts, in the order of `items`.
 
-        `items` is read at most two clips a worker ahead of what was taken.
+        `items` is read at most two clips per worker ahead.
         """
         waiting: deque[tuple[int, K, Future[DecodedClip | DecodeError]]] = deque()
         room = LookAhead(self._max_bytes)
@@ -104,11 +100,11 @@ class DecodePool:
             return [worker.pid for worker in self._all]
 
     def _decode_one(self, path: Path, request: ClipRequest, number: int, room: LookAhead) -> DecodedClip | DecodeError:
-        head = {"path": str(path), "decoder": self._decoder, **asdict(request)}
+        head = {"path": str(path), **asdict(request)}
         return self._tried(path, lambda worker: worker.decode(head, self._timeout_s, partial(room.let_in, number)))
 
     def _probe_some(self, paths: Sequence[Path]) -> list[VideoInfo | DecodeError]:
-        """Headers by one message; where the worker is lost over it, each file by a message of its own."""
+        """Headers in one message; if the worker is lost, each file in a message of its own."""
         found = self._tried(
             paths[0], lambda worker: worker.probe(paths, self._timeout_s), attempts=1 if len(paths) > 1 else ATTEMPTS
         )
@@ -117,7 +113,7 @@ class DecodePool:
         return [found] if len(paths) == 1 else [info for path in paths for info in self._probe_some([path])]
 
     def _tried(self, path: Path, ask: Callable[[_Worker], R], attempts: int = ATTEMPTS) -> R | DecodeError:
-        """What a worker answers; another is asked where the first hangs or dies."""
+        """The answer of a worker, or of another one if the first hangs or dies."""
         for attempt in range(1, attempts + 1):
             worker = self._my_worker()
             try:
@@ -132,7 +128,7 @@ class DecodePool:
         return failure
 
     def _my_worker(self) -> _Worker:
-        """The worker of this thread: a fresh one where there is none, or the last one has done its share."""
+        """The worker of this thread; a new one if there is none, or the old one has done CLIPS_PER_WORKER clips."""
         worker: _Worker | None = getattr(self._mine, "worker", None)
         if worker is not None and worker.clips_done >= CLIPS_PER_WORKER:
             self._drop(worker)
@@ -163,7 +159,7 @@ def _first_of(
 
 
 class _WorkerLost(DecodeError):
-    """A worker hung or died; another may not."""
+    """A worker hung or died."""
 
 
 class _Worker:
@@ -175,19 +171,17 @@ class _Worker:
         self._timed_out = False
         self._ready = False
         self._channel, theirs = socket.socketpair()
+        search_path = [str(_PACKAGE_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
         with theirs:
             arguments = (theirs.fileno(), os.getpid(), max_bytes)
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "flcache.videos.decode_worker", *map(str, arguments)],
                 pass_fds=(theirs.fileno(),),
                 stdin=subprocess.DEVNULL,
-                env={**os.environ, "PYTHONPATH": _with_package(os.environ.get("PYTHONPATH"))},
+                env={**os.environ, "PYTHONPATH": os.pathsep.join(search_path)},  # finds this very package
                 start_new_session=True,  # Ctrl-C in the terminal reaches the parent alone
             )
-
-    @property
-    def pid(self) -> int:
-        return self._process.pid
+        self.pid = self._process.pid
 
     def decode(self, head: dict[str, Any], timeout_s: float, let_in: Callable[[int], None]) -> DecodedClip:
         """The clip that `head` asks for. Raises DecodeError, which is _WorkerLost if the process hangs or dies.
@@ -210,7 +204,7 @@ class _Worker:
         )
 
     def probe(self, paths: Sequence[Path], timeout_s: float) -> list[VideoInfo | DecodeError]:
-        """What the headers say, in the order of `paths`. Raises _WorkerLost if the process hangs or dies."""
+        """The header of each file, in the order of `paths`. Raises _WorkerLost if the process hangs or dies."""
         answer, _ = self._ask({"probe": [str(path) for path in paths]}, timeout_s)
         return [
             DecodeError(info["error"], reason=info["reason"]) if "error" in info else VideoInfo(**info)
@@ -230,7 +224,7 @@ class _Worker:
         return self._within(timeout_s, exchange)
 
     def _within(self, timeout_s: float, talk: Callable[[], R]) -> R:
-        """What `talk` with the worker gives, which is killed at the deadline, even half-way through sending."""
+        """The result of `talk`. The worker is killed after `timeout_s`, even while it is sending."""
         deadline = threading.Timer(timeout_s, self._kill_late)
         deadline.start()
         try:
@@ -256,12 +250,6 @@ class _Worker:
         self._process.kill()
 
     def close(self) -> None:
-        """End the process and forget it."""
         self._process.kill()
         self._process.wait()
         self._channel.close()
-
-
-def _with_package(search_path: str | None) -> str:
-    """PYTHONPATH that finds this very package, from wherever it was imported here."""
-    return os.pathsep.join([str(_PACKAGE_ROOT), *([search_path] if search_path else [])])

@@ -1,8 +1,8 @@
 """Frames by PyAV: exact, from the keyframe before the first wanted frame, and strict about damage.
 
-FFmpeg's decoders hide damage by default: they paint over what they cannot decode. Here the first error since the
-keyframe ends the clip, because pictures after it may lean on what was painted over. Damage that leaves a valid stream
-(a changed byte in VP9 or HEVC mostly does) is beyond any decoder: only a checksum of the file could tell.
+FFmpeg's decoders conceal damage by default: they fill in what they cannot decode. Here the first error since the
+keyframe ends the clip, because later pictures may be predicted from concealed ones. Damage that leaves a valid stream
+(a changed byte in VP9 or HEVC mostly does) cannot be noticed by any decoder, only by a checksum of the file.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ def read_frames(path: Path, table: FrameTable, wanted: NDArray[np.int64], *, max
         try:
             return _read(path, table, wanted, keyframe, max_pixels)
         except DecodeError:
-            pass  # a seek may land among pictures that need earlier ones: the start of the file decides
+            pass  # after a seek, pictures may need earlier ones: try again from the start of the file
     return _read(path, table, wanted, None, max_pixels)
 
 
 def _keyframe_before(table: FrameTable, index: int) -> int | None:
-    """Where to start decoding for frame `index`; None is the start of the file."""
+    """The keyframe to seek to for frame `index`; None for the start of the file."""
     if not table.has_display_times:
         return None
     before = table.keyframes[table.keyframes <= table.pts[index]]
@@ -49,7 +49,7 @@ def _read(
     for index, frame in _decode(path, table, keyframe, int(wanted[-1]), max_pixels):
         if index in missing:
             missing.remove(index)
-            frames.append(_upright(frame))
+            frames.append(np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90) % 4))
     if missing:
         raise _failure(path, table, min(missing), table.cut_off or "the decoder never returns it")
     if len({frame.shape for frame in frames}) > 1:
@@ -85,7 +85,7 @@ def _decode(
                     yield index, frame
                     following = index + 1
                 if following > last:
-                    if packet.size:  # the empty packet at the end has brought out everything
+                    if packet.size:  # the empty last packet has already returned all pictures
                         _check_held_back(path, table, last, stream)
                     return
         except MemoryError:
@@ -95,14 +95,14 @@ def _decode(
 
 
 def _check_held_back(path: Path, table: FrameTable, last: int, stream: Any) -> None:
-    """Pictures decoded already but displayed after `last` must be whole: B-frames before them lean on them."""
+    """Raises DecodeError if a picture that is displayed after `last` is damaged: B-frames before it depend on it."""
     for frame in stream.codec_context.decode(None):
         if frame.is_corrupt:
-            raise _failure(path, table, last, "it leans on a picture whose data are damaged")
+            raise _failure(path, table, last, "it depends on a picture whose data are damaged")
 
 
 def _index_of(table: FrameTable, frame: Any, following: int) -> int | None:
-    """Index of a decoded frame; None for leading pictures of the keyframe that decoding started at."""
+    """Index of a decoded frame; None for pictures that are displayed before the keyframe of the seek."""
     if not table.has_display_times:
         return following
     index = int(np.searchsorted(table.pts, frame.pts))
@@ -118,9 +118,3 @@ def _failure(path: Path, table: FrameTable, index: int, words: str) -> DecodeErr
         f"{path}: frame {index} at {table.seconds[index]:.3f} s cannot be decoded: {words}",
         reason="cut off" if is_cut_off else "undecodable frame",
     )
-
-
-def _upright(frame: Any) -> NDArray[np.uint8]:
-    """(h, w, 3) RGB with the rotation of the container applied."""
-    picture: NDArray[np.uint8] = frame.to_ndarray(format="rgb24")
-    return np.rot90(picture, round(frame.rotation / 90) % 4)

@@ -1,12 +1,11 @@
-"""Synthetic videos: real H.264 files of shapes that move straight and bounce off the walls, annotated as Kinetics is.
+"""Synthetic videos: H.264 files of shapes that move straight and bounce off the walls, annotated as Kinetics is.
 
 Each video depends only on the seed, the split, its index and the picture's size and timing, so a larger data set
-starts with the files of a smaller one. F frames of S x S pixels; N shapes.
+contains the files of a smaller one. F frames of S x S pixels.
 """
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import io
 import math
@@ -31,7 +30,7 @@ COLOURS = {
 LABELS = tuple(f"{colour} {shape}" for shape in SHAPES for colour in COLOURS)
 """Colour and shape of the largest shape of a video."""
 
-# Near-lossless, with a constant quantiser: x264's adaptive one gave other bytes in each run at this size.
+# Near-lossless, with a constant quantiser: at this size x264's adaptive one gave different bytes in each run.
 _X264_OPTIONS = {"qp": "10", "preset": "veryfast", "g": "16"}
 
 
@@ -49,7 +48,7 @@ class _Picture:
 
     @property
     def digest(self) -> str:
-        """Part of a file's name: files drawn with other settings may lie in the same folder."""
+        """Part of a file's name: the folder may hold files with other settings."""
         return hashlib.sha256(repr(self).encode()).hexdigest()[:4]
 
 
@@ -61,33 +60,26 @@ def write_dataset(
     Files that exist are kept: each gets its name only when it is complete.
     """
     picture = _Picture(frames, size, fps, seed)
+    root.mkdir(parents=True, exist_ok=True)
     for split, count in (("train", train_videos), ("val", val_videos)):
         rows = [_write_one(root, split, index, picture) for index in range(count)]
-        _write_annotations(root / f"{split}.csv", rows)
+        lines = ["label,youtube_id,time_start,time_end,split,is_cc", *rows]
+        _replace(root / f"{split}.csv", "".join(f"{line}\n" for line in lines).encode())
 
 
-def _write_one(root: Path, split: str, index: int, picture: _Picture) -> tuple[str, str, int, int, str, int]:
-    """Write one video unless it is there; its row of the annotation file."""
+def _write_one(root: Path, split: str, index: int, picture: _Picture) -> str:
+    """Write one video unless it exists; returns its row of the annotation file."""
     label = LABELS[index % len(LABELS)]
     youtube_id = f"{split[0]}{index:06d}{picture.digest}"  # 11 characters, as on YouTube
     path = root / label / f"{youtube_id}_{0:06d}_{picture.duration_s:06d}.mp4"
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         _replace(path, _encode(draw_video(split, index, picture), picture.fps))
-    return label, youtube_id, 0, picture.duration_s, split, 0
-
-
-def _write_annotations(path: Path, rows: list[tuple[str, str, int, int, str, int]]) -> None:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(("label", "youtube_id", "time_start", "time_end", "split", "is_cc"))
-    writer.writerows(rows)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    _replace(path, text.getvalue().encode())
+    return f"{label},{youtube_id},0,{picture.duration_s},{split},0"
 
 
 def _replace(path: Path, content: bytes) -> None:
-    """Write and rename: whoever is killed here leaves `path` as it was, or complete."""
+    """Write and rename: after a kill `path` is as before, or complete."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         temporary.write_bytes(content)

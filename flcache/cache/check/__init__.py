@@ -1,1 +1,1 @@
-"""A cache as a whole: every byte proven, damage set aside and mended, a summary."""
+"""Verifying, repairing and summarising a cache."""

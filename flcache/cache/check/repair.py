@@ -1,8 +1,8 @@
-"""Setting damaged shards aside, and proving that what was encoded in their place is what had been committed.
+"""Setting damaged shards aside, and proving that the shards encoded in their place equal what had been committed.
 
-The files of a damaged shard keep their bytes under names that end in `.damaged` until that proof. The commit moves
+Until that proof, the files of a damaged shard keep their bytes under names that end in `.damaged`. The commit moves
 first and comes back last: a kill at any moment leaves a shard without a commit, never a commit without its shard. The
-next repair takes up the proof where it was left.
+next repair goes on with the proof.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ _CHUNK_BYTES = 2**22
 
 
 def set_aside(store: Store, split: str, shard: int) -> None:
-    """Take a shard out of the cache without losing a byte. What an earlier repair set aside stays: it is the record."""
+    """Rename the files of a shard. If an earlier repair set the shard aside, those files stay and today's are deleted:
+    the earlier commit is the one to prove against."""
     with store.lock(shard_files(split, shard).tar):
         recorded = store.exists(_aside(shard_files(split, shard).commit))
         for file in _files(split, shard):
@@ -34,16 +35,15 @@ def set_aside(store: Store, split: str, shard: int) -> None:
 
 
 def shards_aside(store: Store) -> list[tuple[str, int]]:
-    """The shards whose damaged files wait for the proof, of this repair or of one that was killed."""
-    shards = (shard_of(file, f".json{SUFFIX}") for file in store.names(COMMITS))
-    return sorted(shard for shard in shards if shard is not None)
+    """The shards set aside and not yet proven, by this repair or by one that was killed."""
+    return sorted(filter(None, (shard_of(file, f".json{SUFFIX}") for file in store.names(COMMITS))))
 
 
 def prove(store: Store, split: str, shard: int) -> bool:
-    """Compare the shard that was encoded anew with the record of the damaged one, and drop the damaged files.
+    """Compare the shard that was encoded anew with the commit of the damaged one, and delete the damaged files.
 
     True if they are equal; False if the damage has left nothing to compare with. Raises CacheError, with the damaged
-    shard back in its place, if the new one differs from the record.
+    shard back in its place, if they differ.
     """
     fresh = read_commit(store, split, shard)
     recorded = _recorded_commit(store, split, shard)
@@ -62,7 +62,7 @@ def prove(store: Store, split: str, shard: int) -> bool:
 
 
 def put_back(store: Store, split: str, shard: int) -> None:
-    """Undo `set_aside`, replacing whatever is there now; the commit leaves first and comes back last."""
+    """Undo `set_aside`, replacing whatever is there now."""
     files = _files(split, shard)
     with store.lock(shard_files(split, shard).tar):
         store.remove(files[0])
@@ -71,7 +71,7 @@ def put_back(store: Store, split: str, shard: int) -> None:
 
 
 def spec_waits(store: Store) -> bool:
-    """Whether a damaged spec was set aside and no new one proven: a repair was killed."""
+    """Whether a repair was killed after it had set a damaged spec aside."""
     return store.exists(_aside(SPEC))
 
 
@@ -82,9 +82,9 @@ def set_spec_aside(store: Store) -> None:
 
 
 def prove_spec(store: Store, forms: Sequence[CacheSpec]) -> None:
-    """Keep the form of the new spec that the commits are of, and drop the damaged spec.
+    """Write the one of `forms` whose fingerprint the commits have, and delete the damaged spec.
 
-    Raises CacheError, with the damaged spec back in its place, where they are of none.
+    Raises CacheError, with the damaged spec back in its place, where none of them has it.
     """
     recorded = set()
     for split, shard in committed_shards(store):
@@ -102,18 +102,18 @@ def prove_spec(store: Store, forms: Sequence[CacheSpec]) -> None:
 
 
 def _recorded_commit(store: Store, split: str, shard: int) -> Commit | None:
-    """The commit that was set aside, if it is whole."""
+    """The commit that was set aside; None if it is lost or damaged."""
     file = _aside(shard_files(split, shard).commit)
-    try:
+    with suppress(DamagedError):
         return read_commit(store, split, shard, file=file) if store.exists(file) else None
-    except DamagedError:
-        return None
+    return None
 
 
 def _differences(recorded: Commit, fresh: Commit) -> list[str]:
-    """The idx says which clips have failed; why may be said in other words than by the version that wrote the cache."""
-    words = "failures_xxh3_64"
-    return [name for name, value in vars(recorded).items() if name != words and value != vars(fresh)[name]]
+    """Fields that differ. The failures file is not compared: another version may word a failure differently, and the
+    idx says which clips failed."""
+    fields = [name for name in vars(recorded) if name != "failures_xxh3_64"]
+    return [name for name in fields if vars(recorded)[name] != vars(fresh)[name]]
 
 
 def _same_files(store: Store, split: str, shard: int) -> bool:
@@ -133,7 +133,7 @@ def _digest(store: Store, name: str) -> str:
 
 
 def _files(split: str, shard: int) -> list[str]:
-    """The commit, and then what it vouches for."""
+    """The commit first."""
     files = shard_files(split, shard)
     return [files.commit, files.tar, files.idx, files.failures]
 

@@ -1,4 +1,4 @@
-"""What is in a cache, how much of it is done, and what failed and why; works on one that is half done."""
+"""What is in a cache, also an unfinished one: how much is done, what failed and why."""
 
 from __future__ import annotations
 
@@ -21,18 +21,19 @@ from flcache.cache.storage import Location, Store
 def summary(location: Location) -> dict[str, Any]:
     """Plain values for `flcache inspect-cache`. Raises CacheError if there is no cache or a record is damaged."""
     cache = LatentCache(location)
-    commits = cache.commits
+    commits, codec, keep, failures = cache.commits, cache.spec.codec, cache.spec.hard.get("keep"), cache.failures()
+    components = (cache.spec.hard.get("calibration") or {}).get("pca")
     return {
         "path": str(cache.store),
         "format": FORMAT,
         "fingerprint": cache.fingerprint,
         "latents": {
             "shape": list(cache.latent_shape),
-            "codec": cache.spec.codec.name,
-            "dtype": cache.spec.codec.payloads(cache.latent_shape)[0].dtype.name,
-            "clip_bytes": cache.spec.codec.clip_bytes(cache.latent_shape),
+            "codec": codec.name,
+            "dtype": codec.payloads(cache.latent_shape)[0].dtype.name,
+            "clip_bytes": codec.clip_bytes(cache.latent_shape),
         },
-        "keep": _reduction(cache),
+        "keep": keep and {**keep, "variance_kept": components and components["variance_kept"]},
         "fidelity": {
             "codec": _fidelity(commit.fidelity for commit in commits),
             "keep": _fidelity(commit.keep_fidelity for commit in commits),
@@ -43,8 +44,8 @@ def summary(location: Location) -> dict[str, Any]:
         "splits": _splits(cache),
         "bytes_on_disk": _bytes_on_disk(cache.store),
         "decoders": dict(sorted(sum((Counter(commit.decoders) for commit in commits), Counter[str]()).items())),
-        "failures": [asdict(failure) for failure in cache.failures()],
-        "failure_groups": [asdict(group) for group in failure_groups(cache.failures())],
+        "failures": [asdict(failure) for failure in failures],
+        "failure_groups": [asdict(group) for group in failure_groups(failures)],
         "leftovers": _leftovers(cache.store, commits),
     }
 
@@ -66,21 +67,12 @@ class FailureGroup:
 
 
 def failure_groups(failures: Iterable[Failure]) -> list[FailureGroup]:
-    """The `failures` by stage and reason, the most frequent first."""
+    """The `failures` by stage and reason, largest group first."""
     groups: dict[tuple[str, str], list[Failure]] = {}
     for failure in failures:
         groups.setdefault((failure.stage, failure.reason), []).append(failure)
     found = [FailureGroup(*key, len(members), members[0]) for key, members in groups.items()]
     return sorted(found, key=lambda group: -group.count)
-
-
-def _reduction(cache: LatentCache) -> dict[str, Any] | None:
-    """The `keep` of the spec with the part of the variance that its components hold; None without."""
-    keep = cache.spec.hard.get("keep")
-    if keep is None:
-        return None
-    components = cache.spec.hard.get("calibration", {}).get("pca")
-    return {**keep, "variance_kept": components["variance_kept"] if components else None}
 
 
 def _fidelity(fidelities: Iterable[Fidelity | None]) -> dict[str, Any] | None:

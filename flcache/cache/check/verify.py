@@ -28,13 +28,10 @@ from flcache.cache.read.reader import read_rows
 from flcache.cache.storage import Location, Store, open_store
 from flcache.errors import CacheError, DamagedError
 
-OnShard = Callable[[bool], None]
-"""Called once a shard, with whether it is damaged."""
-
 
 @dataclass(frozen=True)
 class Damage:
-    """One thing that is not as it was written."""
+    """A difference from what was written."""
 
     file: str
     """Relative to the cache."""
@@ -47,11 +44,11 @@ class Damage:
 @dataclass(frozen=True)
 class Verification:
     shards: int
-    """Committed shards that were looked at."""
+    """Committed shards, all of them read."""
     clips: int
     """Good clips in them."""
     missing: tuple[str, ...]
-    """Shards that are planned, but not committed: still to be encoded, or lost."""
+    """Planned shards without a commit: still to be encoded, or lost."""
     damaged: tuple[Damage, ...]
 
     @property
@@ -64,11 +61,12 @@ class Verification:
 
 
 def verify_cache(
-    location: Location, *, threads: int | None = None, on_shard: OnShard = lambda damaged: None
+    location: Location, *, threads: int | None = None, on_shard: Callable[[bool], None] = lambda damaged: None
 ) -> Verification:
-    """Read everything that a commit of the cache at `location` vouches for; `threads` is one per core by default.
+    """Read every committed byte of the cache at `location`; `threads` is one per core by default.
 
-    Raises CacheError only if there is no cache at all: damage is returned.
+    `on_shard` is called once a shard, with whether it is damaged. Raises CacheError only if there is no cache at all:
+    damage is returned.
     """
     store = open_store(location)
     if not store.exists(SPEC):
@@ -78,7 +76,7 @@ def verify_cache(
         plan = PlanTable(store)
         planned = set(plan.first_rows)
     except CacheError as error:
-        return Verification(0, 0, (), (_of_cache(str(error)),))
+        return Verification(0, 0, (), (Damage(PLAN if PLAN in str(error) else SPEC, None, None, str(error)),))
     found = sorted(committed_shards(store))
     verifier = ShardVerifier(store, spec, plan)
     with ThreadPoolExecutor(threads or cpu_count() or 1, thread_name_prefix="flcache-verify") as pool:
@@ -99,7 +97,7 @@ class ShardVerifier:
 
     def __init__(self, store: Store, spec: CacheSpec, plan: PlanTable) -> None:
         self._store, self._spec, self._plan = store, spec, plan
-        for column in ("clip_id", "video", "label"):  # loaded here, before the threads ask
+        for column in ("clip_id", "video", "label"):  # loaded before the threads ask for them
             plan.column(column)
 
     def verify(self, split: str, shard: int) -> tuple[int, list[Damage]]:
@@ -124,7 +122,8 @@ class ShardVerifier:
             for clip, problem in walk_tar(self._store, commit, self._spec, rows, planned):
                 add(problem, clip)
         except CacheError as error:
-            add(_without_place(str(error), file, self._store))
+            # A Damage has the file in a field of its own, and the command line gives the advice once.
+            add(str(error).removeprefix(f"{self._store}/{file}: ").removesuffix(f"; {repair_hint(self._store)}"))
         return clips, damaged
 
     def _check_commit(self, commit: Commit) -> None:
@@ -149,13 +148,3 @@ class ShardVerifier:
             raise DamagedError("its clips and the failures together are not the clips that are planned")
         columns = [self._plan.values(column, first + slots) for column in ("clip_id", "video", "label")]
         return [PlannedClip(*values) for values in zip(*columns, strict=True)]
-
-
-def _of_cache(problem: str) -> Damage:
-    """Damage of the spec or the plan, from a message that starts with its path."""
-    return Damage(PLAN if PLAN in problem else SPEC, None, None, problem)
-
-
-def _without_place(problem: str, file: str, store: Store) -> str:
-    """A message without the path and the advice: a Damage has the file in a field of its own."""
-    return problem.removeprefix(f"{store}/{file}: ").removesuffix(f"; {repair_hint(store)}")

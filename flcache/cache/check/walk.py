@@ -1,11 +1,12 @@
 """Every byte of one shard, read once from front to back, against its commit, its idx, its plan and the format.
 
-Headers and padding follow from the idx, the plan and the sizes of the JSON members, and are compared byte by byte; the
-payloads and the whole tar have digests. Memory is one payload.
+The idx, the plan and the sizes of the JSON members determine all headers and padding, which are compared byte by byte;
+the payloads and the whole tar have digests. Memory is one payload.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
@@ -26,8 +27,7 @@ from flcache.cache.storage import Store, StoredFile
 from flcache.errors import CacheError
 
 Problem = tuple[str | None, str]
-"""The clip it is in, None for what is around the clips; and what is wrong."""
-_SIZE_FIELD = slice(124, 135)
+"""The clip, None for a member that is no clip's; and what is wrong."""
 _FINITE_CHUNK_VALUES = 2**18
 
 
@@ -39,9 +39,9 @@ class PlannedClip:
 
 
 def walk_tar(store: Store, commit: Commit, spec: CacheSpec, rows: Rows, clips: list[PlannedClip]) -> Iterator[Problem]:
-    """What is wrong with the tar of a shard whose `rows`, and the clips they are of, are known.
+    """What is wrong with the tar of a shard; `clips` are the planned clips of its `rows`.
 
-    Raises CacheError where it cannot be read or is of another size than its commit says.
+    Raises CacheError where it cannot be read or its size is not that of its commit.
     """
     name = commit.files.tar
     check_size(store, name, commit.tar_bytes)
@@ -51,7 +51,7 @@ def walk_tar(store: Store, commit: Commit, spec: CacheSpec, rows: Rows, clips: l
         for problem in _members(tar, commit, spec, rows, clips):
             named = True
             yield problem
-        if tar.digest() != commit.tar_xxh3_64 and not named:
+        if tar.digest.hexdigest() != commit.tar_xxh3_64 and not named:
             yield None, "not the bytes that were committed"
 
 
@@ -60,23 +60,20 @@ class _Tar:
 
     def __init__(self, file: StoredFile, num_bytes: int) -> None:
         self._file, self.num_bytes, self.position = file, num_bytes, 0
-        self._digest = xxhash.xxh3_64()
+        self.digest = xxhash.xxh3_64()
 
     def read_into(self, buffer: memoryview) -> bool:
         """Whether there was enough to fill `buffer`."""
         num_read = self._file.read_into(self.position, buffer)
         self.position += num_read
-        self._digest.update(buffer[:num_read])
+        self.digest.update(buffer[:num_read])
         return num_read == len(buffer)
 
     def read_until(self, end: int) -> bytes:
-        """What lies before `end`, which is inside of the file."""
+        """What lies before `end` or the end of the file."""
         content = bytearray(min(end, self.num_bytes) - self.position)
         self.read_into(memoryview(content))
         return bytes(content)
-
-    def digest(self) -> str:
-        return self._digest.hexdigest()
 
 
 def _members(tar: _Tar, commit: Commit, spec: CacheSpec, rows: Rows, clips: list[PlannedClip]) -> Iterator[Problem]:
@@ -114,7 +111,7 @@ def _check_gap(
     *,
     with_metadata: bool,
 ) -> str | None:
-    """What is wrong with what lies between a payload and the one before it, if something is."""
+    """What is wrong between a payload and the one before it; None if nothing is."""
     expected = before
     if with_metadata:
         name = f"{clip.clip_id}.json"
@@ -136,9 +133,9 @@ def _check_gap(
 
 
 def _json_content(members: bytes) -> bytes | None:
-    """The content of the tar member that `members` starts with, as far as its header can be believed."""
-    size = members[_SIZE_FIELD]
-    if len(size) < 11 or not size.isdigit() or b"8" in size or b"9" in size:
+    """The content of the tar member that `members` starts with; None if its header gives no size or a wrong one."""
+    size = members[124:135]  # in octal
+    if not re.fullmatch(rb"[0-7]{11}", size):
         return None
     num_bytes = int(size, 8)
     content = members[BLOCK_BYTES : BLOCK_BYTES + num_bytes]
@@ -152,17 +149,10 @@ def _check_payload(buffer: NDArray[np.uint8], digest: int, layout: PayloadLayout
 
 
 def _check_end(tar: _Tar, before: bytes, spec: CacheSpec) -> Iterator[Problem]:
-    start = tar.position
     num_bytes = 2 * spec.latent_shape[-1] * 8
-    sums_start = start + len(before) + BLOCK_BYTES
-    expected_bytes = sums_start + num_bytes + -num_bytes % BLOCK_BYTES + END_BYTES
-    if tar.num_bytes != expected_bytes:
-        tar.read_until(tar.num_bytes)
-        yield None, "its last member is not the channel sums"
-        return
     end = tar.read_until(tar.num_bytes)
-    sums = end[sums_start - start :][:num_bytes]
-    if end != before + _member(CHANNELS_MEMBER, sums) + bytes(END_BYTES):
+    sums = end[len(before) + BLOCK_BYTES :][:num_bytes]
+    if len(sums) < num_bytes or end != before + _member(CHANNELS_MEMBER, sums) + bytes(END_BYTES):
         yield None, "its last member is not the channel sums"
     elif not np.isfinite(np.frombuffer(sums, dtype="<f8")).all():
         yield None, "its channel sums are not finite"

@@ -1,4 +1,4 @@
-"""How close latents are to what they were made from: relative error, and cosine per latent vector."""
+"""How close latents are to their originals: relative error, and cosine per latent vector."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Fidelity:
     norm: float
     """L2 norm of all originals together."""
     relative_l2: float
-    """L2 norm of the error, in parts of `norm`."""
+    """L2 norm of the error, divided by `norm`."""
     mean_cosine: float
     min_cosine: float
 
@@ -27,7 +27,7 @@ def measure(latents: NDArray[np.float32], found: NDArray[np.float32]) -> Fidelit
     """How close `found` is to `latents`, both (..., D). A vector of zeros has cosine 1 with itself, 0 with others."""
     reference = latents.reshape(-1, latents.shape[-1])
     error = found.reshape(reference.shape) - reference
-    # Through the error, because 1 - cosine is far below the rounding of the products themselves.
+    # Computed from the error: 1 - cosine is far below the rounding error of the products.
     square = _dot(reference, reference)
     overlap = square + _dot(reference, error)
     error_square = _dot(error, error)

@@ -1,7 +1,7 @@
 """Latents stored as int8: standardised per channel, then one scale per latent vector.
 
-A pretrained encoder has a few channels many times larger than the rest. Standardised first, with constants that the
-spec keeps, every channel gets its share of the 255 levels, and what training wants is one cast and one scale away.
+A pretrained encoder has a few channels many times larger than the rest. Standardised with constants that the spec
+keeps, every channel uses the 255 levels, and a reader that wants standardised latents needs one cast and one product.
 """
 
 from __future__ import annotations
@@ -27,10 +27,6 @@ SCALE_DTYPE = np.dtype("<f2")
 LARGEST = float(np.finfo(SCALE_DTYPE).max) * LEVELS
 
 
-def _unchanged(value: float) -> NDArray[np.float32]:
-    return np.full(1, value, dtype=np.float32)
-
-
 @dataclass(frozen=True, eq=False)
 class Int8Codec(Codec):
     """`latents ~ mean + std * scale * stored`, with `stored` in -127 to 127 and one `scale` per latent vector.
@@ -38,9 +34,9 @@ class Int8Codec(Codec):
     Without constants the latents are taken as standardised already.
     """
 
-    mean: NDArray[np.float32] = field(default_factory=lambda: _unchanged(0))
+    mean: NDArray[np.float32] = field(default_factory=lambda: np.zeros(1, np.float32))
     """(D,), or (1,) for all channels alike; so is `std`."""
-    std: NDArray[np.float32] = field(default_factory=lambda: _unchanged(1))
+    std: NDArray[np.float32] = field(default_factory=lambda: np.ones(1, np.float32))
     calibrated: bool = False
     """Whether the constants are those of a calibration."""
     name: ClassVar[str] = "int8"

@@ -1,7 +1,7 @@
-"""What a codec is: the one class to derive from to store latents in another way.
+"""What a codec is: the class to derive from to store latents in another way.
 
 A codec turns the latents of a clip into payloads, the arrays that lie in a shard, and back. Every payload has the time
-axis first, so that consecutive steps are one contiguous read; its other axes are the codec's own.
+axis first, so that consecutive steps are one contiguous read; its other axes are the codec's choice.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Shape = tuple[int, ...]
 
 
 class ValueRangeError(CacheError):
-    """Latents that are not finite, or beyond what the codec can hold: the reason says which."""
+    """Latents that are not finite or beyond the codec's range; the reason says which."""
 
     def __init__(self, message: str, *, reason: Reason = "out of range") -> None:
         super().__init__(message)
@@ -66,11 +66,11 @@ class Codec(ABC):
     needs_calibration: ClassVar[bool] = False
     """Whether mean and deviation of the training latents must be known before the first clip is stored."""
     stores_latents: ClassVar[bool] = False
-    """Whether its one payload is the latents, in a float type of torch: then they are read without decoding."""
+    """Whether its one payload is the latents in a float type of torch, which needs no decoding."""
 
     @classmethod
     def from_calibration(cls, calibration: Mapping[str, Any] | None) -> Codec:
-        """The codec of a spec with this `calibration`: `mean` and `std` (D,). None where the spec has none (yet)."""
+        """The codec of a spec with this `calibration`: `mean` and `std` (D,), or None."""
         return cls()
 
     @abstractmethod
@@ -86,7 +86,7 @@ class Codec(ABC):
         """The latents (T, H, W, D) of a clip or of some consecutive steps of it, in `latents_dtype`."""
 
     def standardise_into(self, buffers: Sequence[Tensor], statistics: ChannelStatistics | None, out: Tensor) -> None:
-        """Fill `out`, float32 (B, T, H, W, D), with standardised latents, or, without `statistics`, as they are.
+        """Fill `out`, float32 (B, T, H, W, D), with the latents, standardised if there are `statistics`.
 
         `buffers` are the payloads of B clips, clip first, on the device of `out`. By default every clip is decoded on
         the CPU.
@@ -100,7 +100,7 @@ class Codec(ABC):
             cast_into(torch.from_numpy(decoded), statistics, target)
 
     def statistics(self) -> ChannelStatistics | None:
-        """The statistics that stored values are standardised with already, so that reading with them costs least."""
+        """Statistics that the stored values are standardised with already, if any: reading with these is fastest."""
         return None
 
     def clip_bytes(self, shape: Shape) -> int:
@@ -108,7 +108,7 @@ class Codec(ABC):
         return sum(layout.num_bytes for layout in self.payloads(shape))
 
     def latents_dtype(self, shape: Shape) -> np.dtype[Any]:
-        """Of what `decode` gives: the stored type where it `stores_latents`, else float32."""
+        """The type that `decode` gives: the stored one where it `stores_latents`, else float32."""
         return self.payloads(shape)[0].dtype if self.stores_latents else np.dtype(np.float32)
 
 

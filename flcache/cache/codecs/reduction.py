@@ -1,8 +1,7 @@
 """Storing less than the encoder gives: means of 2 x 2 patches, principal components of the channels, or both.
 
-T steps, H x W patch grid, D channels, K components. Components are fitted to standardised latents, because the few
-channels of a large scale would dominate them otherwise. A spec holds the reduction as `keep`, its constants as
-`calibration.pca`.
+T steps, H x W patch grid, D channels, K components. Components are fitted to standardised latents: otherwise the few
+channels of large scale would dominate. A spec holds the reduction as `keep`, its constants as `calibration.pca`.
 """
 
 from __future__ import annotations
@@ -20,7 +19,6 @@ from flcache.errors import CacheError
 
 POOL = 2
 LARGEST = float(np.finfo(np.float32).max)
-"""The largest float32: constants are applied in float32."""
 _SMALLEST = float(np.finfo(np.float32).tiny)
 
 
@@ -57,7 +55,7 @@ class Reduction:
     components: Components | None
 
     def apply(self, latents: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Latents (T, H, W, D) reduced. A value that is not finite makes values that are not."""
+        """Latents (T, H, W, D) reduced. A value that is not finite stays visible: the result has such values too."""
         with np.errstate(over="ignore", invalid="ignore"):  # the codec refuses them
             pooled = pool_patches(latents) if self.pool else latents
             return pooled if self.components is None else self.components.project(pooled)
@@ -101,14 +99,14 @@ def parse_reduction(keep: Any, calibration: Any, where: str) -> Reduction | None
     """From `keep` and `calibration` of a spec; None without `keep`. Raises CacheError if either is malformed."""
     if keep is None:
         return None
-    if not isinstance(keep, dict) or set(keep) != {"shape", "pool", "pca"} or not _is_shape(keep["shape"]):
+    shape = keep.get("shape") if isinstance(keep, dict) and set(keep) == {"shape", "pool", "pca"} else None
+    if not are_counts(shape, 4, least=1):
         raise CacheError(f"{where}: keep must hold shape [T, H, W, D], pool and pca")
     reduced_shape(keep, where)
-    D = keep["shape"][3]
     components = None
     if keep["pca"] is not None:
         fields = calibration.get("pca") if isinstance(calibration, dict) else None
-        components = _parse_components(fields, D, keep["pca"], where)
+        components = _parse_components(fields, keep["shape"][3], keep["pca"], where)
     return Reduction(tuple(keep["shape"]), keep["pool"] is not None, components)
 
 
@@ -122,6 +120,12 @@ def are_constants(fields: Any, width: int) -> bool:
     if not isinstance(fields, dict):
         return False
     return are_floats(fields.get("mean"), width) and are_floats(fields.get("std"), width, least=_SMALLEST)
+
+
+def are_counts(values: Any, length: int, *, least: int) -> bool:
+    """Whether `values` is a list of `length` whole numbers, none below `least`."""
+    right_length = isinstance(values, list) and len(values) == length
+    return right_length and all(type(value) is int and value >= least for value in values)
 
 
 def are_floats(values: Any, width: int, *, least: float = -LARGEST) -> bool:
@@ -140,7 +144,3 @@ def _parse_components(fields: Any, width: int, count: int, where: str) -> Compon
         raise CacheError(f"{where}: calibration.pca must hold mean and std, above 0, of {width} channels")
     mean, std = (np.array(fields[name], dtype=np.float32) for name in ("mean", "std"))
     return Components(mean, std, basis)
-
-
-def _is_shape(shape: Any) -> bool:
-    return isinstance(shape, list) and len(shape) == 4 and all(type(size) is int and size >= 1 for size in shape)

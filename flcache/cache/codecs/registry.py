@@ -1,4 +1,4 @@
-"""The codecs there are, by name; `register_codec` adds one."""
+"""Codecs by name; `register_codec` adds one."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ Kind = TypeVar("Kind", bound=type[Codec])
 
 
 def register_codec(codec: Kind) -> Kind:
-    """Let caches and configurations use `codec` by its name, before either is opened; also as a decorator.
+    """Let caches and configurations that are opened from now on use `codec` by its name; also as a decorator.
 
-    The same class may come again, as when a module is reloaded. Raises CacheError if another one has the name.
+    The same class may be registered again, as when a module is reloaded. Raises CacheError if another has the name.
     """
     known = CODECS.get(codec.name, codec)
     if (known.__module__, known.__qualname__) != (codec.__module__, codec.__qualname__):
@@ -34,7 +34,7 @@ def register_codec(codec: Kind) -> Kind:
 
 
 def get_codec(name: Any, calibration: Mapping[str, Any] | None = None) -> Codec:
-    """The codec called `name`, for a spec with this `calibration`. Raises CacheError that lists those there are."""
+    """The codec called `name`, for a spec with this `calibration`. Raises CacheError that lists the known names."""
     if not isinstance(name, str) or name not in CODECS:
         names = ", ".join(CODECS)
         raise CacheError(f'no codec {name!r}; "cache.codec" is one of {names}, or is registered with register_codec')

@@ -32,9 +32,9 @@ def scale_into(
 ) -> None:
     """Fill `out`, float32 (..., D), with int8 `stored` times its `scale` (...), standardised if there are `statistics`.
 
-    The product is standardised with `mean` and `std` already; only other statistics cost a further pass.
+    The product is standardised with `mean` and `std`; other statistics cost one more operation on each block.
     """
-    as_they_are = (
+    already_standardised = (
         statistics is not None
         and torch.equal(statistics.mean.to(mean.device), mean)
         and torch.equal(statistics.std.to(std.device), std)
@@ -48,7 +48,7 @@ def scale_into(
         target.copy_(block)
         target.mul_(vectors[start : start + len(target)])
         start += len(target)
-        if not as_they_are:
+        if not already_standardised:
             torch.addcmul(shift, target, gain, out=target)
 
 

@@ -21,13 +21,13 @@ MAX_FAILURES_BYTES = 2**30
 
 @dataclass(frozen=True)
 class Failure:
-    """A clip that is planned, but not in its shard, and why."""
+    """Why a planned clip is not in its shard."""
 
     clip_id: str
     slot: int
     video: str
     stage: str
-    """One of `flcache.errors.Stage`, and the reason one of `flcache.errors.Reason`, unless a newer flcache wrote it."""
+    """A `flcache.errors.Stage`, and `reason` a `flcache.errors.Reason`; a newer flcache may have others."""
     reason: str
     message: str
     attempts: int
@@ -51,9 +51,9 @@ class Commit:
     decoders: dict[str, int]
     """Clips by the decoder that read them."""
     fidelity: Fidelity | None
-    """What the codec stored against what it was given; None if no clip is stored."""
+    """Of the stored latents to those that the codec was given; None if no clip is stored."""
     keep_fidelity: Fidelity | None
-    """The encoder's latents, reconstructed from their reduction, against themselves; None without reduction."""
+    """Of latents reconstructed from their reduction to the encoder's; None without reduction."""
 
     @property
     def name(self) -> str:
@@ -70,12 +70,12 @@ def repair_hint(store: Store) -> str:
 
 
 def damaged(store: Store, what: str) -> DamagedError:
-    """The error to raise; `what` is a file and what is wrong with it: `plan.parquet: not in shard order`."""
+    """The error for damage of a file, with the remedy; `what` is such as `plan.parquet: not in shard order`."""
     return DamagedError(f"{store}/{what}; {repair_hint(store)}")
 
 
 def write_commit(store: Store, commit: Commit) -> None:
-    """Make the shard exist. Its tar, idx and failures must be published."""
+    """Write the commit; tar, idx and failures must be published already."""
     store.write(commit.files.commit, seal({"format": FORMAT} | asdict(commit)))
 
 
@@ -84,10 +84,7 @@ def is_committed(location: Location, split: str, shard: int) -> bool:
 
 
 def read_commit(store: Store, split: str, shard: int, *, file: str | None = None) -> Commit:
-    """The commit of one shard, read from `file` where that is given.
-
-    Raises DamagedError if its record is not whole or not about this shard.
-    """
+    """The commit of a shard, in `file` if that is given. Raises DamagedError unless it is whole and of this shard."""
     file = file or shard_files(split, shard).commit
     content = read_record(store, file, repair=repair_hint(store))
     commit = parse_fields(Commit, content) if content.pop("format", None) == FORMAT else None
@@ -126,12 +123,12 @@ def read_failures(location: Location, commit: Commit) -> list[Failure]:
 
 
 def stage_of(reason: Reason) -> Stage:
-    """Where latents with this reason have failed: an encoder makes values that are not finite, a codec has a range."""
+    """The stage that a ValueRangeError blames: the encoder for values that are not finite, the codec for its range."""
     return "encode" if reason == "not finite" else "write"
 
 
 def _parse_failure(line: bytes) -> Failure | None:
-    """The failure in a line of a failures file, or None. Older lines have the class of an error instead of a reason."""
+    """The failure in a line of a failures file, or None. Older lines have an `error` class instead of a reason."""
     row = parse_object(line) or {}
     if row.pop("error", None) is not None:
         row.setdefault("reason", "no file" if row.get("stage") == "find" else "unknown")
@@ -139,9 +136,8 @@ def _parse_failure(line: bytes) -> Failure | None:
 
 
 def committed_shards(location: Location) -> Iterator[tuple[str, int]]:
-    """The split and shard of every file that is named as a commit, whatever it holds; in any order."""
-    shards = (shard_of(file, ".json") for file in open_store(location).names(COMMITS))
-    return (shard for shard in shards if shard is not None)
+    """The split and shard of every file with the name of a commit, in any order; the files are not read."""
+    return filter(None, (shard_of(file, ".json") for file in open_store(location).names(COMMITS)))
 
 
 def check_size(store: Store, file: str, num_bytes: int) -> None:

@@ -1,4 +1,4 @@
-"""The idx of a shard: what a loader must know of each clip, in fixed-width little-endian rows.
+"""The idx of a shard: what a loader needs for each clip, in fixed-width little-endian rows.
 
     header   magic `flc1idx\\n`, then rows, steps, payloads per clip and 0 as u4
     row      slot, flags, valid steps and 0 as u4; times in seconds as f4 per step;
@@ -39,7 +39,7 @@ def index_bytes(rows: Rows) -> bytes:
 
 
 def parse_index(raw: bytes, *, num_steps: int, num_payloads: int) -> Rows:
-    """The rows in the content of an idx. Raises DamagedError, which does not name it, if header and size disagree."""
+    """The rows in the content of an idx. Raises DamagedError, without the file's name, if header and size disagree."""
     dtype = row_dtype(num_steps, num_payloads)
     header = np.frombuffer(raw[: _HEADER.itemsize].ljust(_HEADER.itemsize, b"\0"), _HEADER)[0]
     num_rows = (len(raw) - _HEADER.itemsize) // dtype.itemsize

@@ -1,4 +1,4 @@
-"""What the files of a cache are called, relative to it, and what the members of a tar that are no clip's are called."""
+"""Names of the files of a cache, relative to it, and of the two members of a tar that are no clip's."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _SHARD_NAME = re.compile(r"([A-Za-z0-9_][A-Za-z0-9_-]*)-([0-9]{6,})")
 
 
 class ShardFiles(NamedTuple):
-    """What the files of a shard are called; `shard` is its name, such as `train-000123`."""
+    """The files of a shard; `shard` is its name, such as `train-000123`."""
 
     shard: str
     tar: str

@@ -1,7 +1,7 @@
 """The plan: the table of all clips, in shard order, fixed before any encoding.
 
-Which shard and slot a clip gets is a pure function of its id, the split, the seed and the shard size. It depends on no
-order of rows or splits and on no random generator, so it is the same on every machine.
+Shard and slot of a clip are a pure function of the clip ids, the split, the seed and the shard size. Neither the order
+of rows nor a random generator matters, so they are the same on every machine.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ PLAN_SCHEMA = pa.schema(
 )
 COLUMNS = tuple(PLAN_SCHEMA.names)
 RULE_COLUMNS = ("frames", "stride", "short")
-"""Fields of the clip rule that decoding needs; null where latents come from elsewhere, absent from older plans."""
+"""Fields of the clip rule that decoding needs; null for imported latents, absent from older plans."""
 _CLIP_ID = re.compile(r"[^\x00-\x20./\\\x7f]+")
 _LONGEST_SUFFIX = len(".latents.npy")
 
@@ -84,8 +84,8 @@ def check_clip_ids(clip_ids: Iterable[str]) -> None:
 def write_plan(location: Location, plan: pd.DataFrame) -> pd.DataFrame:
     """Add the splits of `plan` to the plan of the cache; returns the whole plan.
 
-    A split that is already there must be the same in every column that the plan on disk has: an older plan lacks some,
-    and goes on without them. Raises CacheError saying what has changed.
+    A split that is already there must be equal in every column of the plan on disk; an older plan has fewer. Raises
+    CacheError saying what has changed.
     """
     store, fresh = open_store(location), _table(plan)
     if not store.exists(PLAN) or _extended(store, fresh) is not None:
@@ -96,12 +96,12 @@ def write_plan(location: Location, plan: pd.DataFrame) -> pd.DataFrame:
 
 
 def _add(store: Store, fresh: Any) -> None:
-    """Under the lock: write the rows of `fresh` that the plan lacks by now."""
+    """Under the lock: write the rows of `fresh` that the plan still lacks."""
     if not store.exists(PLAN):
         check_clip_ids(fresh["clip_id"].to_pylist())
         if store.write_new(PLAN, _content(fresh)):
             return
-    table = _extended(store, fresh)  # also where another was first, and there is no lock
+    table = _extended(store, fresh)  # the plan may exist by now: not every store has locks
     if table is not None:
         store.write(PLAN, _content(table))
 
@@ -110,23 +110,27 @@ def _extended(store: Store, fresh: Any) -> Any | None:
     """The plan on disk with the splits of `fresh` that it lacks, None if it lacks none; CacheError if one differs."""
     found = _read_table(store, COLUMNS)
     fresh = fresh.select(found.column_names)
-    known = set(found["split"].unique().to_pylist())
+    tables = [found]
     for split in fresh["split"].unique().to_pylist():
-        if split in known:
-            _check_same(store, split, _rows_of(found, split), _rows_of(fresh, split))
-    is_known = pa.compute.is_in(fresh["split"], pa.array(sorted(known), pa.string()))
-    added = fresh.filter(pa.compute.invert(is_known))
-    if not len(added):
+        old, new = (table.filter(pa.compute.equal(table["split"], split)) for table in (found, fresh))
+        if not len(old):
+            tables.append(new)
+        elif not old.equals(new):
+            raise CacheError(
+                f"{store}: the {split} clips are not those this cache was planned for: {_change(old, new)}; "
+                "go back to the annotation file and settings it was made with, or choose another cache.dir"
+            )
+    if len(tables) == 1:
         return None
-    table = pa.concat_tables([found, added]).sort_by(_SORTING)
+    table = pa.concat_tables(tables).sort_by(_SORTING)
     check_clip_ids(table["clip_id"].to_pylist())
     return table
 
 
 def read_plan(location: Location) -> pd.DataFrame:
-    """The whole plan, by split, shard and slot; what is missing is None. Raises CacheError if there is none.
+    """The whole plan, by split, shard and slot; missing values are None. Raises CacheError if there is no plan.
 
-    `RULE_COLUMNS` that an older plan lacks are those of the spec, whose clip rule is that of all clips.
+    `RULE_COLUMNS` that an older plan lacks come from the clip rule in its spec.
     """
     store = open_store(location)
     table = _read_table(store, COLUMNS)
@@ -142,7 +146,7 @@ def read_plan(location: Location) -> pd.DataFrame:
 
 
 class PlanTable:
-    """The plan of a cache, each column read when it is first asked for, without a Python object per clip."""
+    """The plan of a cache as Arrow columns, each read on first use: no Python object per clip."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
@@ -185,10 +189,8 @@ _SORTING = [("split", "ascending"), ("shard", "ascending"), ("slot", "ascending"
 
 def _run_starts(*columns: NDArray[Any]) -> NDArray[np.int64]:
     """The rows at which any of the columns changes, the first row included."""
-    if not len(columns[0]):
-        return np.zeros(0, dtype=np.int64)
-    changed = np.any([column[1:] != column[:-1] for column in columns], axis=0)
-    return np.concatenate([[0], np.flatnonzero(changed) + 1]).astype(np.int64)
+    changed = np.any([np.diff(column, prepend=column[:1] - 1) != 0 for column in columns], axis=0)
+    return np.flatnonzero(changed)
 
 
 def _table(plan: pd.DataFrame) -> Any:
@@ -202,10 +204,6 @@ def _table(plan: pd.DataFrame) -> Any:
     return table.replace_schema_metadata().sort_by(_SORTING)
 
 
-def _rows_of(table: Any, split: str) -> Any:
-    return table.filter(pa.compute.equal(table["split"], split))
-
-
 def _content(table: Any) -> bytes:
     buffer = BytesIO()
     pq.write_table(table, buffer, compression="zstd", version="2.6")
@@ -213,7 +211,7 @@ def _content(table: Any) -> bytes:
 
 
 class _PlanFile:
-    """A stored file as Python files are, for Arrow, which reads only the columns that are asked for."""
+    """A stored file with the interface of a Python file, so that Arrow reads only the columns it needs."""
 
     closed = False
 
@@ -234,7 +232,7 @@ class _PlanFile:
 
 
 def _read_table(store: Store, columns: Iterable[str]) -> Any:
-    """These columns of a plan, but for `RULE_COLUMNS` that it lacks."""
+    """These columns of the plan, without the `RULE_COLUMNS` that an older one lacks."""
     if not store.exists(PLAN):
         raise CacheError(f'{store}/{PLAN}: no plan; "flcache encode" makes it')
     try:
@@ -246,18 +244,10 @@ def _read_table(store: Store, columns: Iterable[str]) -> Any:
             table = plan.read(columns=names).select(names).cast(schema)
             table.validate(full=True)
             return table
-    except (pa.ArrowException, KeyError, OSError, ValueError) as error:  # as Arrow raises for various damage
+    except (pa.ArrowException, KeyError, OSError, ValueError) as error:  # depends on what is damaged
         raise DamagedError(
             f"{store}/{PLAN}: not a readable plan ({str(error).splitlines()[0]}); restore it from a copy"
         ) from error
-
-
-def _check_same(store: Store, split: str, found: Any, fresh: Any) -> None:
-    if not found.equals(fresh):
-        raise CacheError(
-            f"{store}: the {split} clips are not those this cache was planned for: {_change(found, fresh)}; "
-            "go back to the annotation file and settings it was made with, or choose another cache.dir"
-        )
 
 
 def _change(found: Any, fresh: Any) -> str:

@@ -17,9 +17,9 @@ from flcache.cache.storage import Store
 from flcache.errors import DamagedError
 
 MAX_RECORD_BYTES = 64 * 2**20
-"""A larger file is no record of ours, and is not read."""
+"""A larger file is not a record, and is not read."""
 _LARGEST = 1e60
-"""More than any sum of float32 squares, and small enough to be squared twice."""
+"""Above any sum of float32 squares; its fourth power is still finite."""
 _WRONG = object()
 Parsed = TypeVar("Parsed")
 
@@ -57,7 +57,7 @@ def parse_object(raw: bytes) -> dict[str, Any] | None:
 
 
 def parse_fields(kind: type[Parsed], content: Any) -> Parsed | None:
-    """The dataclass `kind` whose fields, and no others, are in `content`, each of its type; None if they are not."""
+    """The dataclass `kind` from `content`; None unless that has exactly its fields, each of its type."""
     hints = _type_hints(kind)  # type: ignore[arg-type]
     if not isinstance(content, dict) or content.keys() != hints.keys():
         return None

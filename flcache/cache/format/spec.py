@@ -18,7 +18,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flcache.cache.codecs.protocol import Codec
-from flcache.cache.codecs.reduction import Reduction, are_constants, are_floats, parse_reduction, reduced_shape
+from flcache.cache.codecs.reduction import (
+    Reduction,
+    are_constants,
+    are_counts,
+    are_floats,
+    parse_reduction,
+    reduced_shape,
+)
 from flcache.cache.codecs.registry import get_codec
 from flcache.cache.format.names import SPEC
 from flcache.cache.format.record import MAX_RECORD_BYTES, canonical_json, parse_object, read_record, seal
@@ -39,7 +46,7 @@ class CacheSpec:
 
     hard: dict[str, Any]
     """Needs `codec`, `layout.shape` (T, H, W, D) of what is read and `context.seen_until` (T). `keep` says how the
-    encoder's latents became that, `calibration` with which constants; the rest is the caller's."""
+    encoder's latents are reduced to that, `calibration` with which constants; other fields are the caller's."""
     soft: dict[str, Any]
     channels: dict[str, Any] | None = None
     """`mean` and `rms` per channel of the training split and their `count`, once all of it is encoded."""
@@ -55,7 +62,7 @@ class CacheSpec:
 
     @cached_property
     def reduction(self) -> Reduction | None:
-        """What the encoder's latents go through before they are stored; None where they are stored whole."""
+        """How the encoder's latents are reduced before they are stored; None where they are stored whole."""
         return parse_reduction(self.hard.get("keep"), self.hard.get("calibration"), "spec")
 
     def reduce(self, latents: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -75,7 +82,7 @@ class CacheSpec:
 
     @property
     def nominal_times(self) -> bool:
-        """Whether the times of steps are those that were sampled; in the first caches, frames came on display then."""
+        """Whether the times of steps are the sampled ones; the first caches have the times of display."""
         return bool(_field(self.hard, "clip", "times") == "nominal")
 
     @property
@@ -85,7 +92,7 @@ class CacheSpec:
 
 
 def make_spec(hard: Mapping[str, Any], soft: Mapping[str, Any] | None = None) -> CacheSpec:
-    """A checked spec, its values as JSON would give them back. Raises CacheError for what no cache can have."""
+    """A checked spec, its values as they come back from JSON. Raises CacheError for fields that no cache can have."""
     spec = CacheSpec(json.loads(canonical_json(hard)), json.loads(canonical_json(soft or {})))
     _check_layout(spec, "spec")
     return spec
@@ -99,9 +106,8 @@ def create_or_check(
 ) -> tuple[CacheSpec, list[str]]:
     """The spec of the cache at `location`, created if absent, and the soft differences to warn about.
 
-    `calibrate` gives the `calibration` of a spec that needs one; it is called only where there is no cache yet, and
-    the calibration of a cache stands. Raises SpecMismatch, having touched nothing, if the cache holds latents of other
-    hard fields.
+    `calibrate` gives the `calibration` of a spec that needs one. It is called only where there is no cache yet: an
+    existing cache keeps its calibration. Raises SpecMismatch, with nothing written, if the cache has other hard fields.
     """
     store = open_store(location)
     if not store.exists(SPEC):
@@ -120,7 +126,7 @@ def create_or_check(
 
 
 def with_calibration(hard: Mapping[str, Any], cache: CacheSpec) -> dict[str, Any]:
-    """`hard`, calibrated as `cache` is."""
+    """`hard` with the calibration of `cache`, if it has one."""
     calibration = cache.hard.get("calibration")
     return dict(hard) if calibration is None else {**hard, "calibration": calibration}
 
@@ -128,8 +134,8 @@ def with_calibration(hard: Mapping[str, Any], cache: CacheSpec) -> dict[str, Any
 def latent_differences(cache: CacheSpec, run: CacheSpec) -> list[str]:
     """Why the latents of a run are not those of a cache, a line for each hard field; empty if they are.
 
-    The first specs stated only some fields of an encoder and its processor, and have no `encoder.fields`; until
-    `clip.times` there was one kind of times. A cache of then is compared by the fields that it has.
+    Specs of earlier versions lack `clip.times`, or `encoder.fields` and some fields of encoder and processor: they are
+    compared by the fields that they have.
     """
     if cache.fingerprint == run.fingerprint:
         return []
@@ -167,14 +173,8 @@ def read_spec(location: Location) -> CacheSpec:
 
 
 def write_spec(store: Store, spec: CacheSpec) -> None:
-    """Make `spec` that of the cache, over the one that is there."""
+    """Write `spec.json`, replacing the one that is there."""
     store.write(SPEC, _serialise(spec))
-
-
-def write_channels(store: Store, channels: dict[str, Any]) -> None:
-    """Keep the channel statistics in `spec.json`; the fingerprint stays."""
-    spec = read_spec(store)
-    write_spec(store, CacheSpec(spec.hard, spec.soft, channels))
 
 
 def _serialise(spec: CacheSpec) -> bytes:
@@ -195,15 +195,20 @@ def _check_layout(spec: CacheSpec, where: str) -> None:
     """Refuse a spec whose shape, codec or `seen_until` no reader could use."""
     hard = spec.hard if isinstance(spec.hard, dict) else {}
     shape = _field(hard, "layout", "shape")
-    if not (_counts(shape, minimum=1) and len(shape) == 4):
+    if not are_counts(shape, 4, least=1):
         raise CacheError(f"{where}: layout.shape is {shape!r}; it must be [T, H, W, D]")
     seen = _field(hard, "context", "seen_until")
-    if not (_counts(seen, minimum=0) and len(seen) == shape[0]):
+    if not are_counts(seen, shape[0], least=0):
         raise CacheError(f"{where}: context.seen_until is {seen!r}; it must hold one step for each of {shape[0]}")
     if get_codec(hard.get("codec")).clip_bytes(tuple(shape)) > MAX_CLIP_BYTES:
         raise CacheError(f"{where}: layout.shape is {shape!r}; no clip is that large")
     _check_calibration(hard, shape, where)
-    if spec.channels is not None and not _is_channels(spec.channels, shape[3]):
+    channels = spec.channels
+    if channels is not None and not (
+        isinstance(channels, dict)
+        and set(channels) == {"mean", "rms", "count"}
+        and all(are_floats(channels[name], shape[3]) for name in ("mean", "rms"))
+    ):
         raise CacheError(
             f"{where}: channels must hold mean and rms, finite in float32, of {shape[3]} channels and their count"
         )
@@ -214,16 +219,10 @@ def _check_calibration(hard: dict[str, Any], shape: list[int], where: str) -> No
     if calibration is not None and not are_constants(calibration, shape[3]):
         raise CacheError(f"{where}: calibration must hold mean and std, above 0, of {shape[3]} channels")
     keep = hard.get("keep")
-    if keep is not None and parse_reduction(keep, calibration, where) and list(reduced_shape(keep, where)) != shape:
-        raise CacheError(
-            f"{where}: layout.shape is {shape}, but keep makes {list(reduced_shape(keep, where))} of its shape"
-        )
-
-
-def _is_channels(channels: Any, width: int) -> bool:
-    if not isinstance(channels, dict) or set(channels) != {"mean", "rms", "count"}:
-        return False
-    return are_floats(channels["mean"], width) and are_floats(channels["rms"], width)
+    if keep is not None:
+        parse_reduction(keep, calibration, where)
+        if (reduced := list(reduced_shape(keep, where))) != shape:
+            raise CacheError(f"{where}: layout.shape is {shape}, but keep makes {reduced} of its shape")
 
 
 def _field(hard: dict[str, Any], section: str, name: str) -> Any:
@@ -231,12 +230,8 @@ def _field(hard: dict[str, Any], section: str, name: str) -> Any:
     return fields.get(name) if isinstance(fields, dict) else None
 
 
-def _counts(values: Any, *, minimum: int) -> bool:
-    return isinstance(values, list) and all(type(value) is int and value >= minimum for value in values)
-
-
 def _comparable(cache: Mapping[str, Any], run: Mapping[str, Any]) -> Mapping[str, Any]:
-    """`run`; if `cache` is of an earlier form and `run` is not, without the fields that `cache` does not state."""
+    """`run` without the fields that `cache` lacks because it was written by an earlier version."""
     match cache, run:
         case {"clip": dict(had_clip)}, {"clip": dict()} if "times" not in had_clip:
             run = without_times(run)

@@ -1,13 +1,13 @@
 """Mean and RMS of every latent channel, gathered while encoding and merged in shard order.
 
-Sums are float64 over the valid steps of the latents as they are stored, so that the same shards give the same
-statistics, whoever wrote them and in whatever order.
+Sums are float64 over the valid steps of the latents as they are stored: the same shards give the same statistics,
+whichever processes wrote them and in whatever order.
 """
 
 from __future__ import annotations
 
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from flcache.cache.codecs.reduction import LARGEST
 from flcache.cache.format.commit import Commit, check_size, damaged, read_commits
 from flcache.cache.format.plan import PlanTable
-from flcache.cache.format.spec import CacheSpec, read_spec, write_channels
+from flcache.cache.format.spec import CacheSpec, read_spec, write_spec
 from flcache.cache.format.tar import last_member_offset
 from flcache.cache.storage import Location, Store, open_store
 from flcache.errors import CacheError
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 TRAINING_SPLIT = "train"
 _CONSTANT = 1e-6
-"""A channel whose deviation is below this part of its RMS is constant: rounding is all that is left of it."""
+"""A channel with a deviation below this part of its RMS counts as constant: the deviation is rounding error."""
 _ROUNDING = 1e-6
 
 
@@ -60,20 +60,20 @@ class ChannelSums:
         return {"mean": mean.tolist(), "rms": np.sqrt(square).tolist(), "count": self.positions}
 
 
-def finalize_statistics(location: Location, split: str = TRAINING_SPLIT) -> bool:
-    """Keep the channel statistics of `split` in `spec.json` once all of its shards are committed.
+def finalize_statistics(location: Location) -> bool:
+    """Write the channel statistics into `spec.json` once all training shards are committed.
 
-    Returns whether they are kept now. The fingerprint does not change.
+    Returns whether they are there now. The fingerprint does not change.
     """
     store = open_store(location)
     spec = read_spec(store)
     if spec.channels is not None:
         return True
-    commits = [commit for commit in read_commits(store, fingerprint=spec.fingerprint) if commit.split == split]
-    planned = sum(1 for planned_split, _ in PlanTable(store).first_rows if planned_split == split)
+    commits = [commit for commit in read_commits(store, fingerprint=spec.fingerprint) if commit.split == TRAINING_SPLIT]
+    planned = sum(split == TRAINING_SPLIT for split, _ in PlanTable(store).first_rows)
     if len(commits) < planned or not any(commit.positions for commit in commits):
         return False
-    write_channels(store, merge_channels(store, spec, commits))
+    write_spec(store, replace(spec, channels=merge_channels(store, spec, commits)))
     return True
 
 

@@ -1,6 +1,6 @@
 """The plain USTAR tar of a shard, written in one pass: the same members always give the same bytes.
 
-Owner, group and time are zero. Arrays are npy files whose data starts on a 4096-byte boundary of the tar: the npy
+Owner, group and time are zero. Arrays are npy files whose data starts at a multiple of 4096 bytes in the tar: the npy
 header is padded with spaces, which every npy reader allows.
 """
 
@@ -35,7 +35,7 @@ class TarStream:
         self._write(content + bytes(_padding(len(content))))
 
     def add_array(self, name: str, array: NDArray[Any]) -> int:
-        """Add a C-contiguous array as an npy file; returns where in the tar its first value lies."""
+        """Add a C-contiguous array as an npy file; returns the offset of its first value."""
         header = npy_header(array, start=self.num_bytes + BLOCK_BYTES)
         self._write(member_header(name, len(header) + array.nbytes) + header)
         offset = self.num_bytes
@@ -72,7 +72,7 @@ def member_header(name: str, num_bytes: int) -> bytes:
 
 
 def npy_header(array: NDArray[Any], *, start: int) -> bytes:
-    """The npy 1.0 header of `array`, padded so that a file starting at `start` has its data on a boundary."""
+    """The npy 1.0 header of `array`, padded so that the data of a file that starts at `start` is aligned."""
     fields = f"{{'descr': {array.dtype.str!r}, 'fortran_order': False, 'shape': {array.shape!r}, }}"
     minimum = 10 + len(fields) + 1
     length = minimum + -(start + minimum) % ALIGNMENT_BYTES

@@ -19,7 +19,7 @@ from flcache.cache.format.commit import Commit, Failure, read_commits, read_fail
 from flcache.cache.format.plan import PlanTable
 from flcache.cache.format.spec import read_spec
 from flcache.cache.format.statistics import TRAINING_SPLIT, channel_statistics, merge_channels
-from flcache.cache.read.reader import ShardReader, payload_buffer
+from flcache.cache.read.reader import ShardReader
 from flcache.cache.storage import Location, local_path, open_store
 from flcache.errors import CacheError, DamagedError
 
@@ -44,7 +44,7 @@ class CachedClip:
     video: str
     split: str
     seen_until: tuple[int, ...]
-    """(T,) the last step that each step has seen, counted from the first step here."""
+    """(T,) the last step that each step has seen; 0 is the first step here."""
 
 
 @dataclass(frozen=True)
@@ -60,8 +60,8 @@ class SplitProgress:
 class LatentCache:
     """The committed clips of the cache at `path`, of one split or of all, in plan order; a sequence of CachedClip.
 
-    Opening costs one small read per shard; a shard is opened when its first clip is asked for. What is committed
-    later is not seen. Raises CacheError if there is no cache, or no such split.
+    Opening costs one small read per shard; a shard is opened when its first clip is read. Shards that are committed
+    later are not seen. Raises CacheError if there is no cache, or no such split.
     """
 
     def __init__(self, path: Location, split: str | None = None) -> None:
@@ -72,8 +72,9 @@ class LatentCache:
         self._commits = read_commits(self.store, fingerprint=self.spec.fingerprint)
         self._check_split(split)
         self._check_commits()
-        self._selected = [commit for commit in self._commits if split in (None, commit.split)]
-        self._ends = list(accumulate(commit.clips for commit in self._selected))
+        self.commits = tuple(commit for commit in self._commits if split in (None, commit.split))
+        """The commits of the selected splits."""
+        self._ends = list(accumulate(commit.clips for commit in self.commits))
         self._chosen: NDArray[np.int64] | None = None
         self._readers: dict[int, ShardReader] = {}
 
@@ -90,11 +91,6 @@ class LatentCache:
     def seen_until(self) -> tuple[int, ...]:
         """(T,) the last step that each step has seen."""
         return self.spec.seen_until
-
-    @property
-    def commits(self) -> tuple[Commit, ...]:
-        """The commits of the selected splits."""
-        return tuple(self._selected)
 
     @cached_property
     def splits(self) -> tuple[str, ...]:
@@ -134,8 +130,8 @@ class LatentCache:
         return self.ids_at([(shard, self.reader(shard).slots[row])])[0]
 
     def ids_at(self, slots: Sequence[tuple[int, int]]) -> tuple[str, ...]:
-        """The ids of the clips at these selected shards and slots."""
-        rows = [self._planned(self._selected[shard])[0] + slot for shard, slot in slots]
+        """The ids of the clips at these (selected shard, slot) pairs."""
+        rows = [self._planned(self.commits[shard])[0] + slot for shard, slot in slots]
         return tuple(self._plan.values("clip_id", rows))
 
     def __len__(self) -> int:
@@ -149,15 +145,15 @@ class LatentCache:
     def steps(self, index: int, start: int, stop: int) -> CachedClip:
         """Steps `start` to `stop` of clip number `index`; only their bytes are read.
 
-        Raises DamagedError if they are not what was written: a whole clip is checked, of a part its size only.
+        Raises DamagedError if they are not what was written. Only a whole clip has a digest to check.
         """
         self.check_steps(start, stop)
         shard, row = self.locate(index)
         reader = self.reader(shard)
-        commit = self._selected[shard]
+        commit = self.commits[shard]
         plan_row = self._planned(commit)[0] + reader.slots[row]
         layouts = self.spec.codec.payloads(self.latent_shape)
-        payloads = [payload_buffer(layout, stop - start, 1) for layout in layouts]
+        payloads = [np.empty((stop - start, *layout.shape[1:]), dtype=layout.dtype) for layout in layouts]
         buffers = [memoryview(payload.reshape(-1).view(np.uint8).data) for payload in payloads]
         try:
             if stop - start == self.latent_shape[0]:
@@ -168,7 +164,7 @@ class LatentCache:
             raise self.damaged_clip(index, error) from error
         return CachedClip(
             clip_id=str(self._plan.value("clip_id", plan_row)),
-            latents=self.spec.codec.decode([payload[0] for payload in payloads]),
+            latents=self.spec.codec.decode(payloads),
             times=reader.times[row, start:stop].copy(),
             valid=np.arange(start, stop) < reader.valid_steps[row],
             label=self._plan.value("label", plan_row),
@@ -178,7 +174,7 @@ class LatentCache:
         )
 
     def damaged_clip(self, index: int, error: DamagedError) -> DamagedError:
-        """What to raise where `error` was met while reading clip number `index`."""
+        """`error` with the id of clip number `index` before it."""
         return DamagedError(f"clip {self.clip_id(index)}: {error}")
 
     def check_steps(self, start: int, stop: int) -> None:
@@ -187,43 +183,54 @@ class LatentCache:
             raise CacheError(f"steps {start} to {stop}: these clips have {self.latent_shape[0]} steps")
 
     def locate(self, index: int) -> tuple[int, int]:
-        """Which of the selected shards, and which row of it, clip number `index` is."""
+        """The number of the selected shard that holds clip number `index`, and its row there."""
         position = index + len(self) if index < 0 else index
         if not 0 <= position < len(self):
             raise IndexError(f"clip {index} of {len(self)}")
         if self._chosen is not None:
             position = int(self._chosen[position])
         shard = bisect_right(self._ends, position)
-        return shard, position - self._ends[shard] + self._selected[shard].clips
+        return shard, position - self._ends[shard] + self.commits[shard].clips
 
     def reader(self, shard: int) -> ShardReader:
-        """The selected shard number `shard`, open; the one that was opened first is closed when there are too many.
+        """The selected shard number `shard`, open; beyond MAX_OPEN_SHARDS the one that was opened first is closed.
 
         Safe from many threads. Lock-free, because a finalizer may run during any call and would deadlock on a lock:
         every step is atomic, and two threads that open the same shard at once do no harm.
         """
         reader = self._readers.get(shard)
         if reader is None:
-            reader = self._readers[shard] = self._open(self._selected[shard])
+            reader = self._readers[shard] = self._open(self.commits[shard])
             if len(self._readers) > MAX_OPEN_SHARDS:
-                oldest, *_ = self._readers  # all at once: an iterator would meet the changes of other threads
+                oldest, *_ = self._readers  # one atomic step: other threads change the dict during iteration
                 self._readers.pop(oldest, None)
         return reader
 
     def statistics(self) -> ChannelStatistics:
         """Mean and deviation per channel over the valid steps of the training split, as far as it is committed.
 
-        A codec that standardises with statistics of its own, as int8 does, is read with those: it costs less.
+        Those of the codec where it has some, as int8 does: its stored values are standardised with them already.
         """
         return self.spec.codec.statistics() or channel_statistics(self.spec.channels or self._merged_channels)
 
     def failures(self) -> list[Failure]:
-        """The clips of the selected splits that are planned and committed as failed."""
-        return [failure for commit in self._selected for failure in read_failures(self.store, commit)]
+        """The failed clips of the selected splits, as far as they are committed."""
+        return [failure for commit in self.commits for failure in read_failures(self.store, commit)]
 
     def progress(self) -> dict[str, SplitProgress]:
         """How much of each split is done."""
-        return {split: self._split_progress(split) for split in self.splits}
+        found = {}
+        for split in self.splits:
+            planned = [count for (name, _), (_, count) in self._plan.first_rows.items() if name == split]
+            commits = [commit for commit in self._commits if commit.split == split]
+            found[split] = SplitProgress(
+                planned_shards=len(planned),
+                committed_shards=len(commits),
+                planned_clips=sum(planned),
+                clips=sum(commit.clips for commit in commits),
+                failed=sum(commit.failed for commit in commits),
+            )
+        return found
 
     def _open(self, commit: Commit) -> ShardReader:
         reader = ShardReader(self.store, commit, self.spec)
@@ -238,28 +245,14 @@ class LatentCache:
         training = [commit for commit in self._commits if commit.split == TRAINING_SPLIT]
         return merge_channels(self.store, self.spec, training)
 
-    def _split_progress(self, split: str) -> SplitProgress:
-        planned = [count for (name, _), (_, count) in self._plan.first_rows.items() if name == split]
-        commits = [commit for commit in self._commits if commit.split == split]
-        return SplitProgress(
-            planned_shards=len(planned),
-            committed_shards=len(commits),
-            planned_clips=sum(planned),
-            clips=sum(commit.clips for commit in commits),
-            failed=sum(commit.failed for commit in commits),
-        )
-
     def _plan_rows(self) -> NDArray[np.int64]:
-        """(n,) the row of the plan of every clip here; opens only the shards whose slots are not all filled."""
-        nothing = np.zeros(0, dtype=np.int64)
-        rows = np.concatenate([nothing, *map(self._shard_plan_rows, range(len(self._selected)))])
-        return rows if self._chosen is None else rows[self._chosen]
-
-    def _shard_plan_rows(self, shard: int) -> NDArray[np.int64]:
-        first, count = self._planned(self._selected[shard])
-        if self._selected[shard].clips == count:
-            return np.arange(first, first + count)
-        return first + self.reader(shard).rows["slot"].astype(np.int64)
+        """(n,) the row of the plan of every clip here; opens only the shards with failures."""
+        rows = [np.zeros(0, dtype=np.int64)]
+        for shard, commit in enumerate(self.commits):
+            first, count = self._planned(commit)
+            slots = np.arange(count) if commit.clips == count else self.reader(shard).rows["slot"].astype(np.int64)
+            rows.append(first + slots)
+        return np.concatenate(rows) if self._chosen is None else np.concatenate(rows)[self._chosen]
 
     def _among(self, column: str, rows: NDArray[np.int64], wanted: Collection[str]) -> NDArray[np.bool_]:
         """Which of the plan's `rows` have one of the `wanted` values."""
@@ -275,7 +268,7 @@ class LatentCache:
         return self._plan.first_rows.get((commit.split, commit.shard), (0, 0))
 
     def _check_commits(self) -> None:
-        """Before anything is sized by what they say: shards of the plan, and tars that can hold their clips."""
+        """Memory is sized by commits. Raises DamagedError unless they fit the plan, and their clips fit in the tars."""
         clip_bytes = self.spec.codec.clip_bytes(self.latent_shape)
         for commit in self._commits:
             _, count = self._planned(commit)

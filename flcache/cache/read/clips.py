@@ -1,4 +1,4 @@
-"""The clips that a loader draws from: those of one cache, or of several put one after the other."""
+"""The clips that a loader reads: those of one cache, or of several caches as one sequence."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ VERIFY = ("always", "first_epoch", "off")
 
 @dataclass(frozen=True)
 class StoredBatch:
-    """What belongs to a batch besides its latents."""
+    """A batch without its latents."""
 
     owners: tuple[int, ...]
-    """(B,) the number of the cache that each clip is of."""
+    """(B,) the number of each clip's cache."""
     times: NDArray[np.float32]
     """(B, steps) seconds."""
     valid: NDArray[np.bool_]
@@ -33,8 +33,6 @@ class StoredBatch:
 
 
 class _Place(NamedTuple):
-    """Where a clip lies."""
-
     cache: LatentCache
     clip: int
     """Its number in the cache."""
@@ -46,9 +44,9 @@ class _Place(NamedTuple):
 class ClipReader:
     """Reads batches of clips, by their numbers over all `caches`, into batch buffers; safe for many threads.
 
-    `verify` is `always`, `first_epoch` (every clip when this object reads it first) or `off`. Digests are of whole
-    clips: where `steps` (start, stop) are fewer than all, a clip is read whole to check it. With `read_ahead` the
-    kernel is told of all clips of a batch before the first is read.
+    `verify` is `always`, `first_epoch` (a clip when it is first read) or `off`. Digests are of whole clips: where
+    `steps` (start, stop) are fewer, a clip is read whole to check it. With `read_ahead` the kernel is told of all clips
+    of a batch before the first is read.
     """
 
     def __init__(self, caches: Sequence[LatentCache], steps: tuple[int, int], *, verify: str, read_ahead: bool) -> None:
@@ -60,10 +58,8 @@ class ClipReader:
         self._checked = np.zeros(self._ends[-1], dtype=np.bool_)
 
     def check_sizes(self) -> None:
-        """Raises DamagedError if the first shard of a cache cannot hold clips of the size its spec says.
-
-        To be called before memory of that size is taken.
-        """
+        """Raises DamagedError unless the first shard of each cache holds clips of the size in its spec. To be called
+        before memory of that size is allocated."""
         for cache in self._caches:
             cache.reader(cache.locate(0)[0])
 
@@ -91,6 +87,11 @@ class ClipReader:
             ids=self._ids(places),
         )
 
+    def _ids(self, places: Sequence[_Place]) -> tuple[str, ...]:
+        if len(self._caches) == 1:  # one look-up for the whole batch
+            return self._caches[0].ids_at([(place.shard, place.reader.slots[place.row]) for place in places])
+        return tuple(place.cache.clip_id(place.clip) for place in places)
+
     def _place(self, owner: int, number: int) -> _Place:
         cache = self._caches[owner]
         index = number - self._ends[owner] + len(cache)
@@ -108,8 +109,3 @@ class ClipReader:
                 self._checked[number] = True
         except DamagedError as error:
             raise place.cache.damaged_clip(place.clip, error) from error
-
-    def _ids(self, places: Sequence[_Place]) -> tuple[str, ...]:
-        if len(self._caches) == 1:
-            return self._caches[0].ids_at([(place.shard, place.reader.slots[place.row]) for place in places])
-        return tuple(place.cache.clip_id(place.clip) for place in places)

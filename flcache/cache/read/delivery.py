@@ -27,7 +27,7 @@ class Decoder:
 
     @property
     def passes_through(self) -> bool:
-        """Whether stored arrays are delivered as they are."""
+        """Whether stored arrays are delivered unchanged."""
         return self.statistics is None and self.codecs[0].stores_latents
 
     def decode_into(self, owner: int, payloads: Sequence[Tensor], out: Tensor) -> None:
@@ -71,10 +71,10 @@ class CudaDelivery:
         self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
     def take(self, buffer: BatchBuffer, clip: int, owner: int) -> None:
-        """Nothing: the whole batch goes to the device at once."""
+        """Does nothing: the whole batch goes to the device at once."""
 
     def stage(self, buffer: BatchBuffer, owners: Sequence[int]) -> tuple[Tensor, torch.cuda.Event]:
-        """The latents, and the event after which they are there. Waits until the buffer has been copied."""
+        """The latents, and the event that marks them as complete. Waits until the buffer has been copied."""
         with torch.cuda.device(self._device), torch.cuda.stream(self._stream):
             payloads = [payload[: len(owners)].to(self._device, non_blocking=True) for payload in buffer.payloads]
             latents = payloads[0]
@@ -93,7 +93,7 @@ class CudaDelivery:
         return latents
 
     def _decode(self, payloads: Sequence[Tensor], owners: Sequence[int]) -> Tensor:
-        """(B, T, H, W, D); clip by clip where they are of several caches."""
+        """(B, T, H, W, D); clip by clip if they come from several caches."""
         latents = torch.empty((len(owners), *self._shape), device=self._device)
         if len(set(owners)) == 1:
             self._decoder.decode_into(owners[0], payloads, latents)

@@ -1,4 +1,4 @@
-"""Batches of standardised latents from a cache, at the speed of memory, in an order that any number of ranks replays.
+"""Batches of standardised latents from a cache, in an order that any number of ranks replays.
 
 Threads read whole batches ahead into a ring of reused buffers. B clips, T steps, H x W patch grid, D channels.
 """
@@ -42,8 +42,8 @@ class LatentLoader(IterableDataset[LatentBatch]):
     `state_dict` is where the next batch starts, in samples of all ranks together: loading it resumes at that sample,
     also on another number of ranks and threads.
 
-    An iterable for a plain loop, Accelerate or Lightning, to be used as it is: it needs no `DataLoader` (one with
-    `batch_size=None` and no workers does no harm) and no `prepare`, as `rank` and `world_size` say what to read.
+    For a plain loop, Accelerate or Lightning. Needs no `DataLoader` (one with `batch_size=None` and no workers does no
+    harm) and no `prepare`: `rank` and `world_size` decide what is read.
 
     Raises LeakError if a context of `context_steps` leaks, unless `allow_leak`; CacheError for a cache, batch size and
     number of ranks that give no batch; while iterating, DamagedError for a clip that is not what was written.
@@ -74,17 +74,21 @@ class LatentLoader(IterableDataset[LatentBatch]):
         every clip.
 
         `shuffle_block` is for a cache larger than memory: blocks of that many neighbouring clips are shuffled, and the
-        clips within each, and the disk is told ahead what comes. Without `standardise`, latents are in the stored
-        type for float16 and float32, float32 for all other codecs. `verify` is `always`, `first_epoch` (each clip when
-        it is first read) or `off`; to check a clip is to read all of its steps.
+        clips within each, and the kernel is told ahead which clips come. Without `standardise`, latents are in the
+        stored type for float16 and float32, float32 for all other codecs. `verify` is `always`, `first_epoch` (a clip
+        when it is first read) or `off`; checking a clip reads all of its steps.
         """
         caches = cache.caches if isinstance(cache, Mixture) else (cache,)
         self._steps = steps or (0, caches[0].latent_shape[0])
         if threads < 1:
             raise CacheError(f"{threads} threads; a loader needs at least 1")
-        leaks = [self._leaks(each, context_steps, allow_leak) for each in caches]
-        self.leaks = any(leaks)
+        self.leaks = False
         """Whether the contexts have seen the targets."""
+        start, stop = self._steps
+        for each in caches:
+            each.check_steps(start, stop)
+            seen_until = [seen - start for seen in each.seen_until[start:stop]]
+            self.leaks |= check_boundary(seen_until, context_steps, allow_leak=allow_leak)
         self._batch_size, self._context_steps, self._threads, self._copy = batch_size, context_steps, threads, copy
         self._device = torch.device(device)
         self._sampler = EpochSampler(
@@ -115,7 +119,7 @@ class LatentLoader(IterableDataset[LatentBatch]):
         ring = self._idle.pop() if self._idle else self._make_ring()
 
         def read(numbers: NDArray[np.int64], buffer: BatchBuffer) -> tuple[StoredBatch, Any] | None:
-            if not len(numbers):  # a short last batch has none for this rank
+            if not len(numbers):  # this rank has no clip of a short last batch
                 return None
             stored = self._clips.read(numbers, buffer, ring.delivery.take)
             return stored, ring.delivery.stage(buffer, stored.owners)
@@ -164,9 +168,3 @@ class LatentLoader(IterableDataset[LatentBatch]):
         if not cuda:
             return _Ring(buffers, HostDelivery(self._decoder))
         return _Ring(buffers, CudaDelivery(self._decoder, (num_steps, *self._spec.latent_shape[1:]), self._device))
-
-    def _leaks(self, cache: LatentCache, context_steps: int, allow_leak: bool) -> bool:
-        start, stop = self._steps
-        cache.check_steps(start, stop)
-        seen_until = [seen - start for seen in cache.seen_until[start:stop]]
-        return check_boundary(seen_until, context_steps, allow_leak=allow_leak)

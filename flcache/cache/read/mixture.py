@@ -11,9 +11,9 @@ from flcache.errors import CacheError
 class Mixture:
     """Caches, or parts of them, to draw clips from in proportion to `weights`.
 
-    An epoch has as many clips as the caches have together, each cache its share by weight, exactly; a cache that is
-    asked for more than it has is read again, in another order. Every cache is standardised with its own statistics.
-    Raises CacheError for caches whose clips cannot lie in one batch, and for weights that are not above zero.
+    An epoch has as many clips as the caches together, from each cache exactly its share by weight; a cache with fewer
+    clips than its share is read again, in another order. Every cache is standardised with its own statistics. Raises
+    CacheError for caches whose clips cannot lie in one batch, and for weights that are not above zero.
     """
 
     def __init__(self, caches: Sequence[LatentCache], weights: Sequence[float]) -> None:

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import xxhash
-from numpy.typing import NDArray
 
 from flcache.cache.codecs.protocol import PayloadLayout
 from flcache.cache.format.commit import Commit, check_size, damaged
@@ -37,7 +35,7 @@ class ShardReader:
         """(clips, T) seconds, of all steps."""
         self.valid_steps: list[int] = self.rows["valid_steps"].tolist()
         self.slots: list[int] = self.rows["slot"].tolist()
-        """Of every clip, its place among the planned ones of the shard."""
+        """The slot of every clip."""
 
     def read_into(self, row: int, start: int, buffers: Sequence[memoryview]) -> None:
         """Fill one buffer per payload of clip `row`, from step `start` on."""
@@ -46,21 +44,17 @@ class ShardReader:
             if self._file.read_into(offset, buffer) < len(buffer):
                 raise damaged(self._store, f"{self._tar}: ends in the middle of slot {self.slots[row]}")
 
-    def check(self, row: int, whole: Sequence[memoryview]) -> None:
-        """Raises DamagedError unless `whole`, every payload of clip `row`, is what was written."""
-        for payload, content in enumerate(whole):
-            if xxhash.xxh3_64_intdigest(content) != int(self.rows["payloads"]["xxh3_64"][row, payload]):
-                what = f"{self._layouts[payload].name} of slot {self.slots[row]}"
-                raise damaged(self._store, f"{self._tar}: {what} are not what was written")
-
     def read_checked(self, row: int, start: int, buffers: Sequence[memoryview], scratch: Sequence[memoryview]) -> None:
-        """As `read_into` after reading the whole clip into `scratch`, one buffer per payload, and checking it.
+        """As `read_into`, after reading the whole clip into `scratch`, one buffer per payload, and checking it.
 
         With an empty `scratch`, `buffers` must have room for the whole clip.
         """
         whole = scratch or buffers
         self.read_into(row, 0, whole)
-        self.check(row, whole)
+        for payload, content in enumerate(whole):
+            if xxhash.xxh3_64_intdigest(content) != int(self.rows["payloads"]["xxh3_64"][row, payload]):
+                what = f"{self._layouts[payload].name} of slot {self.slots[row]}"
+                raise damaged(self._store, f"{self._tar}: {what} are not what was written")
         for payload, content in enumerate(scratch):
             first = start * self._step_bytes[payload]
             buffers[payload][:] = content[first : first + buffers[payload].nbytes]
@@ -87,11 +81,6 @@ def read_rows(store: Store, commit: Commit, spec: CacheSpec) -> Rows:
     except DamagedError as error:
         raise damaged(store, f"{idx}: {error}") from None
     return rows
-
-
-def payload_buffer(layout: PayloadLayout, num_steps: int, num_clips: int) -> NDArray[Any]:
-    """Room for `num_steps` steps of one payload of `num_clips` clips, clip first."""
-    return np.empty((num_clips, num_steps, *layout.shape[1:]), dtype=layout.dtype)
 
 
 def _check_places(rows: Rows, layouts: Sequence[PayloadLayout], tar_bytes: int) -> None:

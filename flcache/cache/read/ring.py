@@ -1,6 +1,6 @@
-"""A ring of reused batch buffers that threads fill ahead of the consumer; no other memory is taken for batches.
+"""A ring of reused batch buffers that threads fill ahead of the consumer; batches take no other memory.
 
-Threads, not processes: `preadv` releases the interpreter lock, and what it fills needs no second copy.
+Threads, not processes: `preadv` releases the interpreter lock, and fills memory that the consumer uses without a copy.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import islice
 from math import prod
 from queue import Empty, SimpleQueue
 from threading import Thread, current_thread
@@ -28,13 +29,13 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class BatchBuffer:
-    """Memory for one batch of B clips, used for one batch after the other."""
+    """Memory for one batch of B clips, reused for batch after batch."""
 
     payloads: tuple[Tensor, ...]
-    """Per payload, what is read: (B, steps, ...), or (1, steps, ...) where each clip is decoded before the next is
-    read. Starts on a page; page-locked for CUDA."""
+    """(B, steps, ...) per payload, or (1, steps, ...) where each clip is decoded before the next is read. Aligned to
+    pages; page-locked for CUDA."""
     views: tuple[tuple[memoryview, ...], ...]
-    """Where to read each of the B clips to, one view per payload."""
+    """The memory of each of the B clips, one view per payload."""
     scratch: tuple[memoryview, ...]
     """Memory for all steps of one clip, one view per payload; empty unless parts of clips are to be checked."""
     decoded: Tensor | None
@@ -57,7 +58,6 @@ class BufferShape:
 
 
 def make_buffer(shape: BufferShape) -> BatchBuffer:
-    """A buffer with nothing in it yet."""
     room = 1 if shape.decodes else shape.batch_size
     payloads = [
         _aligned(layout.dtype, (room, shape.num_steps, *layout.shape[1:]), pinned=shape.pinned)
@@ -80,21 +80,17 @@ def read_ahead(
 ) -> Generator[tuple[Result, BatchBuffer], None, None]:
     """`read(item, buffer)` of every item, in their order, run by `threads` threads as far ahead as there are buffers.
 
-    A yielded buffer is filled again once the next is asked for. An exception of `read` is raised here, in its turn.
-    Closing the iterator waits for reads in progress and ends the threads.
+    A yielded buffer is reused once the next is asked for. An exception of `read` is raised here, in the order of the
+    items. Closing the iterator waits for reads in progress and ends the threads.
     """
     free = deque(buffers)
     pending: deque[_Request[Item, Result]] = deque()
     crew = _Crew(threads, read)
 
     def fill() -> None:
-        while free:
-            for item in items:
-                pending.append(_Request(item, free.popleft()))
-                crew.give(pending[-1])
-                break
-            else:
-                return
+        for item in islice(items, len(free)):
+            pending.append(_Request(item, free.popleft()))
+            crew.give(pending[-1])
 
     try:
         fill()
@@ -108,7 +104,7 @@ def read_ahead(
 
 
 class _Request(Generic[Item, Result]):
-    """One item to be read into a buffer. Futures of concurrent.futures took 35 of 145 microseconds a batch."""
+    """One item to be read into a buffer. A `concurrent.futures.Future` took 35 of 145 microseconds a batch."""
 
     def __init__(self, item: Item, buffer: BatchBuffer) -> None:
         self.item, self.buffer = item, buffer
@@ -128,7 +124,7 @@ class _Request(Generic[Item, Result]):
         try:
             raise error
         finally:
-            del error  # its traceback refers to this frame, and so to the buffer
+            del error  # its traceback holds this frame, and thereby the buffer
 
 
 Requests = SimpleQueue[_Request[Any, Any] | None]
@@ -154,10 +150,10 @@ class _Crew:
 
 
 def _serve(requests: Requests, read: Callable[[Any, BatchBuffer], Any]) -> None:
-    torch.set_num_threads(1)  # of this thread: with all cores busy, splitting operations over them is 3 times slower
+    torch.set_num_threads(1)  # for this thread: with all cores busy, splitting operations over them is 3 times slower
     while (request := requests.get()) is not None:
         request.answer(read)
-        del request  # waiting for the next one must not keep this one's result alive
+        del request  # else its result lives until the next request comes
 
 
 def _dismiss(requests: Requests, crew: Sequence[Thread]) -> None:
@@ -173,11 +169,11 @@ def _dismiss(requests: Requests, crew: Sequence[Thread]) -> None:
 
 
 def _aligned(dtype: np.dtype[Any], shape: tuple[int, ...], *, pinned: bool = False) -> Tensor:
-    """A tensor for stored values, on pages of its own."""
+    """A tensor for stored values, in memory pages that nothing else uses."""
     stored = torch.from_numpy(np.empty(0, dtype=dtype)).dtype
     if pinned:
         return torch.empty(shape, dtype=stored, pin_memory=True)
-    # Private: shared memory, which is what mmap gives unless told otherwise, has no huge pages on most systems.
+    # Private: shared memory, the default of mmap, has no huge pages on most systems.
     pages = mmap.mmap(-1, max(1, dtype.itemsize * prod(shape)), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     with suppress(AttributeError, OSError):  # other systems, and kernels without them
         pages.madvise(mmap.MADV_HUGEPAGE)

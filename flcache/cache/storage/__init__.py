@@ -1,4 +1,4 @@
-"""Where the files of a cache lie. Nothing else in `flcache.cache` touches the file system for them."""
+"""Where the files of a cache lie. Nothing else in `flcache.cache` opens them."""
 
 from __future__ import annotations
 

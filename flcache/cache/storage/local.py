@@ -44,7 +44,7 @@ def storage_errors(path: Path) -> Iterator[None]:
 
 
 def storage_error(path: Path, error: OSError) -> CacheError:
-    """What to raise for an OSError about `path`; for where a context manager costs too much."""
+    """What `storage_errors` raises, for reads, where a context manager costs too much."""
     advice = _ADVICE.get(error.errno or 0, error.strerror or str(error))
     return CacheError(f"{error.filename or path}: {advice}")
 
@@ -63,13 +63,10 @@ class LocalStore:
 
     def size(self, name: str) -> int | None:
         path = self._path(name)
-        try:
+        with storage_errors(path), suppress(FileNotFoundError, NotADirectoryError):
             status = path.stat()
-        except (FileNotFoundError, NotADirectoryError):
-            return None
-        except OSError as error:
-            raise storage_error(path, error) from error
-        return status.st_size if stat.S_ISREG(status.st_mode) else None
+            return status.st_size if stat.S_ISREG(status.st_mode) else None
+        return None
 
     def names(self, folder: str = "") -> Iterator[str]:
         return (name for name in self._walk(folder) if not _is_temporary(name))
@@ -166,7 +163,7 @@ class LocalFile:
     """A StoredFile: a read is one `preadv`, or more where the system gives less than was asked for."""
 
     _close = staticmethod(os.close)
-    """Kept here because `__del__` may run at the end of the interpreter, when the name `os` is gone."""
+    """`__del__` may run at interpreter exit, when the global `os` is gone."""
 
     def __init__(self, path: Path, descriptor: int) -> None:
         self._path, self._descriptor = path, descriptor
@@ -190,7 +187,7 @@ class LocalFile:
         self.advise(offset, num_bytes, "POSIX_FADV_WILLNEED")
 
     def advise(self, offset: int, num_bytes: int, advice: str) -> None:
-        """Tell the kernel, where it can be told."""
+        """Tell the kernel, on systems that have `posix_fadvise`."""
         if hasattr(os, "posix_fadvise"):
             os.posix_fadvise(self._descriptor, offset, num_bytes, getattr(os, advice))
 
@@ -201,7 +198,7 @@ class LocalFile:
 
 
 class TemporaryFile:
-    """A NewFile on its way to `final`. Ends with `publish`, `publish_new` or `discard`."""
+    """A NewFile that becomes `final`. Ends with `publish`, `publish_new` or `discard`."""
 
     def __init__(self, final: Path) -> None:
         self.final = final
@@ -229,7 +226,7 @@ class TemporaryFile:
             try:
                 os.link(self.path, self.final)
             except FileExistsError:
-                os.close(_open_plain(self.final))  # raises where it is a pipe or the like
+                os.close(_open_plain(self.final))  # raises where it is no plain file
                 return False
             except OSError:  # no hard links here
                 if self.final.exists():
@@ -274,7 +271,7 @@ def _take_lock(path: Path, *, wait: bool) -> int | None:
             if not _flock(descriptor, wait=wait):
                 os.close(descriptor)
                 return None
-            with suppress(FileNotFoundError):  # else the one who held it has removed it meanwhile
+            with suppress(FileNotFoundError):  # the previous holder may have removed it meanwhile
                 if os.path.samestat(os.fstat(descriptor), path.stat(follow_symlinks=False)):
                     return descriptor
         except BaseException:
@@ -312,7 +309,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def _open_plain(path: Path) -> int:
-    """A descriptor for reading a regular file. A pipe under the name of a file must not make a reader wait."""
+    """A descriptor for reading a regular file. Non-blocking: opening a pipe must not wait for its writer."""
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     if stat.S_ISREG(os.fstat(descriptor).st_mode):
         return descriptor

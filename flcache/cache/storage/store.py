@@ -1,7 +1,7 @@
-"""What a cache asks of the place where its files lie: a few operations on whole files, by name.
+"""What a cache asks of its storage: a few operations on whole files, by name.
 
-A name is relative to the cache and uses `/`: `plan.parquet`, `shards/train-000000.tar`. Whatever fails is a CacheError
-of one line. `str(store)` is what a user knows the cache by: its folder.
+A name is relative to the cache and uses `/`: `plan.parquet`, `shards/train-000000.tar`. Every failure is a CacheError
+of one line. `str(store)` is the folder of the cache, as messages show it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ class StoredFile(Protocol):
     """A file open for reading any part of it, from many threads. It closes with `close` or the last reference."""
 
     def read_into(self, offset: int, buffer: memoryview) -> int:
-        """Fill `buffer` with what lies from `offset` on; returns the bytes read, fewer only where the file ends."""
+        """Fill `buffer` from `offset` on; returns the bytes read, fewer only where the file ends."""
 
     def will_need(self, offset: int, num_bytes: int) -> None:
         """Start to fetch what `read_into` will ask for; returns at once."""
@@ -30,10 +30,10 @@ class NewFile(Protocol):
     def write(self, content: bytes | memoryview) -> None: ...
 
     def publish(self) -> None:
-        """Give the file its name, replacing what has it. It is safe from a power failure when this returns."""
+        """Give the file its name, replacing a file of that name. When this returns it survives a power failure."""
 
     def discard(self) -> None:
-        """Drop what is not published; harmless after `publish`, and never raises."""
+        """Drop what is not published; does nothing after `publish`, and never raises."""
 
 
 class Store(Protocol):
@@ -48,7 +48,7 @@ class Store(Protocol):
         """The files below `folder`, in any order."""
 
     def unpublished(self) -> Iterator[str]:
-        """What running writers have not published yet, and killed ones never will; by names of their own."""
+        """Files that running or killed writers have not published, under temporary names."""
 
     def read(self, name: str, limit: int) -> bytes:
         """All of a small file. Raises DamagedError if it is larger than `limit` bytes or no plain file."""
@@ -72,15 +72,15 @@ class Store(Protocol):
         """Delete the file, if there is one."""
 
     def remove_leftovers(self, name: str) -> None:
-        """Delete what killed writers of `name` have left. A writer that is alive keeps its file."""
+        """Delete the unpublished files of killed writers of `name`, but not those of living ones."""
 
     def lock(self, name: str, *, wait: bool = True) -> AbstractContextManager[bool]:
-        """Hold the lock of `name`, alone among all threads and processes; True inside of the block.
+        """Hold the lock of `name`, exclusive among threads and processes, until the block or the process ends.
 
-        It ends with the block or the process. With `wait=False`, False where another holds it now. It binds only those
-        who ask for it, is not reentrant, and always True where the store has no locks.
+        Gives True; with `wait=False`, False where another holds it now. The lock is advisory and not reentrant. A store
+        without locks always gives True.
         """
 
 
 Location = str | Path | Store
-"""What users name a cache by."""
+"""How users name a cache: by its folder or a Store."""

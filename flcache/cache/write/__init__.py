@@ -1,1 +1,1 @@
-"""Shards and whole caches, written."""
+"""Writing shards and caches."""

@@ -1,6 +1,5 @@
-"""The calibration pass: statistics of some training latents that a spec needs before the first clip is stored.
-
-Principal components and some codecs need them. D channels of the encoder.
+"""Calibration: statistics of some training latents, which int8 and principal components need before the first clip is
+stored. D channels of the encoder.
 """
 
 from __future__ import annotations
@@ -21,10 +20,7 @@ CODEC_CALIBRATION_CLIPS = 256
 
 
 class Calibrator:
-    """Gathers sums over latents, and makes the `calibration` of a spec of them.
-
-    The same latents in the same order give the same fields.
-    """
+    """Gathers sums over latents for the `calibration` of a spec. The same latents in the same order give the same."""
 
     def __init__(self, hard: Mapping[str, Any]) -> None:
         """`hard` are the hard fields of the spec, without the calibration."""
@@ -36,7 +32,7 @@ class Calibrator:
         self._products = np.zeros((width, width) if self._pca else (0, 0))
 
     def add(self, latents: NDArray[np.float32], valid_steps: int) -> None:
-        """Take in the first `valid_steps` of latents (T, H, W, D), unless a value is not finite."""
+        """Add the first `valid_steps` of latents (T, H, W, D), unless a value is not finite."""
         latents = latents[:valid_steps]
         if not valid_steps or not np.isfinite(latents).all():
             return
@@ -48,7 +44,7 @@ class Calibrator:
         self._clips += 1
 
     def fields(self) -> dict[str, Any]:
-        """The `calibration` of a spec. Raises CacheError if no clip was taken in."""
+        """The `calibration` of a spec. Raises CacheError if no clip was added."""
         if not self._clips:
             raise CacheError("no training clip with finite latents to calibrate with; see why the clips failed")
         channels = self._sums.channels()
@@ -64,7 +60,9 @@ class Calibrator:
         covariance = self._products / self._sums.positions - np.outer(centre, centre)
         covariance /= np.outer(width, width)  # (D, D)
         _, vectors = np.linalg.eigh(covariance)
-        basis = _same_signs(vectors[:, ::-1][:, :count]).astype(np.float32)
+        largest = vectors[:, ::-1][:, :count]
+        signs = np.sign(largest[np.abs(largest).argmax(axis=0), np.arange(count)])  # eigh may return either sign
+        basis = (largest * signs).astype(np.float32)
         variance = np.maximum(np.einsum("dk,de,ek->k", basis, covariance, basis, optimize=True), 0)
         total = float(np.trace(covariance))
         deviation = np.where(variance > total * 1e-12, np.sqrt(variance), 1.0).astype(np.float32)
@@ -83,10 +81,3 @@ class Calibrator:
 def is_calibrated(hard: Mapping[str, Any]) -> bool:
     """Whether a spec with these hard fields needs a calibration pass."""
     return get_codec(hard["codec"]).needs_calibration or (hard.get("keep") or {}).get("pca") is not None
-
-
-def _same_signs(vectors: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The columns with their largest entry positive: an eigenvector may come with either sign."""
-    largest = np.abs(vectors).argmax(axis=0)
-    same: NDArray[np.float64] = vectors * np.sign(vectors[largest, np.arange(vectors.shape[1])])
-    return same

@@ -1,7 +1,7 @@
-"""Files of latents, listed in a CSV manifest, as what a `CacheWriter` takes. Nothing is ever unpickled.
+"""Files of latents, listed in a CSV manifest, for a `CacheWriter`. Nothing is ever unpickled.
 
-The manifest has a column `path`, relative to a folder, and, if wanted, `id`, `label`, `split` and `video`; every other
-column is kept as metadata of the clip. A file holds one clip: `.npy`, `.pt` or `.safetensors`.
+The manifest has a column `path`, relative to a folder, and optionally `id`, `label`, `split` and `video`; other columns
+become metadata of the clip. A file holds one clip: `.npy`, `.pt` or `.safetensors`.
 """
 
 from __future__ import annotations
@@ -49,13 +49,13 @@ def read_manifest(manifest: Path, root: Path) -> list[ManifestRow]:
 
 
 class LatentFiles(Sequence[Any]):
-    """The latents in `paths`, each read when it is asked for; reshaped to `shape` where that is given.
+    """The latents in `paths`, each read when it is indexed; reshaped to `shape` where that is given.
 
-    Raises DataError, naming the file, for one that is missing, is no array, or is of another shape.
+    `key` names the tensor of a file that holds several. Raises DataError, naming the file, for one that is missing, is
+    no array, or is of another shape.
     """
 
     def __init__(self, paths: Sequence[Path], *, shape: Sequence[int] | None = None, key: str | None = None) -> None:
-        """`key` names the tensor of a file that holds several."""
         self._paths, self._shape, self._key = paths, tuple(shape) if shape else None, key
 
     def __len__(self) -> int:
@@ -85,7 +85,7 @@ def read_latents(path: Path, key: str | None = None) -> Any:
         return reader(path, key)
     except DataError:
         raise
-    except Exception as error:  # each format fails in its own ways, and a foreign file in all of them
+    except Exception as error:  # each format has errors of its own
         raise DataError(
             f"{path}: cannot be read: {str(error).splitlines()[0] if str(error) else type(error)}",
             reason="not readable",
@@ -99,7 +99,11 @@ def _read_npy(path: Path, key: str | None) -> Any:
 def _read_pt(path: Path, key: str | None) -> Any:
     import torch
 
-    return _choose(path, torch.load(path, map_location="cpu", weights_only=True), key)
+    content = torch.load(path, map_location="cpu", weights_only=True)
+    tensor = content[_name(path, list(content), key)] if isinstance(content, Mapping) else content
+    if not isinstance(tensor, torch.Tensor):
+        raise DataError(f"{path}: holds a {type(tensor).__name__}, not a tensor", reason="not readable")
+    return tensor
 
 
 def _read_safetensors(path: Path, key: str | None) -> Any:
@@ -110,14 +114,8 @@ def _read_safetensors(path: Path, key: str | None) -> Any:
         return tensors.get_tensor(name)
 
 
-def _choose(path: Path, content: Any, key: str | None) -> Any:
-    tensor = content[_name(path, list(content), key)] if isinstance(content, Mapping) else content
-    if not hasattr(tensor, "detach"):
-        raise DataError(f"{path}: holds a {type(tensor).__name__}, not a tensor", reason="not readable")
-    return tensor
-
-
 def _name(path: Path, names: list[Any], key: str | None) -> Any:
+    """The name of the tensor to read: `key`, or the only one."""
     if key is None and len(names) == 1:
         return names[0]
     if key not in names:

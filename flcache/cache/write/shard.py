@@ -6,7 +6,6 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -20,11 +19,10 @@ from flcache.cache.format.commit import (
     Failure,
     committed_shards,
     failures_bytes,
-    is_committed,
     read_commit,
     write_commit,
 )
-from flcache.cache.format.index import PADDED, Rows, index_bytes, row_dtype
+from flcache.cache.format.index import PADDED, index_bytes, row_dtype
 from flcache.cache.format.names import CHANNELS_MEMBER, FINGERPRINT_MEMBER, parse_shard_name, shard_files
 from flcache.cache.format.plan import check_clip_ids
 from flcache.cache.format.record import canonical_json
@@ -65,7 +63,7 @@ class ShardBusy(CacheError):
 class ShardWriter:
     """Writes shard `shard` of `split` to the cache at `location`; nothing of it exists until `commit`.
 
-    Used as a context manager: entering it waits until no other writes the shard, leaving it without `commit` discards
+    A context manager: entering it waits until no other writes the shard, leaving it without `commit` discards
     everything. Clips and failures come in slot order; memory is one clip. Every failed write is a CacheError that says
     what to do.
     """
@@ -80,10 +78,8 @@ class ShardWriter:
         min_cosine: float | None = None,
         wait: bool = True,
     ) -> None:
-        """`min_cosine` is how close every stored latent vector must be to the one it is made from.
-
-        With `wait=False` entering raises ShardBusy where another writes the shard.
-        """
+        """`min_cosine` is the least cosine of a stored latent vector with the original. With `wait=False` entering
+        raises ShardBusy where another writes the shard."""
         self._store, self._split, self._shard, self._spec = open_store(location), split, shard, spec
         self._min_cosine, self._wait = min_cosine, wait
         self._files = shard_files(split, shard)
@@ -106,23 +102,19 @@ class ShardWriter:
             self._undo = undo.pop_all()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._undo.close()
 
     @property
     def committed(self) -> Commit | None:
-        """The commit, if the shard has one by now: of this writer, or of another before it was entered."""
-        if not is_committed(self._store, self._split, self._shard):
+        """The commit of the shard, if it has one by now, by this writer or another."""
+        if not self._store.exists(self._files.commit):
             return None
         return read_commit(self._store, self._split, self._shard)
 
     def add(self, clip: EncodedClip) -> None:
-        """Store a clip. Raises ValueRangeError, with nothing written, for values that the codec cannot hold.
-
-        Raises CacheError where the codec holds them too roughly for `min_cosine`.
-        """
+        """Store a clip. Raises, with nothing written, ValueRangeError for values that the codec cannot hold, and
+        CacheError for a stored vector below `min_cosine`."""
         self._check(clip)
         reduced = self._spec.reduce(clip.latents)
         try:
@@ -141,16 +133,21 @@ class ShardWriter:
         self._failures.append(failure)
 
     def commit(self) -> Commit:
-        """Put everything under its final name, the commit last. A commit that another run has made stands."""
+        """Publish everything, the commit last. If another run has committed the shard, its commit stays."""
         if standing := self.committed:
             return standing
         self._tar.add(CHANNELS_MEMBER, self._sums.sums.astype("<f8").tobytes())
         tar_digest = self._tar.finish()
-        index = index_bytes(self._index_rows())
-        failures = failures_bytes(self._failures)
+        num_payloads = len(self._spec.codec.payloads(self._spec.latent_shape))
+        rows = np.array(self._rows, dtype=row_dtype(self._spec.latent_shape[0], num_payloads))
+        index, failures = index_bytes(rows), failures_bytes(self._failures)
         self._new_tar.publish()
         self._store.write(self._files.idx, index)
-        self._write_failures(failures)
+        if failures:
+            self._store.write(self._files.failures, failures)
+        else:  # a killed run may have left one
+            self._store.remove_leftovers(self._files.failures)
+            self._store.remove(self._files.failures)
         commit = Commit(
             split=self._split,
             shard=self._shard,
@@ -208,13 +205,12 @@ class ShardWriter:
         self._next_slot = slot + 1
 
     def _metadata(self, clip: EncodedClip) -> bytes:
-        T, H, W, D = self._spec.latent_shape
         content: dict[str, Any] = {
             "clip_id": clip.clip_id,
             "video": clip.video,
             "label": clip.label,
             "split": self._split,
-            "shape": [T, H, W, D],
+            "shape": list(self._spec.latent_shape),
             "dtype": self._spec.codec.name,
             "timestamps": [float(second) for second in clip.timestamps],
             "mask": [bool(real) for real in clip.mask],
@@ -235,21 +231,9 @@ class ShardWriter:
         ]
         return clip.slot, flags, clip.valid_steps, 0, list(clip.times), places
 
-    def _index_rows(self) -> Rows:
-        T = self._spec.latent_shape[0]
-        num_payloads = len(self._spec.codec.payloads(self._spec.latent_shape))
-        return np.array(self._rows, dtype=row_dtype(T, num_payloads))
-
-    def _write_failures(self, content: bytes) -> None:
-        if content:
-            self._store.write(self._files.failures, content)
-        else:  # a killed run may have left one
-            self._store.remove_leftovers(self._files.failures)
-            self._store.remove(self._files.failures)
-
 
 def remove_shard_leftovers(location: Location) -> None:
-    """Delete what runs that were killed have left of shards that are committed now."""
+    """Delete the temporary files that killed runs left of shards that are committed now."""
     store = open_store(location)
     names = {file.rpartition("/")[2].lstrip(".").partition(".")[0] for file in store.unpublished()}
     left = {parse_shard_name(name) for name in names}

@@ -1,4 +1,4 @@
-"""Latents that were computed elsewhere become a cache, as safe to kill and to run again as encoding is.
+"""Latents that were computed elsewhere become a cache. As with encoding, a killed run is continued by the same calls.
 
 writer = CacheWriter("cache", (8, 16, 16, 1024), spec={"encoder": "mine", "layer": 11}, context="step")
 writer.write("train", [ClipInfo("clip-0", label="jump"), ClipInfo("clip-1")], latents)
@@ -20,16 +20,15 @@ from numpy.typing import NDArray
 from flcache.cache.codecs.protocol import ValueRangeError
 from flcache.cache.codecs.registry import get_codec
 from flcache.cache.format.commit import Failure, is_committed, stage_of
-from flcache.cache.format.plan import RULE_COLUMNS, assign_shards, write_plan
+from flcache.cache.format.plan import assign_shards, write_plan
 from flcache.cache.format.spec import CacheSpec, create_or_check
 from flcache.cache.format.statistics import TRAINING_SPLIT, finalize_statistics
 from flcache.cache.options import CacheOptions
-from flcache.cache.storage import Location, local_path, open_store
+from flcache.cache.storage import Location, open_store
 from flcache.cache.write.calibration import CODEC_CALIBRATION_CLIPS, Calibrator, is_calibrated
 from flcache.cache.write.shard import EncodedClip, ShardWriter, remove_shard_leftovers
 from flcache.errors import CacheError, DataError
 
-DECODER = "elsewhere"
 _RESERVED = {"calibration", "codec", "context", "keep", "layout"}
 _END = object()
 
@@ -39,7 +38,7 @@ OnClip = Callable[[Failure | None], None]
 
 @dataclass(frozen=True)
 class ClipInfo:
-    """What is known of a clip besides its latents."""
+    """A clip without its latents."""
 
     clip_id: str
     """No dot, slash or space; unique in the cache."""
@@ -55,9 +54,9 @@ class ClipInfo:
 
 
 class CacheWriter:
-    """Writes a cache at `path`, one split at a time, whole shard by whole shard.
+    """Writes a cache at `path`, one split at a time, shard by shard.
 
-    What is committed stays: the same calls again write what is missing. The same latents give the same bytes.
+    Committed shards stay: the same calls again write the missing ones. The same latents give the same bytes.
     """
 
     def __init__(
@@ -76,13 +75,12 @@ class CacheWriter:
         """`shape` is (T, H, W, D). `spec` is any JSON that says what the latents are; it is part of the fingerprint.
 
         `context` is the leak rule's: `step` where every step was encoded alone, `full` where each may have seen the
-        whole clip, or the last step that each of the T steps has seen. With `seed` the clips are mixed over the
-        shards, as encoding does; without, they stay in the given order. `calibration`, that of a `Calibrator`, is for
-        codecs that need one, where latents cannot be indexed. `min_cosine` is how close every stored vector must be to
-        the given one.
+        whole clip, or the last step that each of the T steps has seen. With `seed` the clips are shuffled over the
+        shards, as encoding does; without, they stay in the given order. `calibration`, from a `Calibrator`, is for a
+        codec that needs one and latents that cannot be indexed. `min_cosine` is the least cosine of a stored vector
+        with the given one.
         """
         self._store = open_store(path)
-        self.path = local_path(self._store)
         self._hard = _hard_fields(shape, codec, spec or {}, context)
         self._calibration, self._min_cosine = calibration, min_cosine
         self._shard_bytes, self._seed = shard_bytes, seed
@@ -113,7 +111,7 @@ class CacheWriter:
                 supply.skip(len(wanted))
                 continue
             with ShardWriter(self._store, split, shard, spec, min_cosine=self._min_cosine) as writer:
-                if writer.committed:  # by another that was waited for
+                if writer.committed:  # by the other writer, whose lock this one waited for
                     supply.skip(len(wanted))
                     continue
                 failures += _fill(writer, [infos[number] for number in wanted], wanted, supply, on_clip)
@@ -155,33 +153,30 @@ class CacheWriter:
         ids, videos = [info.clip_id for info in infos], [info.video or info.clip_id for info in infos]
         labels = pd.Series([info.label for info in infos], dtype=object)
         columns = {"clip_id": ids, "video": videos, "video_id": videos, "label": labels, "start_s": 0.0}
-        clip_bytes = spec.codec.clip_bytes(spec.latent_shape)
-        sizes = {"clip_bytes": clip_bytes, "shard_bytes": self._shard_bytes}
-        columns |= dict.fromkeys(RULE_COLUMNS)
         table = pd.DataFrame(columns | {"timestamps": pd.Series([None] * len(ids), dtype=object)})
-        plan = assign_shards(table, split, **sizes, seed=self._seed or 0)
-        if self._seed is not None:
-            return plan
-        places = plan[["shard", "slot"]].reset_index(drop=True)  # the same shards, filled in the given order
-        return table.assign(split=split, shard=places["shard"], slot=places["slot"])[list(plan.columns)]
+        clip_bytes = spec.codec.clip_bytes(spec.latent_shape)
+        plan = assign_shards(table, split, clip_bytes=clip_bytes, shard_bytes=self._shard_bytes, seed=self._seed or 0)
+        # Without a seed, the same shards are filled in the given order.
+        return plan if self._seed is not None else plan.assign(**{str(name): table[name] for name in table})
 
 
 class _Supply:
-    """Latents by number, or one after the other where they cannot be indexed."""
+    """Latents by number, or one after the other if they cannot be indexed."""
 
     def __init__(self, latents: Any) -> None:
         self._latents = latents
         self._iterator: Iterator[Any] | None = None if _is_indexable(latents) else iter(latents)
 
     def take(self, number: int) -> NDArray[np.float32] | DataError:
-        """The latents of clip `number`, float32; where they cannot be indexed, it must be the next clip."""
+        """The latents of clip `number`, float32; if they cannot be indexed, it must be the next clip."""
         try:
             item = self._latents[number] if self._iterator is None else next(self._iterator, _END)
         except DataError as error:
             return error
         if item is _END:
             raise CacheError(f"the latents ended at clip number {number}; give one for each clip")
-        return _as_float32(item)
+        array = item.detach().float().cpu().numpy() if hasattr(item, "detach") else item  # numpy lacks bfloat16
+        return np.ascontiguousarray(array, dtype=np.float32)
 
     def skip(self, count: int) -> None:
         """Leave out the next `count`."""
@@ -212,34 +207,24 @@ def _store(writer: ShardWriter, info: ClipInfo, slot: int, latents: NDArray[np.f
     video = info.video or info.clip_id
     if isinstance(latents, DataError):
         return Failure(info.clip_id, slot, video, "read", latents.reason, str(latents), latents.attempts)
-    try:
-        writer.add(_encoded(info, slot, video, latents))
-    except ValueRangeError as error:
-        return Failure(info.clip_id, slot, video, stage_of(error.reason), error.reason, str(error), 1)
-    return None
-
-
-def _encoded(info: ClipInfo, slot: int, video: str, latents: NDArray[np.float32]) -> EncodedClip:
-    num_steps = len(latents)
-    return EncodedClip(
+    clip = EncodedClip(
         clip_id=info.clip_id,
         slot=slot,
         latents=latents,
-        times=list(range(num_steps)) if info.times is None else info.times,
+        times=list(range(len(latents))) if info.times is None else info.times,
         timestamps=[],
         mask=[],
-        valid_steps=num_steps if info.valid_steps is None else info.valid_steps,
+        valid_steps=len(latents) if info.valid_steps is None else info.valid_steps,
         label=info.label,
         video=video,
-        decoder=DECODER,
+        decoder="elsewhere",
         metadata=info.metadata,
     )
-
-
-def _as_float32(item: Any) -> NDArray[np.float32]:
-    """A numpy array or a torch tensor, also one of bfloat16, which numpy lacks."""
-    array = item.detach().float().cpu().numpy() if hasattr(item, "detach") else np.asarray(item)
-    return np.ascontiguousarray(array, dtype=np.float32)
+    try:
+        writer.add(clip)
+    except ValueRangeError as error:
+        return Failure(info.clip_id, slot, video, stage_of(error.reason), error.reason, str(error), 1)
+    return None
 
 
 def _is_indexable(latents: Any) -> bool:
