@@ -58,7 +58,7 @@ def run(resolved: ResolvedConfig) -> None:
     """Print values with their origins, conflicts, parameters and sizes. Raises ConfigError naming all problems."""
     config, findings = resolved.config, Findings()
     _print_section("Configuration", _tree(as_dict(config), resolved.origins))
-    _print_section("Conflicts", [str(conflict) for conflict in resolved.conflicts] or ["none"])
+    _print_section("Conflicts", list(resolved.conflicts) or ["none"])
     trainable, context = config.encoder_trainable, config.encode.context
     encoder = findings.attempt(lambda: describe_encoder(config.encoder, trainable=trainable, context=context))
     shape = findings.attempt(lambda: encoder.latent_shape(config.clip.frames)) if encoder else None
