@@ -1,6 +1,6 @@
 """flcache train --config CONFIG [--resume] [KEY=VALUE ...]: a source of latents in, a predictor out.
 
-`torchrun --nproc-per-node N -m flcache.pipelines.cli train ...` trains on N processes.
+`torchrun --nproc-per-node N --no-python flcache train ...` trains on N processes.
 """
 
 from __future__ import annotations

@@ -4,8 +4,8 @@ What a predictor learns from are predictions of steps at horizons (`Predictor.fo
 the mean distance at each horizon, weighted. The loss of copying is measured on the same predictions, so that every run
 is above or below that baseline from its first line.
 
-What an objective ignores of a target token (its mean and deviation, or its length) is replaced by that of the last
-known token at the same place, and still costs the prediction: evaluation and rollout take predictions as they are.
+`layer_norm` and `cosine` count errors relative to the size of a token: that of the last known token at the same place,
+so that level and size are learnt too. Evaluation and rollout take predictions as they are.
 
 Shapes: B clips, T steps, H x W patch grid, D channels, P predictions of a clip.
 """
@@ -31,10 +31,11 @@ DISTANCES: dict[Distance, Callable[[Tensor, Tensor], Tensor]] = {
     "smooth_l1": lambda prediction, target: functional.smooth_l1_loss(prediction, target, reduction="none").mean(-1),
     "cosine": lambda prediction, target: (prediction - target).square().sum(-1) / 2,
 }
-"""From two tensors of tokens (..., D), in float32, to their distances (...). `cosine` gets targets of length 1: for
-predictions of length 1 it is 1 - cosine similarity, and it is least at the mean of the possible targets."""
-LEAST_LENGTH = 1e-3
-"""Of a token that others are divided by; standardised tokens have a length of about sqrt(D)."""
+"""From two tensors of tokens (..., D), in float32, to their distances (...). `cosine` gets tokens that are divided by a
+length: it is 1 - cosine similarity for those of length 1, and least at the mean of the possible targets."""
+LEAST_SIZE = 1.0
+"""The deviation of an average standardised token, whose length is this times sqrt(D). Errors of smaller tokens, such as
+those of a plain background, are divided by it too, or they would outweigh all others."""
 
 
 @dataclass(frozen=True)
@@ -117,12 +118,12 @@ def _score(
 def _distance(prediction: Tensor, targets: Tensor, last: Tensor, objective: Objective) -> Tensor:
     """(B, P) mean over H and W of the distance of tokens, in float32; `last` (B, P, H, W, D) is what was known last."""
     prediction, targets, last = prediction.float(), targets.float(), last.detach().float()
-    if objective.targets == "layer_norm":
-        variance, level = torch.var_mean(last, dim=-1, correction=0, keepdim=True)
-        targets = level + variance.sqrt() * functional.layer_norm(targets, targets.shape[-1:])
+    if objective.targets == "layer_norm" and objective.distance != "cosine":  # which is relative already
+        size = last.std(-1, correction=0, keepdim=True).clamp(min=LEAST_SIZE)
+        prediction, targets = prediction / size, targets / size
     if objective.distance == "cosine":
-        prediction = prediction / last.norm(dim=-1, keepdim=True).clamp(min=LEAST_LENGTH)
-        targets = functional.normalize(targets, dim=-1, eps=LEAST_LENGTH)
+        length = last.norm(dim=-1, keepdim=True).clamp(min=LEAST_SIZE * last.shape[-1] ** 0.5)
+        prediction, targets = prediction / length, targets / length
     return DISTANCES[objective.distance](prediction, targets).mean(dim=(2, 3))
 
 

@@ -18,12 +18,12 @@ class Objective:
     """What a predictor learns from. Raises ConfigError for an unknown distance or targets, and for invalid weights."""
 
     distance: Distance = field(default="l1", metadata={"key": "loss"})
-    """`cosine` compares directions: every target gets the length of the last known token at its place, and the squared
-    error is divided by twice that length squared, which is 1 - cosine similarity where lengths agree. `flow_matching`
-    takes `l2` alone."""
+    """`cosine` is the squared error over twice the squared length of the last known token at its place, or of an
+    average token if that is longer; where lengths agree, it is 1 - cosine similarity. `flow_matching` takes `l2` alone.
+    """
     targets: Targets = "raw"
-    """`raw` compares standardised latents; `layer_norm` gives every target token the mean and deviation of the last
-    known token at its place, so that only its pattern is learnt, as in V-JEPA 2."""
+    """`raw` compares standardised latents; `layer_norm` divides errors by the deviation over channels of the last known
+    token at its place, if above 1. V-JEPA 2 divides targets by their own. `cosine` is relative in either case."""
     rollout_steps: Positive | None = None
     """How many steps `causal` is rolled out from a random prefix in every batch; 1 is teacher forcing alone. Null is 1
     where a context may end at any step; else the steps from the middle boundary to the end of the clip, since teacher

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,8 @@ class FrameTable:
     keyframes: NDArray[np.int64]
     """Presentation times of the pictures that decoding can start at, increasing."""
     has_display_times: bool
-    """False where the container (AVI) keeps decoding order only: then the k-th frame decoded is the k-th displayed."""
+    """False where the container keeps decoding order only, as AVI does, or MP4 that lost its box `ctts`: then the k-th
+    frame decoded is the k-th displayed."""
     has_leading_pictures: bool
     """Open groups of pictures: some come after a keyframe in the file and before it on display."""
     container: str
@@ -91,7 +93,7 @@ def read_frame_table(path: Path, *, max_pixels: int = ClipRule.max_bytes // 3) -
             ranks=ranks,
             num_packets=len(packets),
             keyframes=np.array(sorted(packet.pts for packet in packets if packet.is_keyframe), dtype=np.int64),
-            has_display_times=timed and len(np.unique(pts)) == len(pts),
+            has_display_times=timed and len(np.unique(pts)) == len(pts) and _keeps_reordering(packets, context),
             has_leading_pictures=_has_leading_pictures(packets),
             container=container.format.name,
             codec=context.codec.canonical_name,
@@ -127,6 +129,11 @@ def _end_s(seconds: NDArray[np.float64], last: _Packet, stream: Any) -> float:
     rate = stream.average_rate or stream.guessed_rate or Fraction(25)
     usual_s = float(np.median(np.diff(seconds))) if len(seconds) > 1 else float(1 / rate)
     return float(seconds[-1]) + max(last.duration * float(stream.time_base), usual_s)
+
+
+def _keeps_reordering(packets: list[_Packet], context: Any) -> bool:
+    """Whether the times are those of display: packets are reordered where the codec reorders pictures."""
+    return not context.has_b_frames or any(later.pts < packet.pts for packet, later in pairwise(packets))
 
 
 def _has_leading_pictures(packets: list[_Packet]) -> bool:

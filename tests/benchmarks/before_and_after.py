@@ -1,127 +1,165 @@
-"""python tests/benchmarks/before_and_after.py BEFORE [--rounds 5] [--only loader]: two checkouts in one run.
+"""python tests/benchmarks/before_and_after.py BEFORE [--rounds 15] [--only loader]: two checkouts in one run.
 
 BEFORE is a checkout of another commit whose `.venv` holds it (`git worktree add BEFORE REVISION`, then `python3 -m venv
-.venv && .venv/bin/pip install -e .` in it). Each round measures both, the first of them in turn; the medians and their
-ratio (above 1: this checkout is faster) are printed as one JSON line a benchmark.
+.venv && .venv/bin/pip install -e .` in it). A process of each checkout stays alive and measures for a few seconds when
+it is told to, in turns: what else the machine does slows both. Prints one JSON line per benchmark, for wall and CPU
+time: the medians in ms, and the median over rounds of before / after (above 1: this checkout is faster).
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import re
 import statistics
 import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parents[2]
 VIDEOS = HERE.parent / "shared" / "videos"
-MAKE_CACHE = """
-import sys
-import numpy as np
-from flcache.cache import CacheWriter
-noise = np.random.default_rng(0).standard_normal((8, 16, 16, 1024), dtype=np.float32)
-writer = CacheWriter(sys.argv[1], noise.shape, codec="float16", spec={"encoder": "noise"}, context="step")
-names = [f"clip{number}" for number in range(int(sys.argv[2]))]
-writer.write("train", names, [noise] * len(names))
+SERVE = """
+once()
+print("ready", flush=True)
+for _ in sys.stdin:
+    wall, cpu = time.perf_counter(), time.process_time()
+    count = once()
+    print((time.perf_counter() - wall) / count, (time.process_time() - cpu) / count, flush=True)
 """
-READ_CACHE = """
-import sys, time
+PREAMBLE = """
+import importlib.util, itertools, sys, tempfile, time
+from pathlib import Path
+
+def benchmark(name):
+    spec = importlib.util.spec_from_file_location(name, f"tests/benchmarks/{name}.py")
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+"""
+LOADER = """
 from flcache.cache import LatentCache, LatentLoader
 loader = LatentLoader(LatentCache(sys.argv[1]), batch_size=8, context_steps=4, threads=2, verify=sys.argv[2])
-rates = []
-for epoch in range(8):
-    clips = 0
-    started = time.perf_counter()
-    for batch in loader:
-        clips += len(batch)
-    rates.append(clips / (time.perf_counter() - started))
-print("clips/s", max(rates[1:]))
+once = lambda: sum(map(len, loader))
 """
-DECODE_CLIPS = """
-import sys, time
-from pathlib import Path
+DECODE = """
 from flcache.errors import DecodeError
 from flcache.videos import ClipRequest, decode_clip
 kinds = (".mp4", ".mkv", ".avi", ".mov", ".webm")
 paths = [path for path in sorted(Path(sys.argv[1]).rglob("*.*")) if path.suffix in kinds]
-passes = []
-for _ in range(int(sys.argv[2])):
-    started = time.process_time()
-    for path in paths:
-        for start_s in (0.0, 1.0, 3.0):
-            try:
-                decode_clip(path, ClipRequest(16, start_s, tuple(start_s + i / 8 for i in range(16)), None, "pad"))
-            except DecodeError:
-                pass
-    passes.append(time.process_time() - started)
-print("CPU s", min(passes))
+def once():
+    for path, start_s in itertools.product(paths, (0.0, 1.0, 3.0)):
+        try:
+            decode_clip(path, ClipRequest(16, start_s, tuple(start_s + i / 8 for i in range(16)), None, "pad"))
+        except DecodeError:
+            pass
+    return 3 * len(paths)
+"""
+ENCODE = """
+from flcache.encoder import ContextRule, EncoderSource, load_encoder
+encode = benchmark("encode")
+encode.ENCODER.update(hidden_size=48, num_hidden_layers=1)  # small: what is around the encoder is what counts
+videos, numbers = Path(sys.argv[1]), itertools.count()
+files = encode.find_files(videos, videos / "train.csv", int(sys.argv[2]))
+model = load_encoder(EncoderSource(architecture=encode.ENCODER), context=ContextRule("full"))
+def once():
+    with tempfile.TemporaryDirectory() as folder:
+        encode.flcache_encode(files, model, Path(folder) / "cache")
+    return len(files)
+"""
+STEP = """
+step = benchmark("predictor_step")
+one = step.stepper(*step.ours(sys.argv[1]), step.a_batch(1))
+def once():
+    for _ in range(5):
+        one()
+    return 5
 """
 
 
-@dataclass(frozen=True)
-class Benchmark:
-    """A command of a checkout's Python, and the figure in what it prints."""
-
-    arguments: tuple[str, ...]
-    figure: str
-    """A regular expression whose group is the figure."""
-    more_is_faster: bool
-
-
-def benchmarks(cache: Path, smallest: bool) -> dict[str, Benchmark]:
-    clips, preset, steps = ("1", "tiny", "1") if smallest else ("24", "small", "5")
-    encode = ("tests/benchmarks/encode.py", "--clips", clips, "--rounds", "1")
-    train = ("tests/benchmarks/predictor_step.py", "--preset", preset, "--steps", steps)
-    decode = ("-c", DECODE_CLIPS, str(VIDEOS), "1" if smallest else "3")
-    return {
-        "loader, unchecked": Benchmark(("-c", READ_CACHE, str(cache), "off"), r"clips/s ([\d.]+)", True),
-        "loader, checked": Benchmark(("-c", READ_CACHE, str(cache), "always"), r"clips/s ([\d.]+)", True),
-        **({"decode": Benchmark(decode, r"CPU s ([\d.]+)", False)} if VIDEOS.is_dir() else {}),
-        "encode": Benchmark(encode, r"flcache ([\d.]+) s", False),
-        "training step": Benchmark(train, r'"flcache": ([\d.]+)', False),
+def benchmarks(folder: Path, smallest: bool) -> dict[str, tuple[str, list[str]]]:
+    """What a process runs, and its arguments, by name."""
+    cache, videos = str(folder / "cache"), str(folder / "videos")
+    found = {
+        "loader, unchecked": (LOADER, [cache, "off"]),
+        "loader, checked": (LOADER, [cache, "always"]),
+        "encode": (ENCODE, [videos, "1" if smallest else "16"]),
+        "training step": (STEP, ["tiny"]),
     }
+    return found | ({"decode": (DECODE, [str(VIDEOS)])} if VIDEOS.is_dir() else {})
 
 
-def figure(checkout: Path, benchmark: Benchmark) -> float:
-    """What `benchmark` prints in `checkout`; its exit code is the benchmark's own verdict and not looked at."""
-    own = checkout / ".venv" / "bin" / "python"
-    command = [str(own) if own.exists() else sys.executable, *benchmark.arguments]
-    result = subprocess.run(command, cwd=checkout, capture_output=True, text=True, check=False)
-    found = re.search(benchmark.figure, result.stdout)
-    if found is None:
-        sys.exit(f"{checkout}: no figure in {result.stdout!r}\n{result.stderr}")
-    return float(found[1])
+def prepare(folder: Path, smallest: bool) -> None:
+    """A cache of noise and a few videos, written by this checkout."""
+    import numpy as np
+
+    from flcache.cache import CacheWriter
+    from flcache.videos import write_dataset
+
+    noise = np.random.default_rng(0).standard_normal((8, 16, 16, 1024), dtype=np.float32)
+    writer = CacheWriter(folder / "cache", noise.shape, codec="float16", spec={"encoder": "noise"}, context="step")
+    names = [f"clip{number}" for number in range(16 if smallest else 128)]
+    writer.write("train", names, [noise] * len(names))
+    write_dataset(folder / "videos", train_videos=1 if smallest else 8, val_videos=0, frames=64, size=340, fps=16)
 
 
-def compare(before: Path, benchmark: Benchmark, rounds: int) -> dict[str, float]:
-    checkouts = {"before": before, "after": HERE}
-    figures: dict[str, list[float]] = {name: [] for name in checkouts}
+class Checkout:
+    """A process of one checkout that measures when it is told to."""
+
+    def __init__(self, folder: Path, program: str, arguments: list[str]) -> None:
+        own = folder / ".venv" / "bin" / "python"
+        command = [str(own) if own.exists() else sys.executable, "-c", PREAMBLE + program + SERVE, *arguments]
+        self._process = subprocess.Popen(
+            command, cwd=folder, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
+        )
+        self._answer()
+
+    def measure(self) -> tuple[float, float]:
+        """Wall and CPU seconds."""
+        assert self._process.stdin is not None
+        self._process.stdin.write("\n")
+        wall, cpu = map(float, self._answer().split())
+        return wall, cpu
+
+    def close(self) -> None:
+        self._process.communicate()
+
+    def _answer(self) -> str:
+        assert self._process.stdout is not None
+        return self._process.stdout.readline() or sys.exit(f"{self._process.args[0]} ended")  # type: ignore[index]
+
+
+def compare(before: Path, program: str, arguments: list[str], rounds: int) -> dict[str, dict[str, float]]:
+    checkouts = [Checkout(folder, program, arguments) for folder in (before, HERE)]
+    figures = []
     for turn in range(rounds):
-        for name in sorted(checkouts, reverse=turn % 2 == 0):
-            figures[name].append(figure(checkouts[name], benchmark))
-    old, new = (statistics.median(figures[name]) for name in checkouts)
-    return {"before": old, "after": new, "ratio": round(new / old if benchmark.more_is_faster else old / new, 3)}
+        order = (0, 1) if turn % 2 else (1, 0)
+        measured = {place: checkouts[place].measure() for place in order}
+        figures.append((measured[0], measured[1]))
+    for checkout in checkouts:
+        checkout.close()
+    found = {}
+    for kind, name in enumerate(("wall", "cpu")):
+        pairs = [(old[kind], new[kind]) for old, new in figures]
+        old, new = (1000 * statistics.median(side) for side in zip(*pairs, strict=True))
+        ratio = statistics.median(old / new for old, new in pairs)
+        found[name] = {"before_ms": round(old, 3), "after_ms": round(new, 3), "ratio": round(ratio, 3)}
+    return found
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("before", type=Path)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--only", default="", help="benchmarks whose name starts so")
     parser.add_argument("--smallest", action="store_true", help="as little as shows that everything runs")
     options = parser.parse_args(arguments)
-    with tempfile.TemporaryDirectory(prefix="flcache-bench-", dir=".") as folder:
-        cache = Path(folder).resolve() / "cache"
-        make = [sys.executable, "-c", MAKE_CACHE, str(cache), "32" if options.smallest else "256"]
-        subprocess.run(make, check=True, cwd=folder)
-        for name, benchmark in benchmarks(cache, options.smallest).items():
+    with tempfile.TemporaryDirectory(prefix="flcache-bench-", dir=".") as name:
+        folder = Path(name).resolve()
+        prepare(folder, options.smallest)
+        for name, (program, given) in benchmarks(folder, options.smallest).items():
             if name.startswith(options.only):
-                print(json.dumps({name: compare(options.before.resolve(), benchmark, options.rounds)}), flush=True)
+                print(json.dumps({name: compare(options.before.resolve(), program, given, options.rounds)}), flush=True)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 Trains every predictor with every loss and target kind that it can learn from on the cache of a finished `flcache demo`
 (`--demo`, its folder; without it, a small one is made in DIR), and in the other context modes on caches of the same
 videos. Prints a Markdown table of the skill over copying the last step, with its 95 % intervals. Each row is kept as
-DIR/rows/<row>.json: run again, the script does the rows that are missing. A row takes one to two minutes of one core.
+DIR/rows/<row>.json: run again, the script does the rows that are missing. A row takes about a minute of one core.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ def run_row(arguments: argparse.Namespace, row: Row) -> dict[str, Any]:
         f"training.steps={steps}",
         f"training.warmup_steps={min(50, steps // 4)}",
         f"training.checkpoint_every={steps}",
-        "training.batch_size=16",
+        "training.batch_size=8",
         "evaluation.samples=4",
     )
     train.run(config, resume=True)

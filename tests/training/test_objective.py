@@ -10,7 +10,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.nn.functional import layer_norm
 
 from flcache.batch import ChannelStatistics, LatentBatch
 from flcache.errors import ConfigError, LeakError, TrainingError
@@ -68,8 +67,8 @@ def test_loss_equals_the_direct_formula_over_what_counts(kind: str) -> None:
         predicted, true = prediction[clip, step - 1].double(), batch.latents[clip, step].double()
         off = (predicted - true).abs()
         smooth = torch.where(off < 1, off.square() / 2, off - 0.5)
-        last = batch.latents[clip, step - 1].double().norm(dim=-1, keepdim=True)
-        cosine = (predicted / last - true / true.norm(dim=-1, keepdim=True)).square().sum(-1) / 2
+        length = batch.latents[clip, step - 1].double().norm(dim=-1).clamp(min=2)  # sqrt(D)
+        cosine = off.square().sum(-1) / (2 * length.square())
         distances.append({"l1": off, "l2": off.square(), "smooth_l1": smooth, "cosine": cosine}[kind].mean())
     result = next_step_loss(prediction, batch, [2, 4], kind)
     assert result.loss.item() == pytest.approx(torch.stack(distances).mean().item(), rel=1e-5)
@@ -125,46 +124,63 @@ def test_positions_that_do_not_count_get_no_gradient() -> None:
     assert prediction.grad.abs().amax(dim=(0, 2, 3, 4)).bool().tolist() == [False, True, False, False]
 
 
-SCALELESS = [("l1", "layer_norm"), ("l2", "layer_norm"), ("cosine", "raw"), ("cosine", "layer_norm")]
+RELATIVE = [("l1", "layer_norm"), ("l2", "layer_norm"), ("cosine", "raw"), ("cosine", "layer_norm")]
 
 
-@pytest.mark.parametrize(("distance", "targets"), SCALELESS)
-def test_a_scale_that_the_objective_ignores_is_of_the_target_alone(distance: str, targets: str) -> None:
-    """What a prediction would be evaluated and rolled out with must cost something in training."""
+@pytest.mark.parametrize(("distance", "targets"), RELATIVE)
+def test_level_and_size_of_tokens_are_learnt_too(distance: str, targets: str) -> None:
+    """What a prediction is evaluated and rolled out with must cost something in training."""
     batch, objective = a_batch(), an_objective(distance, targets)
 
-    def loss(prediction: Tensor, seen: LatentBatch = batch) -> float:
+    def loss(prediction: Tensor) -> float:
         forced = Forecast(prediction, torch.arange(1, T), torch.ones(T - 1, dtype=torch.long))
-        return prediction_loss([forced], seen, EVERY_BOUNDARY, objective).loss.item()
+        return prediction_loss([forced], batch, EVERY_BOUNDARY, objective).loss.item()
 
-    copied = batch.latents[:, :-1]
-    shift = 0 if targets == "raw" else 2
-    assert loss(copied, replace(batch, targets=3 * batch.latents + shift)) == pytest.approx(loss(copied), rel=1e-4)
     perfect = batch.latents[:, 1:]
-    if targets == "layer_norm":
-        level, deviation = copied.mean(-1, keepdim=True), copied.std(-1, correction=0, keepdim=True)
-        perfect = level + deviation * layer_norm(perfect, (4,))
-    if distance == "cosine":
-        perfect = functional.normalize(perfect, dim=-1) * copied.norm(dim=-1, keepdim=True)
-    assert loss(perfect) < 1e-3
-    assert loss(2 * perfect) > 0.3
+    assert loss(perfect) == 0
+    assert loss(2 * perfect) > 0.1 and loss(perfect + 1) > 0.1
 
 
-def test_cosine_of_predictions_that_keep_their_length_is_that_of_directions() -> None:
+@pytest.mark.parametrize(("distance", "targets"), RELATIVE)
+def test_errors_of_large_tokens_count_relative_to_these(distance: str, targets: str) -> None:
+    batch, prediction = a_batch(), torch.randn(B, T - 1, *SHAPE[2:])
+    pattern = torch.tensor([1.0, -1.0, 1.0, -1.0])  # every token has a deviation above 1, and a length above sqrt(D)
+    batch = replace(batch, latents=batch.latents + 8 * pattern, targets=batch.latents + 8 * pattern)
+    larger = replace(batch, latents=3 * batch.latents, targets=3 * batch.latents)
+    losses = [
+        prediction_loss(
+            [Forecast(scale * prediction, torch.arange(1, T), torch.ones(T - 1, dtype=torch.long))],
+            seen,
+            EVERY_BOUNDARY,
+            an_objective(distance, targets),
+        ).loss.item()
+        for scale, seen in ((1, batch), (3, larger))
+    ]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
+@pytest.mark.parametrize(("distance", "targets"), RELATIVE)
+def test_tokens_that_are_almost_nothing_do_not_outweigh_others(distance: str, targets: str) -> None:
+    batch, prediction = a_batch(), torch.randn(B, T - 1, *SHAPE[2:])
+    dark = replace(batch, latents=1e-3 * batch.latents, targets=batch.latents)
+    loss = prediction_loss(
+        [Forecast(prediction, torch.arange(1, T), torch.ones(T - 1, dtype=torch.long))],
+        dark,
+        EVERY_BOUNDARY,
+        an_objective(distance, targets),
+    ).loss.item()
+    error = prediction - batch.latents[:, 1:]
+    direct = error.abs().mean() if distance == "l1" else error.square().mean()
+    assert loss == pytest.approx(direct.item() * (0.5 if distance == "cosine" else 1.0), rel=1e-5)
+
+
+def test_cosine_of_tokens_of_one_length_is_that_of_directions() -> None:
     batch = a_batch()
+    latents = 3 * functional.normalize(batch.latents, dim=-1)  # longer than sqrt(D) = 2
+    batch = replace(batch, latents=latents, targets=latents)
     turned = batch.latents[:, :-1].flip(-1)
     result = next_step_loss(turned, batch, EVERY_BOUNDARY, "cosine")
     direct = 1 - functional.cosine_similarity(turned, batch.latents[:, 1:], dim=-1).mean()
-    assert result.loss.item() == pytest.approx(direct.item(), rel=1e-5)
-
-
-def test_layer_normed_targets_have_the_scale_of_the_last_known_step() -> None:
-    batch, prediction = a_batch(), torch.randn(B, 2, *SHAPE[2:])
-    ahead = Forecast(prediction, torch.arange(3, 5), torch.arange(2, 4))  # both from the steps before 2
-    result = prediction_loss([ahead], batch, [2], an_objective("l1", "layer_norm"))
-    last = batch.latents[:, 1:2]
-    scaled = layer_norm(batch.latents[:, 3:], (4,)) * last.std(-1, correction=0, keepdim=True)
-    direct = (prediction - last.mean(-1, keepdim=True) - scaled).abs().mean()
     assert result.loss.item() == pytest.approx(direct.item(), rel=1e-5)
 
 

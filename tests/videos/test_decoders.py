@@ -239,6 +239,19 @@ def test_matrices_that_decoders_read_differently_leave_them_alike(
     assert np.array_equal(exact.frames, automatic.frames)
 
 
+def test_pictures_that_a_container_forgets_to_reorder_are_counted(write_video: Callable[..., Path]) -> None:
+    path = write_video(**VARIANTS["b_frames"])
+    truth, content = all_frames(path), path.read_bytes()
+    # the differences of display and decoding times, and the edit list that hides the first of these
+    path.write_bytes(content.replace(b"ctts", b"free").replace(b"elst", b"free"))
+    table = read_frame_table(path)
+    assert b"ctts" in content and len(table) == len(truth) and not table.has_display_times
+    for decoder in ("auto", "pyav"):
+        for index in (0, 5, 6, 7, len(truth) - 1):
+            clip = decode_clip(path, at(table.seconds[index]), decoder=decoder)
+            assert np.array_equal(clip.frames[0], truth[index]), (decoder, index)
+
+
 @pytest.mark.parametrize("turn", [turn_by_matrix, turn_by_tag])
 def test_matroska_that_is_turned_is_left_to_pyav(turn: Callable[[Any], None], tmp_path: Path) -> None:
     paths = [tmp_path / "plain.mkv", tmp_path / "turned.mkv"]
