@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from math import sqrt
 
 import numpy as np
 from numpy.typing import NDArray
+
+_BLOCK_VALUES = 2**16
 
 
 @dataclass(frozen=True)
@@ -26,11 +28,9 @@ class Fidelity:
 def measure(latents: NDArray[np.float32], found: NDArray[np.float32]) -> Fidelity:
     """How close `found` is to `latents`, both (..., D). A vector of zeros has cosine 1 with itself, 0 with others."""
     reference = latents.reshape(-1, latents.shape[-1])
-    error = found.reshape(reference.shape) - reference
-    # Computed from the error: 1 - cosine is far below the rounding error of the products.
-    square = _dot(reference, reference)
-    overlap = square + _dot(reference, error)
-    error_square = _dot(error, error)
+    products = [_products(*block) for block in _blocks(reference, found.reshape(reference.shape))]
+    square, with_error, error_square = np.concatenate(products, axis=1)
+    overlap = square + with_error
     lengths = np.sqrt(square * np.maximum(2 * overlap - square + error_square, 0))
     cosine = np.divide(overlap, lengths, out=(error_square == 0).astype(np.float64), where=lengths > 0)
     norm = sqrt(square.sum())
@@ -60,10 +60,21 @@ def merge(parts: Iterable[Fidelity]) -> Fidelity | None:
     )
 
 
-def _dot(left: NDArray[np.float32], right: NDArray[np.float32]) -> NDArray[np.float64]:
-    """(vectors,)"""
-    products: NDArray[np.float64] = np.einsum("nd,nd->n", left, right).astype(np.float64)
-    return products
+def _products(reference: NDArray[np.float32], found: NDArray[np.float32]) -> NDArray[np.float64]:
+    """(3, vectors): each vector of `reference` times itself and times its error, and the error times itself.
+
+    Cosines are computed from the error: 1 - cosine is far below the rounding error of the products themselves.
+    """
+    error = found - reference
+    pairs = ((reference, reference), (reference, error), (error, error))
+    return np.array([np.einsum("nd,nd->n", *pair) for pair in pairs], dtype=np.float64)
+
+
+def _blocks(*arrays: NDArray[np.float32]) -> Iterator[tuple[NDArray[np.float32], ...]]:
+    """The arrays (vectors, D) in parts that stay in the processor's cache: one pass over memory instead of seven."""
+    step = max(1, _BLOCK_VALUES // arrays[0].shape[1])
+    for start in range(0, max(1, len(arrays[0])), step):
+        yield tuple(array[start : start + step] for array in arrays)
 
 
 def _ratio(error: float, norm: float) -> float:

@@ -127,7 +127,19 @@ def encode_and_decode(codec: Codec, latents: NDArray[np.float32]) -> tuple[list[
             f"codec {codec.name}: its payloads and decoded latents are {_list(does)}, but it says {_list(says)}, each "
             f"with {len(latents)} steps first; correct {type(codec).__name__}"
         )
-    return payloads, decoded.astype(np.float32, copy=False)
+    return payloads, cast(decoded, np.dtype(np.float32))
+
+
+def cast(values: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:
+    """Floats as a C-contiguous array of another float type. numpy takes 15 times as long for float16: 13 and 6 ms for
+    the 2 Mi values of a clip, torch 0.7 and 0.4, on one core."""
+    if values.dtype == dtype:
+        return np.ascontiguousarray(values)
+    import torch
+
+    given = np.require(values, requirements=["C", "W"])  # torch warns of arrays that cannot be written to
+    cast_values: NDArray[Any] = torch.from_numpy(given).to(getattr(torch, dtype.name)).numpy()
+    return cast_values
 
 
 def _list(arrays: Sequence[tuple[np.dtype[Any], Shape]]) -> str:
