@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from flcache.cache.read.mixture import Mixture
     from flcache.cache.write.calibration import CODEC_CALIBRATION_CLIPS, Calibrator, is_calibrated
     from flcache.cache.write.importing import LatentFiles, ManifestRow, read_latents, read_manifest
+    from flcache.cache.write.prepared import PreparedClip, prepare
     from flcache.cache.write.shard import EncodedClip, ShardBusy, ShardWriter, remove_shard_leftovers
     from flcache.cache.write.writer import CacheWriter, ClipInfo
     from flcache.sampling.order import epoch_order, mixture_order, rank_share
@@ -70,6 +71,7 @@ __all__ = [
     "ManifestRow",
     "Mixture",
     "PayloadLayout",
+    "PreparedClip",
     "ReductionOptions",
     "ShardBusy",
     "ShardWriter",
@@ -92,6 +94,7 @@ __all__ = [
     "latent_differences",
     "make_spec",
     "mixture_order",
+    "prepare",
     "rank_share",
     "read_commits",
     "read_failures",

@@ -1,4 +1,4 @@
-"""The engine `local`: shard tasks one after the other, in this process and its decode workers.
+"""Shard tasks one after the other, in this process and its decode workers.
 
 Several runs share the same tasks: a run skips a shard that another is writing, and tries it again after all others, in
 case that run was killed.
@@ -10,10 +10,10 @@ import time
 from collections.abc import Callable, Iterable
 from functools import partial
 
-from flcache.cache import ShardBusy
 from flcache.encoder import LatentVideoModel
+from flcache.engines.figures import EncoderTimes, together
 from flcache.engines.job import EncodeJob, Event, ShardTask
-from flcache.engines.stages import run_task
+from flcache.engines.stages import ShardEncoder
 from flcache.videos import DecodePool, VideoFolder, decode_planned
 
 _LOOK_AGAIN_S = 0.2
@@ -25,8 +25,8 @@ def run(
     on_event: Callable[[Event], None] = lambda event: None,
     *,
     model: LatentVideoModel | None = None,
-) -> None:
-    """Encode and commit every task of `job`, calling `on_event` for each clip and shard.
+) -> EncoderTimes:
+    """Encode and commit every task of `job`, calling `on_event` for each clip and shard, in one thread at a time.
 
     Returns when all of them are committed, by this run or by another. `model` is the job's encoder if it is loaded
     already. Failed clips are recorded and left out; raises CacheError where writing fails.
@@ -34,14 +34,11 @@ def run(
     model = model or job.load_model()
     with DecodePool(job.decode_workers, job.decode_timeout_s, max_bytes=job.max_clip_bytes) as pool:
         decode = partial(decode_planned, pool, VideoFolder(job.video_root, other_case=job.other_case))
+        encoder = ShardEncoder(job, model, decode, pool.close, on_event)
+        passes = []
         while True:
-            busy = []
-            for task in tasks:
-                try:
-                    run_task(job, task, model, decode, on_event)
-                except ShardBusy:
-                    busy.append(task)
-            if not busy:
-                return
-            tasks = busy
+            tasks, times = encoder.run(tasks)
+            passes.append(times)
+            if not tasks:
+                return together(passes)
             time.sleep(_LOOK_AGAIN_S)

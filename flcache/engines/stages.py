@@ -1,121 +1,200 @@
-"""The stages of encoding: planned clips -> decoded -> encoded -> stored or calibrated with, each with its failure if it
-has one. T steps, H x W patch grid, D channels.
+"""The stages of encoding, which overlap: planned clips -> decoded -> encoded -> stored -> committed, shard after shard.
+
+The encoder works in the caller's thread, every other stage in one of its own. Batches and their order follow from the
+tasks alone, so the bytes do not depend on which stage is slow. T steps.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from itertools import islice
-from typing import Any
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from itertools import chain, islice
 
-import numpy as np
-import torch
-from numpy.typing import NDArray
+from torch import Tensor
 
 from flcache.batch import step_times, step_valid
-from flcache.cache import Calibrator, EncodedClip, Failure, ShardWriter, ValueRangeError, stage_of
+from flcache.cache import EncodedClip, Failure, ShardBusy, ShardWriter, ValueRangeError, stage_of
 from flcache.encoder import LatentVideoModel
+from flcache.engines.figures import Clock, EncoderTimes
+from flcache.engines.handover import Handover, Stages
 from flcache.engines.job import ClipDone, ClipFailed, EncodeJob, Event, ShardCommitted, ShardTask
+from flcache.engines.lane import Encoding, open_lane
 from flcache.errors import DecodeError
 from flcache.videos import DecodedClip, PlannedClip
 
 Decoded = tuple[PlannedClip, DecodedClip | DecodeError]
 
+_DECODED_BATCHES = 1  # that wait; the next is being decoded
+_ENCODED_BATCHES = 2
+_FULL_SHARDS = 1
 
-def run_task(
-    job: EncodeJob,
-    task: ShardTask,
-    model: LatentVideoModel,
-    decode: Callable[[Sequence[PlannedClip]], Iterable[Decoded]],
-    on_event: Callable[[Event], None],
-) -> None:
-    """Encode and commit one shard, unless another run has. Failed clips are recorded and left out.
 
-    Raises ShardBusy where another run is writing it, CacheError where writing fails.
+@dataclass
+class _Shard:
+    """A shard that this run has claimed, until it is committed."""
+
+    task: ShardTask
+    writer: ShardWriter
+    clips: int = 0
+    """How many are stored, or recorded as failed."""
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """Decoded clips of neighbouring slots."""
+
+    shard: _Shard
+    clips: list[Decoded]
+    frames: list[Tensor]
+    """Of the clips that could be decoded."""
+    encoding: Encoding | None = None
+    """None where there are none of these."""
+
+
+class ShardEncoder:
+    """Encodes shards with one model. `decode` gives clips in the order it gets them, and ends at `stop_decoding`.
+
+    `on_event` is called by one thread at a time.
     """
-    with ShardWriter(job.cache, task.split, task.shard, job.spec, min_cosine=job.min_cosine, wait=False) as writer:
-        if commit := writer.committed:
-            on_event(ShardCommitted(commit, by_another=True))
-            return
-        nominal = job.spec.nominal_times
-        for clip in encode_clips(model, decode(task.clips), job.batch_size, nominal_times=nominal):
-            on_event(_store(writer, clip))
-        on_event(ShardCommitted(writer.commit()))
 
+    def __init__(
+        self,
+        job: EncodeJob,
+        model: LatentVideoModel,
+        decode: Callable[[Iterable[PlannedClip]], Iterator[Decoded]],
+        stop_decoding: Callable[[], None],
+        on_event: Callable[[Event], None],
+    ) -> None:
+        self._job, self._decode, self._stop_decoding, self._on_event = job, decode, stop_decoding, on_event
+        self._lane = open_lane(model, job.spec)
+        self._telling = threading.Lock()
 
-def calibrate(
-    hard: Mapping[str, Any],
-    decoded: Iterable[Decoded],
-    model: LatentVideoModel,
-    *,
-    batch_size: int,
-    on_clip: Callable[[bool], None],
-) -> dict[str, Any]:
-    """The `calibration` of a spec whose other hard fields are `hard`, from the clips that could be decoded.
+    def run(self, tasks: Iterable[ShardTask]) -> tuple[list[ShardTask], EncoderTimes]:
+        """Encode and commit `tasks`, except those that another run is writing; these are returned.
 
-    `on_clip` is called once a clip, with whether it failed. Raises CacheError if all of them did.
-    """
-    calibrator = Calibrator(hard)
-    for clip in encode_clips(model, decoded, batch_size):
-        if isinstance(clip, EncodedClip):
-            calibrator.add(clip.latents, clip.valid_steps)
-        on_clip(not isinstance(clip, EncodedClip))
-    return calibrator.fields()
-
-
-def encode_clips(
-    model: LatentVideoModel, decoded: Iterable[Decoded], batch_size: int, *, nominal_times: bool = True
-) -> Iterator[EncodedClip | Failure]:
-    """Every clip with its latents, or its failure, in the order of `decoded`.
-
-    Batches are fixed by the order of clips: a failed clip shrinks its own batch only, so all other batches are
-    bit-identical.
-    """
-    waiting = iter(decoded)
-    while batch := list(islice(waiting, batch_size)):
-        good = [(clip, frames) for clip, frames in batch if isinstance(frames, DecodedClip)]
-        latents = dict(zip((clip.clip_id for clip, _ in good), _forward(model, good), strict=True))
-        for clip, found in batch:
-            if isinstance(found, DecodedClip):
-                yield _encoded(clip, found, latents[clip.clip_id], nominal_times)
-            else:
-                stage = "find" if found.reason == "no file" else "decode"
-                yield Failure(clip.clip_id, clip.slot, clip.video, stage, found.reason, str(found), found.attempts)
-
-
-def _forward(model: LatentVideoModel, clips: list[tuple[PlannedClip, DecodedClip]]) -> list[NDArray[np.float32]]:
-    """Latents (T, H, W, D) of each clip, from one forward pass."""
-    if not clips:
-        return []
-    with torch.inference_mode():
-        latents = model([torch.from_numpy(decoded.frames) for _, decoded in clips])  # (B, T, H, W, D)
-    return list(latents.cpu().numpy())
-
-
-def _encoded(clip: PlannedClip, decoded: DecodedClip, latents: NDArray[np.float32], nominal_times: bool) -> EncodedClip:
-    tubelet_size = len(decoded.mask) // len(latents)
-    return EncodedClip(
-        clip_id=clip.clip_id,
-        slot=clip.slot,
-        latents=latents,
-        times=step_times(decoded.sampled(nominal=nominal_times), tubelet_size).tolist(),
-        timestamps=decoded.timestamps.tolist(),
-        mask=decoded.mask.tolist(),
-        valid_steps=int(step_valid(decoded.mask, tubelet_size).sum()),
-        label=clip.label,
-        video=clip.video,
-        decoder=decoded.decoder,
-    )
-
-
-def _store(writer: ShardWriter, clip: EncodedClip | Failure) -> ClipDone | ClipFailed:
-    """Write a clip, or record its failure."""
-    if isinstance(clip, EncodedClip):
+        Failed clips are recorded and left out. Raises CacheError where writing fails; no shard stays claimed then.
+        """
+        self._claimed: list[_Shard] = []
+        self._in_decoding: deque[_Shard] = deque()
+        self._busy: list[ShardTask] = []
+        self._clock = Clock()
+        self._stages = Stages()
+        self._decoded: Handover[_Batch] = Handover(self._stages, _DECODED_BATCHES)
+        self._encoded: Handover[_Batch] = Handover(self._stages, _ENCODED_BATCHES)
+        self._full: Handover[_Shard] = Handover(self._stages, _FULL_SHARDS)
         try:
-            writer.add(clip)
-            return ClipDone(clip.clip_id)
-        except ValueRangeError as error:
-            stage = stage_of(error.reason)
-            clip = Failure(clip.clip_id, clip.slot, clip.video, stage, error.reason, str(error), 1)
-    writer.fail(clip)
-    return ClipFailed(clip)
+            self._stages.start("decode", lambda: self._decode_all(tasks))
+            self._stages.start("store", self._store_all)
+            self._stages.start("commit", self._commit_all)
+            self._encode_all()
+        except BaseException as error:
+            self._stages.fail(error)
+        try:
+            self._stages.join(self._stop_decoding)
+        finally:
+            for shard in self._claimed:
+                shard.writer.close()
+        return self._busy, self._clock.times
+
+    def _decode_all(self, tasks: Iterable[ShardTask]) -> None:
+        """Batches of decoded clips; none spans two shards."""
+        decoded = self._decode(self._claim_clips(tasks))
+        for first in decoded:
+            shard = self._in_decoding.popleft()
+            clips = chain([first], islice(decoded, len(shard.task.clips) - 1))
+            while batch := list(islice(clips, self._job.batch_size)):
+                frames = [self._lane.stage(found.frames) for _, found in batch if isinstance(found, DecodedClip)]
+                self._decoded.put(_Batch(shard, batch, frames))
+        self._decoded.close()
+
+    def _claim_clips(self, tasks: Iterable[ShardTask]) -> Iterator[PlannedClip]:
+        """The clips of each shard that nobody else writes or has committed."""
+        for task in tasks:
+            job = self._job
+            writer = ShardWriter(job.cache, task.split, task.shard, job.spec, min_cosine=job.min_cosine, wait=False)
+            try:
+                writer.open()
+            except ShardBusy:
+                self._busy.append(task)
+                continue
+            self._claimed.append(shard := _Shard(task, writer))
+            if commit := writer.committed:
+                self._release(shard)
+                self._tell(ShardCommitted(commit, by_another=True))
+            else:
+                self._in_decoding.append(shard)
+                yield from task.clips
+
+    def _encode_all(self) -> None:
+        encoding = None
+        for batch in self._clock.waits_for("decode", self._decoded):
+            encoding = self._lane.encode(batch.frames) if batch.frames else None
+            with self._clock.waiting("store"):
+                self._encoded.put(_Batch(batch.shard, batch.clips, batch.frames, encoding))
+        if encoding is not None:
+            encoding.wait()
+        self._clock.stop()
+        self._encoded.close()
+
+    def _store_all(self) -> None:
+        for batch in self._encoded:
+            if batch.encoding is not None:
+                self._clock.add(len(batch.frames), batch.encoding.wait())
+            numbers = iter(range(len(batch.frames)))
+            for clip, found in batch.clips:
+                number = next(numbers) if isinstance(found, DecodedClip) else None
+                self._tell(self._store(batch, clip, found, number))
+            batch.shard.clips += len(batch.clips)
+            if batch.shard.clips == len(batch.shard.task.clips):
+                self._full.put(batch.shard)
+        self._full.close()
+
+    def _store(self, batch: _Batch, clip: PlannedClip, found: DecodedClip | DecodeError, number: int | None) -> Event:
+        """Write a clip, which is `number` of those encoded together, or record its failure."""
+        if isinstance(found, DecodeError):
+            stage = "find" if found.reason == "no file" else "decode"
+            failure = Failure(clip.clip_id, clip.slot, clip.video, stage, found.reason, str(found), found.attempts)
+        else:
+            assert batch.encoding is not None and number is not None
+            try:
+                batch.shard.writer.add(self._encoded_clip(batch.encoding, clip, found, number))
+                return ClipDone(clip.clip_id)
+            except ValueRangeError as error:
+                stage = stage_of(error.reason)
+                failure = Failure(clip.clip_id, clip.slot, clip.video, stage, error.reason, str(error), 1)
+        batch.shard.writer.fail(failure)
+        return ClipFailed(failure)
+
+    def _encoded_clip(self, encoding: Encoding, clip: PlannedClip, decoded: DecodedClip, number: int) -> EncodedClip:
+        spec = self._job.spec
+        tubelet_size = len(decoded.mask) // spec.latent_shape[0]
+        valid_steps = int(step_valid(decoded.mask, tubelet_size).sum())
+        return EncodedClip(
+            clip_id=clip.clip_id,
+            slot=clip.slot,
+            latents=encoding.latents(number, clip.clip_id, valid_steps),
+            times=step_times(decoded.sampled(nominal=spec.nominal_times), tubelet_size).tolist(),
+            timestamps=decoded.timestamps.tolist(),
+            mask=decoded.mask.tolist(),
+            valid_steps=valid_steps,
+            label=clip.label,
+            video=clip.video,
+            decoder=decoded.decoder,
+        )
+
+    def _commit_all(self) -> None:
+        """Apart from storing, because it waits for the disk."""
+        for shard in self._full:
+            commit = shard.writer.commit()
+            self._release(shard)
+            self._tell(ShardCommitted(commit))
+
+    def _release(self, shard: _Shard) -> None:
+        self._claimed.remove(shard)
+        shard.writer.close()
+
+    def _tell(self, event: Event) -> None:
+        with self._telling:
+            self._on_event(event)

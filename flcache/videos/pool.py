@@ -60,6 +60,10 @@ class DecodePool:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the workers; clips that are being decoded fail."""
         with self._lock:
             self._closed = True
             for worker in self._all:

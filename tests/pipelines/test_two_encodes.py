@@ -15,11 +15,10 @@ from small_run import tree
 
 from flcache.cache import LatentCache, create_or_check, read_plan, write_plan
 from flcache.config import load_config
-from flcache.engines import ClipDone, EncodeJob, Event, ShardTask, local
+from flcache.engines import ClipDone, EncodeJob, Event, ShardCommitted, ShardTask, local
 from flcache.videos import planned_clips
 
 Queue = multiprocessing.SimpleQueue
-NEVER = 10**9
 
 
 @pytest.fixture
@@ -47,7 +46,7 @@ def content(encoded: Path, tmp_path: Path) -> bytes:
     )
 
 
-def share(content: bytes, together: Barrier, told: Queue[tuple[int, int]], die_at_clip: int) -> None:
+def share(content: bytes, together: Barrier, told: Queue[tuple[int, int]], dies: bool) -> None:
     """Encode what is missing, and tell how many clips and shards were encoded here and how many by another."""
     job, tasks = pickle.loads(content)
     model = job.load_model()
@@ -57,7 +56,7 @@ def share(content: bytes, together: Barrier, told: Queue[tuple[int, int]], die_a
         nonlocal clips, others
         clips += isinstance(event, ClipDone)
         others += event.commit.clips if getattr(event, "by_another", False) else 0
-        if clips == die_at_clip:
+        if dies and isinstance(event, ShardCommitted) and not event.by_another:
             os.kill(os.getpid(), signal.SIGKILL)
 
     together.wait()
@@ -65,18 +64,18 @@ def share(content: bytes, together: Barrier, told: Queue[tuple[int, int]], die_a
     told.put((clips, others))
 
 
-def run_together(content: bytes, *die_at_clip: int) -> list[tuple[int, int]]:
+def run_together(content: bytes, *dies: bool) -> list[tuple[int, int]]:
     """What each run told that was not killed."""
     context = fork_context()
-    together, told = context.Barrier(len(die_at_clip)), context.SimpleQueue()
-    runs = [context.Process(target=share, args=(content, together, told, clip)) for clip in die_at_clip]
+    together, told = context.Barrier(len(dies)), context.SimpleQueue()
+    runs = [context.Process(target=share, args=(content, together, told, dying)) for dying in dies]
     for run in runs:
         run.start()
     for run in runs:
         run.join(timeout=240)
         run.kill()
-    assert [run.exitcode for run in runs] == [0 if clip == NEVER else -signal.SIGKILL for clip in die_at_clip]
-    return [told.get() for clip in die_at_clip if clip == NEVER]
+    assert [run.exitcode for run in runs] == [-signal.SIGKILL if dying else 0 for dying in dies]
+    return [told.get() for dying in dies if not dying]
 
 
 def shards_of(cache_dir: Path) -> dict[str, bytes]:
@@ -85,7 +84,7 @@ def shards_of(cache_dir: Path) -> dict[str, bytes]:
 
 
 def test_two_runs_share_the_work_and_give_the_bytes_of_one(content: bytes, encoded: Path, tmp_path: Path) -> None:
-    told = run_together(content, NEVER, NEVER)
+    told = run_together(content, False, False)
     clips = len(LatentCache(encoded.parent / "cache"))
     assert sum(here for here, _ in told) == clips, "a clip was encoded twice, or by nobody"
     assert all(0 < here < clips for here, _ in told), "one did everything"
@@ -94,7 +93,7 @@ def test_two_runs_share_the_work_and_give_the_bytes_of_one(content: bytes, encod
 
 
 def test_what_a_killed_run_leaves_is_done_by_the_other(content: bytes, encoded: Path, tmp_path: Path) -> None:
-    [(here, others)] = run_together(content, 9, NEVER)  # shards have six clips: it dies in the middle of its second
+    [(here, others)] = run_together(content, True, False)  # it dies with one shard committed, and others claimed
     clips = len(LatentCache(encoded.parent / "cache"))
     assert here + others == clips and others == 6
     assert shards_of(tmp_path / "cache") == shards_of(encoded.parent / "cache")

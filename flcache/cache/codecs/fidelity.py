@@ -29,13 +29,21 @@ def measure(latents: NDArray[np.float32], found: NDArray[np.float32]) -> Fidelit
     """How close `found` is to `latents`, both (..., D). A vector of zeros has cosine 1 with itself, 0 with others."""
     reference = latents.reshape(-1, latents.shape[-1])
     products = [_products(*block) for block in _blocks(reference, found.reshape(reference.shape))]
-    square, with_error, error_square = np.concatenate(products, axis=1)
+    return from_products(np.concatenate(products, axis=1))
+
+
+def from_products(products: NDArray[np.float64]) -> Fidelity:
+    """From (3, vectors): each original times itself and times its error, and each error times itself.
+
+    Cosines are computed from the error: 1 - cosine is far below the rounding error of the products themselves.
+    """
+    square, with_error, error_square = products
     overlap = square + with_error
     lengths = np.sqrt(square * np.maximum(2 * overlap - square + error_square, 0))
     cosine = np.divide(overlap, lengths, out=(error_square == 0).astype(np.float64), where=lengths > 0)
     norm = sqrt(square.sum())
     return Fidelity(
-        vectors=len(reference),
+        vectors=len(square),
         norm=norm,
         relative_l2=_ratio(sqrt(error_square.sum()), norm),
         mean_cosine=float(cosine.mean()),
@@ -61,10 +69,7 @@ def merge(parts: Iterable[Fidelity]) -> Fidelity | None:
 
 
 def _products(reference: NDArray[np.float32], found: NDArray[np.float32]) -> NDArray[np.float64]:
-    """(3, vectors): each vector of `reference` times itself and times its error, and the error times itself.
-
-    Cosines are computed from the error: 1 - cosine is far below the rounding error of the products themselves.
-    """
+    """(3, vectors), as `from_products` takes them."""
     error = found - reference
     pairs = ((reference, reference), (reference, error), (error, error))
     return np.array([np.einsum("nd,nd->n", *pair) for pair in pairs], dtype=np.float64)

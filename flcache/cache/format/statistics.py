@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from contextlib import closing
 from dataclasses import dataclass, field, replace
+from math import prod
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -44,11 +45,12 @@ class ChannelSums:
 
     def add(self, latents: NDArray[np.float32]) -> None:
         """Add the vectors of latents (T, H, W, D)."""
-        for step in latents:
-            vectors = step.reshape(-1, self.width).astype(np.float64)
-            self.sums[0] += vectors.sum(axis=0)
-            self.sums[1] += np.einsum("nd,nd->d", vectors, vectors)
-            self.positions += len(vectors)
+        self.add_steps(step_sums(latents), positions=prod(latents.shape[1:-1]))
+
+    def add_steps(self, sums: NDArray[np.float64], *, positions: int) -> None:
+        """Add steps of `positions` vectors each, by their `step_sums` (T, 2, D)."""
+        for step in sums:
+            self.merge(positions, step)
 
     def merge(self, positions: int, sums: NDArray[np.float64]) -> None:
         self.positions += positions
@@ -58,6 +60,17 @@ class ChannelSums:
         """The `channels` of `spec.json`: mean, rms, count."""
         mean, square = self.sums / self.positions
         return {"mean": mean.tolist(), "rms": np.sqrt(square).tolist(), "count": self.positions}
+
+
+def step_sums(latents: NDArray[np.float32]) -> NDArray[np.float64]:
+    """(T, 2, D): sum and sum of squares over the vectors of each step of latents (T, H, W, D)."""
+    width = latents.shape[-1]
+    sums = np.empty((len(latents), 2, width))
+    for step, (total, square) in zip(latents, sums, strict=True):
+        vectors = step.reshape(-1, width).astype(np.float64)
+        vectors.sum(axis=0, out=total)
+        np.einsum("nd,nd->d", vectors, vectors, out=square)
+    return sums
 
 
 def finalize_statistics(location: Location) -> bool:

@@ -6,14 +6,14 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from flcache.cache.codecs.fidelity import Fidelity, measure, merge
-from flcache.cache.codecs.protocol import ValueRangeError, encode_and_decode
+from flcache.cache.codecs.fidelity import Fidelity, merge
 from flcache.cache.format.commit import (
     Commit,
     Failure,
@@ -30,6 +30,7 @@ from flcache.cache.format.spec import CacheSpec
 from flcache.cache.format.statistics import ChannelSums
 from flcache.cache.format.tar import TarStream
 from flcache.cache.storage import Location, open_store
+from flcache.cache.write.prepared import PreparedClip, naming, prepare
 from flcache.errors import CacheError
 
 
@@ -39,8 +40,8 @@ class EncodedClip:
 
     clip_id: str
     slot: int
-    latents: NDArray[np.float32]
-    """(T, H, W, D) as the encoder gave them."""
+    latents: NDArray[np.float32] | PreparedClip
+    """(T, H, W, D) as the encoder gave them, or prepared already."""
     times: Sequence[float]
     """(T,) seconds of the steps, from the clip's first frame."""
     timestamps: Sequence[float]
@@ -92,6 +93,14 @@ class ShardWriter:
         self._next_slot = 0
 
     def __enter__(self) -> ShardWriter:
+        self.open()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def open(self) -> None:
+        """What entering does."""
         with ExitStack() as undo:
             if not undo.enter_context(self._store.lock(self._files.tar, wait=self._wait)):
                 raise ShardBusy(f"{self._store}/{self._files.tar}: another run is writing it; let it finish")
@@ -100,9 +109,9 @@ class ShardWriter:
             self._tar = TarStream(self._new_tar)
             self._tar.add(FINGERPRINT_MEMBER, self._spec.fingerprint.encode())
             self._undo = undo.pop_all()
-        return self
 
-    def __exit__(self, *_: object) -> None:
+    def close(self) -> None:
+        """What leaving does."""
         self._undo.close()
 
     @property
@@ -116,16 +125,15 @@ class ShardWriter:
         """Store a clip. Raises, with nothing written, ValueRangeError for values that the codec cannot hold, and
         CacheError for a stored vector below `min_cosine`."""
         self._check(clip)
-        reduced = self._spec.reduce(clip.latents)
-        try:
-            payloads, stored = encode_and_decode(self._spec.codec, reduced)
-        except ValueRangeError as error:
-            raise ValueRangeError(f"clip {clip.clip_id}: {error}", reason=error.reason) from None
-        self._measure(clip, reduced, stored)
+        prepared = self._prepared(clip)
+        self._check_cosine(clip, prepared.fidelity)
         self._take_slot(clip.slot)
-        self._rows.append(self._row(clip, self._write(clip, payloads), payloads))
+        self._rows.append(self._row(clip, self._write(clip, prepared.payloads), prepared.payloads))
         self._decoders[clip.decoder] += 1
-        self._sums.add(stored[: clip.valid_steps])
+        self._sums.add_steps(prepared.sums, positions=prod(self._spec.latent_shape[1:-1]))
+        self._fidelities.append(prepared.fidelity)
+        if prepared.keep_fidelity:
+            self._keep_fidelities.append(prepared.keep_fidelity)
 
     def fail(self, failure: Failure) -> None:
         """Record a clip that is left out."""
@@ -166,17 +174,19 @@ class ShardWriter:
         write_commit(self._store, commit)
         return commit
 
-    def _measure(self, clip: EncodedClip, reduced: NDArray[np.float32], stored: NDArray[np.float32]) -> None:
-        fidelity = measure(reduced, stored)
+    def _prepared(self, clip: EncodedClip) -> PreparedClip:
+        if isinstance(clip.latents, PreparedClip):
+            return clip.latents
+        with naming(clip.clip_id):
+            return prepare(self._spec, clip.latents, clip.valid_steps)
+
+    def _check_cosine(self, clip: EncodedClip, fidelity: Fidelity) -> None:
         if self._min_cosine is not None and fidelity.min_cosine < self._min_cosine:
             raise CacheError(
                 f"{self._store}/{self._files.tar}: clip {clip.clip_id}: a latent vector stored as "
                 f"{self._spec.codec.name} has cosine {fidelity.min_cosine:.6f} with what it is made from, and "
                 f'cache.min_cosine={self._min_cosine:g}; choose a finer "cache.codec", or lower the floor'
             )
-        self._fidelities.append(fidelity)
-        if self._spec.reduction:
-            self._keep_fidelities.append(measure(clip.latents, self._spec.reduction.reconstruct(reduced)))
 
     def _write(self, clip: EncodedClip, payloads: list[NDArray[Any]]) -> list[int]:
         """Where in the tar each payload starts."""
@@ -189,9 +199,6 @@ class ShardWriter:
 
     def _check(self, clip: EncodedClip) -> None:
         T = self._spec.latent_shape[0]
-        if clip.latents.shape != self._spec.encoder_shape:
-            expected = self._spec.encoder_shape
-            raise CacheError(f"clip {clip.clip_id}: latents of {clip.latents.shape}, the spec says {expected}")
         if len(clip.times) != T or not 0 <= clip.valid_steps <= T:
             raise CacheError(f"clip {clip.clip_id}: {len(clip.times)} times and {clip.valid_steps} valid of {T} steps")
         if len(clip.timestamps) != len(clip.mask):
