@@ -192,15 +192,16 @@ class _Worker:
 
         `let_in` is called with its bytes before they are received.
         """
-        answer, count = self._ask(head, timeout_s)
+        answer, payload = self._ask(head, timeout_s)
         if "error" in answer:
             raise DecodeError(answer["error"], reason=answer["reason"])
+        count = payload.num_bytes
         if count > self._max_bytes or count != math.prod(answer["shape"]):
             raise _WorkerLost(f"decoder process sends {count} bytes for {answer['shape']}", reason="worker died")
         let_in(count)
-        payload = self._within(timeout_s, lambda: messages.receive_payload(self._channel, count))
+        frames = self._within(timeout_s, payload.read)
         return DecodedClip(
-            frames=payload.reshape(answer["shape"]),
+            frames=frames.reshape(answer["shape"]),
             timestamps=np.array(answer["timestamps"], dtype=np.float64),
             mask=np.array(answer["mask"], dtype=np.bool_),
             decoder=answer["decoder"],
@@ -215,13 +216,13 @@ class _Worker:
             for info in answer["infos"]
         ]
 
-    def _ask(self, head: dict[str, Any], timeout_s: float) -> tuple[dict[str, Any], int]:
-        """The answer to `head` and the bytes that follow it."""
+    def _ask(self, head: dict[str, Any], timeout_s: float) -> tuple[dict[str, Any], messages.Payload]:
+        """The answer to `head` and the bytes that come with it."""
         if not self._ready:
             self._ready = bool(self._within(_START_TIMEOUT_S, lambda: messages.receive_head(self._channel)))
         self.clips_done += 1
 
-        def exchange() -> tuple[dict[str, Any], int]:
+        def exchange() -> tuple[dict[str, Any], messages.Payload]:
             messages.send(self._channel, head)
             return messages.receive_head(self._channel)
 
