@@ -14,7 +14,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from functools import partial, wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 import click
 
@@ -79,14 +79,22 @@ def demo(out: str) -> None:
 @click.option(
     "--shards", metavar="I/N", callback=lambda *given: _share(given[2]), help="Encode part I of N, counted from 0."
 )
-def encode(resolved: ResolvedConfig, shards: tuple[int, int] | None) -> None:
+@click.option("--engine", type=click.Choice(["local", "ray"]), default="local", help="Where shards are encoded.")
+@click.option("--address", metavar="ADDRESS", help="Of the Ray cluster; without it Ray looks for one.")
+def encode(
+    resolved: ResolvedConfig,
+    shards: tuple[int, int] | None,
+    engine: Literal["local", "ray"],
+    address: str | None,
+) -> None:
     """Encode the videos of a dataset into a cache of latents.
 
     Safe to kill and to run again: shards that are committed are skipped.
     """
     from . import encode as stage
+    from .setup.engine import Engine
 
-    stage.run(resolved.config, shards=shards)
+    stage.run(resolved.config, shards=shards, engine=Engine(engine, address))
 
 
 @cli.command()

@@ -12,13 +12,14 @@ from flcache.config import Config
 from .setup.clips import read_splits, report_missing
 from .setup.encoder import load_configured_encoder
 from .setup.encoding import encode_missing, report_encoding
+from .setup.engine import LOCAL, Engine
 
 
-def run(config: Config, shards: tuple[int, int] | None = None) -> None:
+def run(config: Config, shards: tuple[int, int] | None = None, engine: Engine = LOCAL) -> None:
     """Encode the shards without a commit; with `shards=(i, n)` only part i of n, counted from 0."""
     cache_dir = Path(config.require("cache.dir"))
     splits = read_splits(config)
     report_missing(splits)
     model = load_configured_encoder(config, device=config.encode.device)
-    encode_missing(cache_dir, config, model, splits, shards)
+    encode_missing(cache_dir, config, model, splits, shards, engine)
     report_encoding(cache_dir, config)

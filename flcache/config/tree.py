@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from flcache.bounds import Device, Fraction, Positive, PositiveFloat
 from flcache.cache.options import CacheOptions, ReductionOptions
 from flcache.encoder.context import ContextRule
 from flcache.encoder.options import EncoderSource
+from flcache.engines.options import RayOptions
 from flcache.errors import ConfigError
 from flcache.evaluation.options import EvaluationOptions, ProbeOptions
 from flcache.predictor.options import PredictorOptions
@@ -24,13 +25,18 @@ class EncodeConfig:
     keep: ReductionOptions = field(default_factory=ReductionOptions)
     batch_size: Positive = 8
     """Clips per forward pass."""
-    decode_workers: Positive = 2
-    """Processes that decode."""
+    decode_workers: Positive | Literal["auto"] = "auto"
+    """Processes that decode, shared by all encoders of a machine; auto takes one a core, or two beside each encoder on
+    a CPU."""
     decode_timeout_s: PositiveFloat = 60.0
     """Seconds after which a clip has failed and its process is killed."""
     max_failed_fraction: Fraction = 0.05
     """Clips that may fail before the stage exits 1."""
     device: Device = "auto"
+    devices: Positive | Literal["auto"] = "auto"
+    """Encoder processes on this machine: auto takes every CUDA device; a number as many of them, or of processes on the
+    CPU."""
+    ray: RayOptions = field(default_factory=RayOptions)
 
 
 @dataclass(frozen=True)

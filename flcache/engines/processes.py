@@ -16,6 +16,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from multiprocessing.connection import Connection, wait
+from multiprocessing.context import BaseContext
 from typing import Any
 
 import torch
@@ -26,7 +27,6 @@ from flcache.engines import local
 from flcache.engines.figures import EncoderTimes, together
 from flcache.engines.job import ClipDone, EncodeJob, Event, ShardCommitted, ShardTask
 from flcache.errors import CacheError, FlcacheError
-from flcache.orphans import end_with
 
 ATTEMPTS = 2
 """Processes that may die over one shard."""
@@ -34,6 +34,7 @@ _TIDY_S = 5.0
 
 Key = tuple[str, int]
 """Split and shard."""
+_BEFORE_ANY: Key = ("", 0)
 
 
 def run(
@@ -42,24 +43,25 @@ def run(
     on_event: Callable[[Event], None] = lambda event: None,
     *,
     devices: Sequence[str],
+    context: BaseContext | None = None,
 ) -> EncoderTimes:
     """Encode and commit every task of `job`, with a process for each of `devices`, among which the decode workers are
-    shared out.
+    shared out. `context` starts the processes; without it they are spawned.
 
     As `local.run` otherwise. Raises CacheError if `ATTEMPTS` processes die over the same shard.
     """
-    with _Crew(job, tasks, on_event, devices) as crew:
+    with _Crew(job, tasks, on_event, devices, context or multiprocessing.get_context("spawn")) as crew:
         return crew.run()
 
 
 class _Encoder:
     """An encoder process, and the tasks that it has and has not committed."""
 
-    def __init__(self, job: EncodeJob, threads: int) -> None:
-        context = multiprocessing.get_context("spawn")
+    def __init__(self, job: EncodeJob, threads: int, context: BaseContext) -> None:
         self.job = job
         self.channel, theirs = context.Pipe()
-        self.process = context.Process(target=_encode, args=(job, threads, theirs, os.getpid()))
+        process: Any = context.Process  # type: ignore[attr-defined]
+        self.process = process(target=_encode, args=(job, threads, theirs))
         self.process.start()
         theirs.close()
         self.tasks: dict[Key, ShardTask] = {}
@@ -78,9 +80,16 @@ class _Encoder:
             return event.commit.split, event.commit.shard
         return self._shards.pop(event.clip_id if isinstance(event, ClipDone) else event.failure.clip_id)
 
-    def died(self) -> str:
-        """How the process ended, which has not said that it is done."""
+    def end(self) -> None:
+        """End it, if it has not ended, and remove what it has not committed."""
+        self.process.join(_TIDY_S)
+        self.process.kill()
         self.process.join()
+        for split, shard in self.tasks:
+            open_store(self.job.cache).remove_leftovers(shard_files(split, shard).tar)
+
+    @property
+    def how_it_ended(self) -> str:
         code = self.process.exitcode or 0
         return f"by {signal.Signals(-code).name}" if code < 0 else f"with exit code {code}"
 
@@ -89,8 +98,14 @@ class _Crew:
     """The encoder processes of one run."""
 
     def __init__(
-        self, job: EncodeJob, tasks: Iterable[ShardTask], on_event: Callable[[Event], None], devices: Sequence[str]
+        self,
+        job: EncodeJob,
+        tasks: Iterable[ShardTask],
+        on_event: Callable[[Event], None],
+        devices: Sequence[str],
+        context: BaseContext,
     ) -> None:
+        self._context = context
         self._tasks, self._on_event = iter(tasks), on_event
         self._again: deque[ShardTask] = deque()
         self._deaths: Counter[Key] = Counter()
@@ -100,7 +115,7 @@ class _Crew:
         self._threads = max(1, torch.get_num_threads() // len(devices))
         workers = max(1, job.decode_workers // len(devices))
         jobs = [replace(job, device=device, decode_workers=workers) for device in devices]
-        self._encoders = [_Encoder(job, self._threads) for job in jobs]
+        self._encoders = [_Encoder(job, self._threads, context) for job in jobs]
 
     def __enter__(self) -> _Crew:
         return self
@@ -110,11 +125,7 @@ class _Crew:
         for encoder in self._encoders:
             encoder.process.terminate()
         for encoder in self._encoders:
-            encoder.process.join(_TIDY_S)
-            encoder.process.kill()
-            encoder.process.join()
-            for split, shard in encoder.tasks:
-                open_store(encoder.job.cache).remove_leftovers(shard_files(split, shard).tar)
+            encoder.end()
 
     def run(self) -> EncoderTimes:
         while self._encoders:
@@ -154,25 +165,34 @@ class _Crew:
 
     def _replace(self, encoder: _Encoder) -> None:
         """Give the shards of a process that died out once more."""
-        how = encoder.died()
+        encoder.end()
         self._encoders.remove(encoder)
-        for key, task in encoder.tasks.items():
+        for key in encoder.tasks or [_BEFORE_ANY]:
             self._deaths[key] += 1
             self._repeats[key] = self._told[key]
             if self._deaths[key] >= ATTEMPTS:
+                when = f"over shard {key[0]}-{key[1]:06d}" if encoder.tasks else "before they had a shard"
                 raise CacheError(
-                    f"{encoder.job.cache}: {ATTEMPTS} encoder processes died over shard {task.split}-{task.shard:06d}, "
-                    f"the last {how}; see what the system says of it (memory?), then run the same command again"
+                    f"{encoder.job.cache}: {ATTEMPTS} encoder processes died {when}, the last "
+                    f"{encoder.how_it_ended}; see whether memory ran out, then run the same command again"
                 )
-            self._again.append(task)
-        self._encoders.append(_Encoder(encoder.job, self._threads))
+        self._again += encoder.tasks.values()
+        self._encoders.append(_Encoder(encoder.job, self._threads, self._context))
 
 
-def _encode(job: EncodeJob, threads: int, channel: Connection, parent: int) -> None:
+def _end_with_parent() -> None:
+    """Wait for the end of the process that started this one, even by SIGKILL, and end at once."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        wait([parent.sentinel])
+        os._exit(1)
+
+
+def _encode(job: EncodeJob, threads: int, channel: Connection) -> None:
     """What an encoder process does."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-    end_with(parent)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(threads)
     saying = threading.Lock()
 

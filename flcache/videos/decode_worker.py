@@ -6,6 +6,7 @@ dies. A clip has MAX_BYTES at most, and the process a few times as much memory.
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import socket
@@ -19,18 +20,17 @@ from typing import Any
 import numpy as np
 
 from flcache.errors import FlcacheError
-from flcache.orphans import end_with
 from flcache.videos import decord_reader, messages
 from flcache.videos.decoders import ClipRequest, DecodedClip, decode_clip, probe
 
+_PR_SET_PDEATHSIG = 1
 _HERE = Path(__file__).parents[1]
 _COPIES_OF_A_CLIP = 3  # as the decoder returns it, as an array, and with frames repeated
 _ROOM = 2**30  # address space, mostly unused, for pictures that a decoder keeps, stacks and arenas of threads
 
 
 def main(fd: int, parent: int, max_bytes: int) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
-    end_with(parent)  # even while native code hangs and does not see the socket close
+    _die_with(parent)
     _silence()
     _limit_memory(_COPIES_OF_A_CLIP * max_bytes + _ROOM)
     with socket.socket(fileno=fd) as channel:
@@ -76,6 +76,15 @@ def _described(error: Exception) -> str:
     ours = [frame for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename).is_relative_to(_HERE)]
     place = f"{Path(ours[-1].filename).relative_to(_HERE)}:{ours[-1].lineno} in {ours[-1].name}"
     return f"{type(error).__name__}: {error} ({place})"
+
+
+def _die_with(parent: int) -> None:
+    """End with the parent, even while native code hangs and does not see the socket close (Linux only)."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        sys.exit(0)
 
 
 def _limit_memory(room: int) -> None:

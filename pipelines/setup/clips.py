@@ -14,6 +14,8 @@ from flcache.config import Config
 from flcache.errors import DataError
 from flcache.videos import DecodePool, Video, VideoFolder, VideoInfo, needs_duration, plan_clips, read_annotations
 
+from .engine import decode_workers
+
 SPLITS = ("train", "val")
 LISTED_MISSING = 5
 
@@ -56,7 +58,7 @@ def read_split(config: Config, split: str) -> SplitClips:
 def open_pool(config: Config) -> DecodePool:
     """The configured pool of decoding processes."""
     encode = config.encode
-    return DecodePool(encode.decode_workers, encode.decode_timeout_s, max_bytes=config.clip.max_bytes)
+    return DecodePool(decode_workers(config), encode.decode_timeout_s, max_bytes=config.clip.max_bytes)
 
 
 def report_missing(splits: Sequence[SplitClips]) -> None:

@@ -27,12 +27,14 @@ from flcache.cache import (
 from flcache.cache.storage import Location
 from flcache.config import Config
 from flcache.encoder import LatentVideoModel
-from flcache.engines import ClipFailed, EncodeJob, Event, ShardCommitted, ShardTask, calibrate, local
+from flcache.engines import ClipFailed, EncodeJob, Event, ShardCommitted, ShardTask, calibrate
+from flcache.engines.cores import available_cores
 from flcache.errors import ConfigError, DataError
 from flcache.videos import decode_planned, planned_clips
 
 from .clips import SplitClips, assign_split, open_pool
 from .encoder import hard_spec
+from .engine import LOCAL, Engine, decode_workers
 from .progress import Progress
 
 SOFT_PACKAGES = ("flcache", "torch", "torchvision", "transformers", "decord", "av")
@@ -44,12 +46,14 @@ def encode_missing(
     model: LatentVideoModel,
     splits: Sequence[SplitClips],
     part: tuple[int, int] | None = None,
+    engine: Engine = LOCAL,
 ) -> None:
     """Encode and commit the shards without a commit; with `part=(i, n)` only every n-th shard from number i on."""
     spec = open_cache(location, config, model, splits)
     plans = [assign_split(config, spec.latent_shape, split) for split in splits]
     plan = write_plan(location, pd.concat(plans, ignore_index=True))
-    _encode(_job(location, config, spec, model, splits), _pending(location, plan, splits, part), model)
+    job = _job(location, config, spec, model, splits)
+    _encode(config, engine, job, _pending(location, plan, splits, part), model)
     remove_shard_leftovers(location)
     finalize_statistics(location)
 
@@ -126,7 +130,7 @@ def _job(
         encoder=config.encoder,
         context=config.encode.context,
         device=str(model.device),
-        decode_workers=config.encode.decode_workers,
+        decode_workers=decode_workers(config),
         decode_timeout_s=config.encode.decode_timeout_s,
         max_clip_bytes=config.clip.max_bytes,
         batch_size=config.encode.batch_size,
@@ -134,7 +138,9 @@ def _job(
     )
 
 
-def _encode(job: EncodeJob, tasks: Sequence[ShardTask], model: LatentVideoModel) -> None:
+def _encode(
+    config: Config, engine: Engine, job: EncodeJob, tasks: Sequence[ShardTask], model: LatentVideoModel
+) -> None:
     clips = sum(len(task.clips) for task in tasks)
     if not clips:
         return
@@ -147,7 +153,8 @@ def _encode(job: EncodeJob, tasks: Sequence[ShardTask], model: LatentVideoModel)
                 for number in range(event.commit.clips + event.commit.failed):
                     progress.advance(failed=number < event.commit.failed)
 
-        local.run(job, tasks, show, model=model)
+        times = engine.run(config, job, tasks, show, model)
+    print(times.advice(job.decode_workers, available_cores()), file=sys.stderr)
 
 
 def report_encoding(location: Location, config: Config) -> None:

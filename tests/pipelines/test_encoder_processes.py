@@ -1,0 +1,98 @@
+"""Several encoder processes on this machine: the bytes of one, also when one of them is killed."""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Callable
+from dataclasses import replace
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+import pytest
+from forked import fork_context
+from small_run import flcache, tree
+
+from flcache.cache import LatentCache, create_or_check, read_plan, write_plan
+from flcache.config import load_config
+from flcache.engines import EncodeJob, Event, ShardCommitted, ShardTask, processes
+from flcache.errors import CacheError
+from flcache.videos import planned_clips
+
+
+@pytest.fixture
+def job(encoded: Path, tmp_path: Path) -> EncodeJob:
+    """Into a cache with the spec and plan of `encoded`, and no shard."""
+    config = load_config(encoded)
+    cache = LatentCache(str(config.cache.dir))
+    create_or_check(tmp_path / "cache", cache.spec.hard, cache.spec.soft)
+    write_plan(tmp_path / "cache", read_plan(cache.path))
+    return EncodeJob(
+        cache=tmp_path / "cache",
+        video_root=Path(str(config.dataset.root)),
+        other_case={},
+        spec=cache.spec,
+        encoder=config.encoder,
+        context=config.encode.context,
+        device="cpu",
+        decode_workers=2,
+        decode_timeout_s=60.0,
+        batch_size=config.encode.batch_size,
+    )
+
+
+def tasks_of(job: EncodeJob) -> list[ShardTask]:
+    shards = read_plan(job.cache).groupby(["split", "shard"])
+    return [ShardTask(split, int(shard), tuple(planned_clips(rows))) for (split, shard), rows in shards]
+
+
+def shards_of(cache_dir: Path) -> dict[str, bytes]:
+    return {name: content for name, content in tree(cache_dir).items() if name != "spec.json"}
+
+
+def encoders() -> list[BaseProcess]:
+    return multiprocessing.active_children()
+
+
+def killing(times: int) -> tuple[list[Event], Callable[[Event], None]]:
+    """Events as they come; at each of the first `times` an encoder process is killed."""
+    events: list[Event] = []
+
+    def count(event: Event) -> None:
+        events.append(event)
+        if len(events) <= times:
+            encoders()[0].kill()
+
+    return events, count
+
+
+def test_the_death_of_one_of_two_costs_nothing_but_time(job: EncodeJob, encoded: Path, tmp_path: Path) -> None:
+    events, count = killing(1)
+    processes.run(job, tasks_of(job), count, devices=["cpu", "cpu"], context=fork_context())
+    clips = len(LatentCache(encoded.parent / "cache"))
+    assert shards_of(tmp_path / "cache") == shards_of(encoded.parent / "cache")
+    committed = [event.commit.name for event in events if isinstance(event, ShardCommitted)]
+    assert sorted(committed) == sorted({*committed}) and len(events) == clips + len(committed)
+    assert not encoders()
+
+
+def test_a_shard_that_kills_its_processes_ends_the_run(job: EncodeJob, tmp_path: Path) -> None:
+    _, count = killing(1_000)
+    with pytest.raises(CacheError, match=r"2 encoder processes died over shard train-000000, the last by SIGKILL"):
+        processes.run(job, tasks_of(job)[:1], count, devices=["cpu"], context=fork_context())
+    assert not encoders()
+    assert not [name for name in tree(tmp_path / "cache") if name.endswith(".tmp")]
+
+
+def test_an_error_in_a_process_is_raised_here(job: EncodeJob) -> None:
+    """An encoder of other weights than the spec says, which only the process loads."""
+    foreign = replace(job, encoder=replace(job.encoder, seed=1))
+    with pytest.raises(CacheError, match=r"does not make its latents: encoder\.weights"):
+        processes.run(foreign, tasks_of(job), devices=["cpu", "cpu"], context=fork_context())
+    assert not encoders()
+
+
+def test_the_command_takes_two_processes(config_file: Path, encoded: Path) -> None:
+    result = flcache("encode", "--config", config_file, "encode.devices=2", "encode.decode_workers=2")
+    assert result.returncode == 0, result.stderr
+    assert "encoder busy" in result.stderr
+    assert tree(config_file.parent / "cache") == tree(encoded.parent / "cache")
