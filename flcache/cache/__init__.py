@@ -19,7 +19,8 @@ if TYPE_CHECKING:
         read_failures,
         stage_of,
     )
-    from flcache.cache.format.plan import assign_shards, check_clip_ids, read_plan, write_plan
+    from flcache.cache.format.plan import add_to_plan, assign_shards, check_clip_ids, plan_sources, write_plan
+    from flcache.cache.format.plan_table import PlanTable, read_plan
     from flcache.cache.format.spec import (
         FORMAT,
         CacheSpec,
@@ -70,12 +71,14 @@ __all__ = [
     "ManifestRow",
     "Mixture",
     "PayloadLayout",
+    "PlanTable",
     "ReductionOptions",
     "ShardBusy",
     "ShardWriter",
     "SplitProgress",
     "ValueRangeError",
     "Verification",
+    "add_to_plan",
     "assign_shards",
     "channel_statistics",
     "check_clip_ids",
@@ -92,6 +95,7 @@ __all__ = [
     "latent_differences",
     "make_spec",
     "mixture_order",
+    "plan_sources",
     "rank_share",
     "read_commits",
     "read_failures",

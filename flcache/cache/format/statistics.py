@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from flcache.cache.codecs.reduction import LARGEST
 from flcache.cache.format.commit import Commit, check_size, damaged, read_commits
-from flcache.cache.format.plan import PlanTable
+from flcache.cache.format.plan_table import PlanTable
 from flcache.cache.format.spec import CacheSpec, read_spec, write_spec
 from flcache.cache.format.tar import last_member_offset
 from flcache.cache.storage import Location, Store, open_store
