@@ -79,14 +79,15 @@ def demo(out: str) -> None:
 @click.option(
     "--shards", metavar="I/N", callback=lambda *given: _share(given[2]), help="Encode part I of N, counted from 0."
 )
-def encode(resolved: ResolvedConfig, shards: tuple[int, int] | None) -> None:
+@click.option("--retry-failed", is_flag=True, help="Also try clips again that failed, such as for a missing video.")
+def encode(resolved: ResolvedConfig, shards: tuple[int, int] | None, retry_failed: bool) -> None:
     """Encode the videos of a dataset into a cache of latents.
 
     Safe to kill and to run again: shards that are committed are skipped.
     """
     from . import encode as stage
 
-    stage.run(resolved.config, shards=shards)
+    stage.run(resolved.config, shards=shards, retry_failed=retry_failed)
 
 
 @cli.command()

@@ -14,10 +14,13 @@ from .setup.encoding import encode_missing, report_encoding
 from .setup.planning import begin_planning
 
 
-def run(config: Config, shards: tuple[int, int] | None = None) -> None:
-    """Encode the shards without a commit; with `shards=(i, n)` only part i of n, counted from 0."""
+def run(config: Config, shards: tuple[int, int] | None = None, *, retry_failed: bool = False) -> None:
+    """Encode the shards without a commit; with `shards=(i, n)` only part i of n, counted from 0.
+
+    With `retry_failed` also clips that failed, where the reason may have gone.
+    """
     cache_dir = Path(config.require("cache.dir"))
     planning = begin_planning(cache_dir, config)
     model = load_configured_encoder(config, device=config.encode.device)
-    encode_missing(cache_dir, config, model, planning, shards)
+    encode_missing(cache_dir, config, model, planning, shards, retry_failed=retry_failed)
     report_encoding(cache_dir, config)

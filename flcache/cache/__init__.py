@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 from flcache.lazy import load_on_demand
 
 if TYPE_CHECKING:
+    from flcache.cache.check.retry import RetryWriter, settle
     from flcache.cache.check.summary import FailureGroup, failure_groups, summary
     from flcache.cache.check.verify import Damage, Verification, verify_cache
     from flcache.cache.codecs.protocol import Codec, PayloadLayout, ValueRangeError, check_held
@@ -73,6 +74,7 @@ __all__ = [
     "PayloadLayout",
     "PlanTable",
     "ReductionOptions",
+    "RetryWriter",
     "ShardBusy",
     "ShardWriter",
     "SplitProgress",
@@ -107,6 +109,7 @@ __all__ = [
     "reduction_fields",
     "register_codec",
     "remove_shard_leftovers",
+    "settle",
     "stage_of",
     "summary",
     "verify_cache",

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from flcache.batch import step_times, step_valid
-from flcache.cache import Calibrator, EncodedClip, Failure, ShardWriter, ValueRangeError, stage_of
+from flcache.cache import Calibrator, EncodedClip, Failure, RetryWriter, ShardWriter, ValueRangeError, stage_of
 from flcache.encoder import LatentVideoModel
 from flcache.engines.job import ClipDone, ClipFailed, EncodeJob, Event, ShardCommitted, ShardTask
 from flcache.errors import DecodeError
@@ -33,7 +33,8 @@ def run_task(
 
     Raises ShardBusy where another run is writing it, CacheError where writing fails.
     """
-    with ShardWriter(job.cache, task.split, task.shard, job.spec, min_cosine=job.min_cosine, wait=False) as writer:
+    kind = RetryWriter if task.retry else ShardWriter
+    with kind(job.cache, task.split, task.shard, job.spec, min_cosine=job.min_cosine, wait=False) as writer:
         if commit := writer.committed:
             on_event(ShardCommitted(commit, by_another=True))
             return
@@ -108,7 +109,7 @@ def _encoded(clip: PlannedClip, decoded: DecodedClip, latents: NDArray[np.float3
     )
 
 
-def _store(writer: ShardWriter, clip: EncodedClip | Failure) -> ClipDone | ClipFailed:
+def _store(writer: ShardWriter | RetryWriter, clip: EncodedClip | Failure) -> ClipDone | ClipFailed:
     """Write a clip, or record its failure."""
     if isinstance(clip, EncodedClip):
         try:

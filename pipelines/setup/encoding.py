@@ -16,6 +16,7 @@ from flcache.cache import (
     finalize_statistics,
     is_calibrated,
     remove_shard_leftovers,
+    settle,
 )
 from flcache.cache.storage import Location
 from flcache.config import Config
@@ -26,7 +27,7 @@ from flcache.videos import decode_planned
 
 from .clips import open_pool
 from .encoder import hard_spec
-from .planning import MissingShards, Planning, calibration_clips, finish_planning
+from .planning import OF_THE_ENCODER, FailedShards, MissingShards, Planning, calibration_clips, finish_planning
 from .progress import Progress
 
 SOFT_PACKAGES = ("flcache", "torch", "torchvision", "transformers", "decord", "av")
@@ -38,11 +39,21 @@ def encode_missing(
     model: LatentVideoModel,
     planning: Planning,
     part: tuple[int, int] | None = None,
+    *,
+    retry_failed: bool = False,
 ) -> None:
-    """Encode and commit the shards without a commit; with `part=(i, n)` only every n-th shard from number i on."""
+    """Encode and commit the shards without a commit; with `part=(i, n)` only every n-th shard from number i on.
+
+    With `retry_failed` also the failed clips of committed shards, where the reason may have gone.
+    """
     spec = open_cache(location, config, model, planning)
     plan = finish_planning(planning, spec.latent_shape)
-    _encode(_job(location, config, spec, model), MissingShards(planning, plan, part), model)
+    job = _job(location, config, spec, model)
+    settle(location)
+    failed = FailedShards(planning, plan, part) if retry_failed else None
+    _encode(job, MissingShards(planning, plan, part), model)
+    if failed is not None:
+        _encode(job, failed, model)
     remove_shard_leftovers(location)
     finalize_statistics(location)
 
@@ -101,7 +112,7 @@ def _job(location: Location, config: Config, spec: CacheSpec, model: LatentVideo
     )
 
 
-def _encode(job: EncodeJob, tasks: MissingShards, model: LatentVideoModel) -> None:
+def _encode(job: EncodeJob, tasks: MissingShards | FailedShards, model: LatentVideoModel) -> None:
     if not len(tasks):
         return
     with Progress("Encoding", tasks.num_clips, "clips") as progress:
@@ -128,6 +139,8 @@ def report_encoding(location: Location, config: Config) -> None:
         )
     for group in failure_groups(failures):
         print(f"  {group}")
+    if any(failure.reason not in OF_THE_ENCODER for failure in failures):
+        print('  "flcache encode --retry-failed" tries those again whose files have come or were mended')
     attempted = len(cache) + len(failed)
     if len(failed) > config.encode.max_failed_fraction * attempted:
         raise DataError(

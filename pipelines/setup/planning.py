@@ -6,7 +6,7 @@ What fits is known by digests that the plan keeps, and costs neither the annotat
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -17,12 +17,16 @@ import pyarrow.compute as pc
 from flcache.cache import (
     CODEC_CALIBRATION_CLIPS,
     TRAINING_SPLIT,
+    Commit,
+    Failure,
     PlanTable,
     add_to_plan,
     committed_shards,
     get_codec,
     plan_sources,
+    read_failures,
 )
+from flcache.cache.format.commit import read_commit
 from flcache.cache.format.names import PLAN
 from flcache.cache.storage import Location, open_store
 from flcache.config import Config
@@ -33,6 +37,8 @@ from flcache.videos.annotations import leads_out, read_file
 
 from .clips import SPLITS, SplitClips, assign_split, read_split, report_missing
 
+OF_THE_ENCODER = ("not finite", "out of range")
+"""Reasons of failures that come again with the same encoder."""
 PLANNED_BY = 1
 """Raised where the same annotations and settings give other clips than before."""
 
@@ -128,6 +134,29 @@ class MissingShards:
         return (self._maker.task(split, shard) for split, shard in self._shards)
 
 
+class FailedShards:
+    """A task for each committed shard with failures whose reason may have gone; only of the clips that have them.
+
+    Those are all but values that the encoder gave, and videos that are still not there. `part` as in MissingShards.
+    """
+
+    def __init__(self, planning: Planning, table: PlanTable, part: tuple[int, int] | None = None) -> None:
+        index, count = part or (0, 1)
+        planned = [shard for shard in table.first_rows if shard[0] in planning.splits][index::count]
+        store, maker = open_store(planning.location), TaskMaker(planning.config, table)
+        committed = set(committed_shards(store))
+        failed = [read_commit(store, *shard) for shard in planned if shard in committed]
+        found = (maker.retry(commit, read_failures(store, commit)) for commit in failed if commit.failed)
+        self._tasks = [task for task in found if task.clips]
+        self.num_clips = sum(len(task.clips) for task in self._tasks)
+
+    def __len__(self) -> int:
+        return len(self._tasks)
+
+    def __iter__(self) -> Iterator[ShardTask]:
+        return iter(self._tasks)
+
+
 class TaskMaker:
     """Makes the tasks of single shards; looks for the videos of those alone."""
 
@@ -140,6 +169,17 @@ class TaskMaker:
         """All clips of a shard, each with its file if that is there."""
         clips = planned_clips(self._table.records(*self._table.first_rows[split, shard]))
         return ShardTask(split, shard, tuple(self._found(clip) for clip in clips))
+
+    def retry(self, commit: Commit, failures: Sequence[Failure]) -> ShardTask:
+        """The clips of a shard that failed and may not fail again."""
+        reasons = {failure.slot: failure.reason for failure in failures}
+        clips = [clip for clip in self.task(commit.split, commit.shard).clips if clip.slot in reasons]
+        wanted = [
+            clip
+            for clip in clips
+            if reasons[clip.slot] not in OF_THE_ENCODER and (clip.file or reasons[clip.slot] != "no file")
+        ]
+        return ShardTask(commit.split, commit.shard, tuple(wanted), retry=True)
 
     def _found(self, clip: PlannedClip) -> PlannedClip:
         if not self._config.dataset.allow_outside and leads_out(clip.video, self._root):

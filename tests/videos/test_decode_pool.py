@@ -84,7 +84,8 @@ def test_items_are_read_no_further_ahead_than_the_workers_need(write_video: Call
 
 def test_a_run_goes_on_after_the_clip_that_fails(write_video: Callable[..., Path]) -> None:
     """A clip beyond the end fails, a worker is killed: the others of the video are as they are alone."""
-    path, late = write_video(times=tuple(range(0, 28800, 24)), size=(32, 32)), ClipRequest(1, 99.0, (99.0,), None, "drop")
+    path = write_video(times=tuple(range(0, 28800, 24)), size=(32, 32))
+    late = ClipRequest(1, 99.0, (99.0,), None, "drop")
     requests = [
         late if k == 3 else ClipRequest(4, k, tuple(k + i / 5 for i in range(4)), None, "pad") for k in range(40)
     ]

@@ -61,18 +61,18 @@ class ChannelSums:
 
 
 def finalize_statistics(location: Location) -> bool:
-    """Write the channel statistics into `spec.json` once all training shards are committed.
+    """Write the channel statistics into `spec.json` once all training shards are committed, or hold other clips.
 
     Returns whether they are there now. The fingerprint does not change.
     """
     store = open_store(location)
     spec = read_spec(store)
-    if spec.channels is not None:
-        return True
     commits = [commit for commit in read_commits(store, fingerprint=spec.fingerprint) if commit.split == TRAINING_SPLIT]
     planned = sum(split == TRAINING_SPLIT for split, _ in PlanTable(store).first_rows)
     if len(commits) < planned or not any(commit.positions for commit in commits):
-        return False
+        return spec.channels is not None
+    if spec.channels is not None and spec.channels["count"] == sum(commit.positions for commit in commits):
+        return True
     write_spec(store, replace(spec, channels=merge_channels(store, spec, commits)))
     return True
 

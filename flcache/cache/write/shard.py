@@ -23,7 +23,7 @@ from flcache.cache.format.commit import (
     write_commit,
 )
 from flcache.cache.format.index import PADDED, index_bytes, row_dtype
-from flcache.cache.format.names import CHANNELS_MEMBER, FINGERPRINT_MEMBER, parse_shard_name, shard_files
+from flcache.cache.format.names import CHANNELS_MEMBER, FINGERPRINT_MEMBER, parse_shard_name, retried_files, shard_files
 from flcache.cache.format.plan import check_clip_ids
 from flcache.cache.format.record import canonical_json
 from flcache.cache.format.spec import CacheSpec
@@ -77,12 +77,14 @@ class ShardWriter:
         *,
         min_cosine: float | None = None,
         wait: bool = True,
+        retried: bool = False,
     ) -> None:
         """`min_cosine` is the least cosine of a stored latent vector with the original. With `wait=False` entering
-        raises ShardBusy where another writes the shard."""
+        raises ShardBusy where another writes the shard. A `retried` shard is written beside the committed one."""
         self._store, self._split, self._shard, self._spec = open_store(location), split, shard, spec
         self._min_cosine, self._wait = min_cosine, wait
-        self._files = shard_files(split, shard)
+        self._files = retried_files(split, shard) if retried else shard_files(split, shard)
+        self._lock = shard_files(split, shard).tar
         self._rows: list[tuple[Any, ...]] = []
         self._failures: list[Failure] = []
         self._decoders: Counter[str] = Counter()
@@ -93,8 +95,8 @@ class ShardWriter:
 
     def __enter__(self) -> ShardWriter:
         with ExitStack() as undo:
-            if not undo.enter_context(self._store.lock(self._files.tar, wait=self._wait)):
-                raise ShardBusy(f"{self._store}/{self._files.tar}: another run is writing it; let it finish")
+            if not undo.enter_context(self._store.lock(self._lock, wait=self._wait)):
+                raise ShardBusy(f"{self._store}/{self._lock}: another run is writing it; let it finish")
             self._new_tar = self._store.create(self._files.tar)
             undo.callback(self._new_tar.discard)
             self._tar = TarStream(self._new_tar)
@@ -110,7 +112,7 @@ class ShardWriter:
         """The commit of the shard, if it has one by now, by this writer or another."""
         if not self._store.exists(self._files.commit):
             return None
-        return read_commit(self._store, self._split, self._shard)
+        return read_commit(self._store, self._split, self._shard, file=self._files.commit)
 
     def add(self, clip: EncodedClip) -> None:
         """Store a clip. Raises, with nothing written, ValueRangeError for values that the codec cannot hold, and
@@ -123,9 +125,29 @@ class ShardWriter:
             raise ValueRangeError(f"clip {clip.clip_id}: {error}", reason=error.reason) from None
         self._measure(clip, reduced, stored)
         self._take_slot(clip.slot)
-        self._rows.append(self._row(clip, self._write(clip, payloads), payloads))
+        offsets = self._write_members(clip.clip_id, self._metadata(clip), payloads)
+        self._rows.append(self._row(clip, offsets, payloads))
         self._decoders[clip.decoder] += 1
         self._sums.add(stored[: clip.valid_steps])
+
+    def add_stored(
+        self, clip_id: str, row: Any, metadata: bytes, payloads: Sequence[NDArray[Any]], decoder: str
+    ) -> None:
+        """Store a clip as it is stored already: `row` is that of its idx, `metadata` the content of its JSON."""
+        self._take_slot(int(row["slot"]))
+        places = zip(self._write_members(clip_id, metadata, payloads), row["payloads"], strict=True)
+        numbers = [int(row[name]) for name in ("slot", "flags", "valid_steps", "zero")]
+        self._rows.append(
+            (*numbers, row["times"].tolist(), [(offset, place["bytes"], place["xxh3_64"]) for offset, place in places])
+        )
+        self._decoders[decoder] += 1
+        stored = self._spec.codec.decode(payloads).astype(np.float32, copy=False)
+        self._sums.add(stored[: int(row["valid_steps"])])
+
+    def add_fidelity(self, fidelity: Fidelity | None, keep_fidelity: Fidelity | None) -> None:
+        """Count what was measured of clips that are added as they are stored."""
+        self._fidelities += [fidelity] if fidelity else []
+        self._keep_fidelities += [keep_fidelity] if keep_fidelity else []
 
     def fail(self, failure: Failure) -> None:
         """Record a clip that is left out."""
@@ -163,7 +185,7 @@ class ShardWriter:
             fidelity=merge(self._fidelities),
             keep_fidelity=merge(self._keep_fidelities),
         )
-        write_commit(self._store, commit)
+        write_commit(self._store, commit, file=self._files.commit)
         return commit
 
     def _measure(self, clip: EncodedClip, reduced: NDArray[np.float32], stored: NDArray[np.float32]) -> None:
@@ -178,12 +200,12 @@ class ShardWriter:
         if self._spec.reduction:
             self._keep_fidelities.append(measure(clip.latents, self._spec.reduction.reconstruct(reduced)))
 
-    def _write(self, clip: EncodedClip, payloads: list[NDArray[Any]]) -> list[int]:
+    def _write_members(self, clip_id: str, metadata: bytes, payloads: Sequence[NDArray[Any]]) -> list[int]:
         """Where in the tar each payload starts."""
         layouts = self._spec.codec.payloads(self._spec.latent_shape)
-        self._tar.add(f"{clip.clip_id}.json", self._metadata(clip))
+        self._tar.add(f"{clip_id}.json", metadata)
         return [
-            self._tar.add_array(f"{clip.clip_id}.{layout.name}.npy", payload)
+            self._tar.add_array(f"{clip_id}.{layout.name}.npy", payload)
             for layout, payload in zip(layouts, payloads, strict=True)
         ]
 
