@@ -79,11 +79,13 @@ def demo(out: str) -> None:
 @click.option(
     "--shards", metavar="I/N", callback=lambda *given: _share(given[2]), help="Encode part I of N, counted from 0."
 )
+@click.option("--retry-failed", is_flag=True, help="Also try clips again that failed, such as for a missing video.")
 @click.option("--engine", type=click.Choice(["local", "ray"]), default="local", help="Where shards are encoded.")
 @click.option("--address", metavar="ADDRESS", help="Of the Ray cluster; without it Ray looks for one.")
 def encode(
     resolved: ResolvedConfig,
     shards: tuple[int, int] | None,
+    retry_failed: bool,
     engine: Literal["local", "ray"],
     address: str | None,
 ) -> None:
@@ -94,7 +96,7 @@ def encode(
     from . import encode as stage
     from .setup.engine import Engine
 
-    stage.run(resolved.config, shards=shards, engine=Engine(engine, address))
+    stage.run(resolved.config, shards=shards, retry_failed=retry_failed, engine=Engine(engine, address))
 
 
 @cli.command()

@@ -9,17 +9,25 @@ from pathlib import Path
 
 from flcache.config import Config
 
-from .setup.clips import read_splits, report_missing
 from .setup.encoder import load_configured_encoder
 from .setup.encoding import encode_missing, report_encoding
 from .setup.engine import LOCAL, Engine
+from .setup.planning import begin_planning
 
 
-def run(config: Config, shards: tuple[int, int] | None = None, engine: Engine = LOCAL) -> None:
-    """Encode the shards without a commit; with `shards=(i, n)` only part i of n, counted from 0."""
+def run(
+    config: Config,
+    shards: tuple[int, int] | None = None,
+    *,
+    retry_failed: bool = False,
+    engine: Engine = LOCAL,
+) -> None:
+    """Encode the shards without a commit; with `shards=(i, n)` only part i of n, counted from 0.
+
+    With `retry_failed` also clips that failed, where the reason may have gone.
+    """
     cache_dir = Path(config.require("cache.dir"))
-    splits = read_splits(config)
-    report_missing(splits)
+    planning = begin_planning(cache_dir, config)
     model = load_configured_encoder(config, device=config.encode.device)
-    encode_missing(cache_dir, config, model, splits, shards, engine)
+    encode_missing(cache_dir, config, model, planning, shards, retry_failed=retry_failed, engine=engine)
     report_encoding(cache_dir, config)

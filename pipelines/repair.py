@@ -17,9 +17,9 @@ from flcache.cache.storage import Store, open_store
 from flcache.config import Config
 from flcache.errors import CacheError
 
-from .setup.clips import read_splits, report_missing
 from .setup.encoder import earlier_forms, load_configured_encoder
 from .setup.encoding import encode_missing, open_cache, report_encoding
+from .setup.planning import begin_planning
 from .setup.progress import verify_with_progress
 
 
@@ -70,18 +70,17 @@ def _repair_spec(store: Store, config: Config) -> None:
             return
         except CacheError:
             set_spec_aside(store)
-    splits = read_splits(config)
+    planning = begin_planning(store, config)
     model = load_configured_encoder(config, device=config.encode.device)
-    spec = open_cache(store, config, model, splits)
+    spec = open_cache(store, config, model, planning)
     prove_spec(store, [spec, *(replace(spec, hard=hard) for hard in earlier_forms(spec.hard))])
     print(f"{store}: spec.json: made anew, and of the fingerprint that the commits have")
 
 
 def _encode(store: Store, config: Config) -> None:
-    splits = read_splits(config)
-    report_missing(splits)
+    planning = begin_planning(store, config)
     model = load_configured_encoder(config, device=config.encode.device)
-    encode_missing(store, config, model, splits)
+    encode_missing(store, config, model, planning)
     report_encoding(store, config)
 
 

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 from flcache.lazy import load_on_demand
 
 if TYPE_CHECKING:
+    from flcache.cache.check.retry import RetryWriter, settle
     from flcache.cache.check.summary import FailureGroup, failure_groups, summary
     from flcache.cache.check.verify import Damage, Verification, verify_cache
     from flcache.cache.codecs.protocol import Codec, PayloadLayout, ValueRangeError, check_held
@@ -19,7 +20,8 @@ if TYPE_CHECKING:
         read_failures,
         stage_of,
     )
-    from flcache.cache.format.plan import assign_shards, check_clip_ids, read_plan, write_plan
+    from flcache.cache.format.plan import add_to_plan, assign_shards, check_clip_ids, plan_sources, write_plan
+    from flcache.cache.format.plan_table import PlanTable, read_plan
     from flcache.cache.format.spec import (
         FORMAT,
         CacheSpec,
@@ -71,13 +73,16 @@ __all__ = [
     "ManifestRow",
     "Mixture",
     "PayloadLayout",
+    "PlanTable",
     "PreparedClip",
     "ReductionOptions",
+    "RetryWriter",
     "ShardBusy",
     "ShardWriter",
     "SplitProgress",
     "ValueRangeError",
     "Verification",
+    "add_to_plan",
     "assign_shards",
     "channel_statistics",
     "check_clip_ids",
@@ -94,6 +99,7 @@ __all__ = [
     "latent_differences",
     "make_spec",
     "mixture_order",
+    "plan_sources",
     "prepare",
     "rank_share",
     "read_commits",
@@ -106,6 +112,7 @@ __all__ = [
     "reduction_fields",
     "register_codec",
     "remove_shard_leftovers",
+    "settle",
     "stage_of",
     "summary",
     "verify_cache",

@@ -57,6 +57,8 @@ class ShardTask:
     split: str
     shard: int
     clips: tuple[PlannedClip, ...]
+    retry: bool = False
+    """The shard is committed, and `clips` are those of it that failed."""
 
 
 @dataclass(frozen=True)

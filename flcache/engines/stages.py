@@ -9,13 +9,14 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import chain, islice
 
 from torch import Tensor
 
 from flcache.batch import step_times, step_valid
-from flcache.cache import EncodedClip, Failure, ShardBusy, ShardWriter, ValueRangeError, stage_of
+from flcache.cache import EncodedClip, Failure, RetryWriter, ShardBusy, ShardWriter, ValueRangeError, stage_of
 from flcache.encoder import LatentVideoModel
 from flcache.engines.figures import Clock, EncoderTimes
 from flcache.engines.handover import Handover, Stages
@@ -36,7 +37,9 @@ class _Shard:
     """A shard that this run has claimed, until it is committed."""
 
     task: ShardTask
-    writer: ShardWriter
+    writer: ShardWriter | RetryWriter
+    claim: ExitStack
+    """Closed when the shard is committed or given up."""
     clips: int = 0
     """How many are stored, or recorded as failed."""
 
@@ -95,7 +98,7 @@ class ShardEncoder:
             self._stages.join(self._stop_decoding)
         finally:
             for shard in self._claimed:
-                shard.writer.close()
+                shard.claim.close()
         return self._busy, self._clock.times
 
     def _decode_all(self, tasks: Iterable[ShardTask]) -> None:
@@ -112,14 +115,15 @@ class ShardEncoder:
     def _claim_clips(self, tasks: Iterable[ShardTask]) -> Iterator[PlannedClip]:
         """The clips of each shard that nobody else writes or has committed."""
         for task in tasks:
-            job = self._job
-            writer = ShardWriter(job.cache, task.split, task.shard, job.spec, min_cosine=job.min_cosine, wait=False)
+            job, kind = self._job, RetryWriter if task.retry else ShardWriter
+            writer = kind(job.cache, task.split, task.shard, job.spec, min_cosine=job.min_cosine, wait=False)
+            claim = ExitStack()
             try:
-                writer.open()
+                claim.enter_context(writer)
             except ShardBusy:
                 self._busy.append(task)
                 continue
-            self._claimed.append(shard := _Shard(task, writer))
+            self._claimed.append(shard := _Shard(task, writer, claim))
             if commit := writer.committed:
                 self._release(shard)
                 self._tell(ShardCommitted(commit, by_another=True))
@@ -193,7 +197,7 @@ class ShardEncoder:
 
     def _release(self, shard: _Shard) -> None:
         self._claimed.remove(shard)
-        shard.writer.close()
+        shard.claim.close()
 
     def _tell(self, event: Event) -> None:
         with self._telling:

@@ -71,13 +71,19 @@ def read_annotations(
 
 def _read_text(path: Path) -> str:
     try:
-        return path.read_bytes().decode("utf-8-sig")
+        return read_file(path).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: not UTF-8 text (byte {error.start}); save it as UTF-8") from None
+
+
+def read_file(path: Path) -> bytes:
+    """The bytes of an annotation or label file."""
+    try:
+        return path.read_bytes()
     except FileNotFoundError:
         raise DataError(f"{path}: no such annotation file; set the path of your CSV or label file") from None
     except IsADirectoryError:
         raise DataError(f"{path}: this is a folder; name the annotation file in it") from None
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: not UTF-8 text (byte {error.start}); save it as UTF-8") from None
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror}") from None
 
@@ -184,7 +190,6 @@ def shown(text: str) -> str:
 
 def _check_paths(path: Path, rows: Iterable[tuple[int, Video]], root: Path | None, allow_outside: bool) -> None:
     """Refuse paths that no file can have, that lead out of `root`, or that are there twice; files are not opened."""
-    top = os.path.abspath(root) if root is not None else None  # noqa: PTH100  (symlinks are not resolved)
     first_line: dict[str, int] = {}
     for number, video in rows:
         place = posixpath.normpath(video.path)
@@ -196,10 +201,7 @@ def _check_paths(path: Path, rows: Iterable[tuple[int, Video]], root: Path | Non
             raise DataError(
                 f"{path}:{number}: {shown(video.path)} cannot be the path of a file; mend or remove the row"
             )
-        is_inside = place.split("/", 1)[0] != ".."
-        if posixpath.isabs(place):
-            is_inside = top is not None and posixpath.commonpath([place, top]) == top
-        if not (is_inside or allow_outside):
+        if not allow_outside and leads_out(video.path, root):
             raise DataError(
                 f"{path}:{number}: {shown(video.path)} leads out of dataset.root; mend the row, or give "
                 "dataset.allow_outside=true if you trust this list"
@@ -209,6 +211,15 @@ def _check_paths(path: Path, rows: Iterable[tuple[int, Video]], root: Path | Non
                 f"{path}:{number}: {shown(video.path)} is on line {first_line[place]} already; remove one of them"
             )
         first_line[place] = number
+
+
+def leads_out(path: str, root: Path | None) -> bool:
+    """Whether an annotated path leads out of `root`: absolute and elsewhere, or by `..`."""
+    place = posixpath.normpath(path)
+    if not posixpath.isabs(place):
+        return place.split("/", 1)[0] == ".."
+    top = os.path.abspath(root) if root is not None else None  # noqa: PTH100  (symlinks are not resolved)
+    return top is None or posixpath.commonpath([place, top]) != top
 
 
 def _with_unique_ids(videos: list[Video]) -> list[Video]:

@@ -21,7 +21,7 @@ import numpy as np
 
 from flcache.errors import FlcacheError
 from flcache.videos import decord_reader, messages
-from flcache.videos.decoders import ClipRequest, DecodedClip, decode_clip, probe
+from flcache.videos.decoders import ClipRequest, DecodedClip, OpenedVideo, probe
 
 _PR_SET_PDEATHSIG = 1
 _HERE = Path(__file__).parents[1]
@@ -34,15 +34,35 @@ def main(fd: int, parent: int, max_bytes: int) -> None:
     _silence()
     _limit_memory(_COPIES_OF_A_CLIP * max_bytes + _ROOM)
     with socket.socket(fileno=fd) as channel:
+        videos = _Videos(max_bytes)
         try:
             messages.send(channel, {"ready": True})
             while True:
-                _answer(channel, max_bytes)
+                _answer(channel, videos)
         except (EOFError, ConnectionError):
             return  # the pool is closed
 
 
-def _answer(channel: socket.socket, max_bytes: int) -> None:
+class _Videos:
+    """The video that the last clip was of stays open: the next one is mostly of the same."""
+
+    def __init__(self, max_bytes: int) -> None:
+        self._max_bytes = max_bytes
+        self._video: OpenedVideo | None = None
+
+    def decode(self, path: Path, request: ClipRequest) -> DecodedClip:
+        if self._video is None or not self._video.is_of(path):
+            self.close()
+            self._video = OpenedVideo(path, max_bytes=self._max_bytes)
+        return self._video.decode(request)
+
+    def close(self) -> None:
+        if self._video is not None:
+            self._video.close()
+        self._video = None
+
+
+def _answer(channel: socket.socket, videos: _Videos) -> None:
     head, _ = messages.receive_head(channel)
     if "probe" in head:
         infos = [_or_error(path, lambda path: asdict(probe(path))) for path in head["probe"]]
@@ -50,7 +70,7 @@ def _answer(channel: socket.socket, max_bytes: int) -> None:
         return
     timestamps = None if head["timestamps"] is None else tuple(head["timestamps"])
     request = ClipRequest(head["frames"], head["start_s"], timestamps, head["stride"], head["short"])
-    clip = _or_error(head["path"], lambda path: decode_clip(path, request, max_bytes=max_bytes))
+    clip = _or_error(head["path"], lambda path: videos.decode(path, request))
     if isinstance(clip, DecodedClip):
         arrays = {name: getattr(clip, name).tolist() for name in ("timestamps", "mask", "nominal")}
         answer = {"shape": clip.frames.shape, "decoder": clip.decoder, **arrays}

@@ -7,8 +7,10 @@ replaced by a neighbour. F frames of h x w pixels.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from types import TracebackType
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,10 +18,11 @@ from numpy.typing import NDArray
 from flcache.errors import ConfigError, DecodeError
 from flcache.videos import decord_reader, pyav_reader
 from flcache.videos.container import VideoInfo, probe
+from flcache.videos.frame_stream import FrameStream, is_plain
 from flcache.videos.frame_table import FrameTable, read_frame_table
 from flcache.videos.options import ClipRule
 
-__all__ = ["DECODERS", "ClipRequest", "DecodedClip", "VideoInfo", "decode_clip", "probe"]
+__all__ = ["DECODERS", "ClipRequest", "DecodedClip", "OpenedVideo", "VideoInfo", "decode_clip", "probe"]
 
 DECODERS = ("auto", "decord", "pyav")
 
@@ -71,45 +74,100 @@ def decode_clip(
 
     A clip fails if it has more than `max_bytes` by the header's size, or if a picture turns out larger than that.
     """
-    if decoder not in DECODERS:
-        raise ConfigError(f"decoder {decoder!r} is unknown; choose one of {', '.join(DECODERS)}")
-    max_pixels = max_bytes // (3 * request.frames)
-    table = read_frame_table(path, max_pixels=max_pixels)
-    if table.width * table.height > max_pixels:
-        raise _too_large(path, request, table, f"is more than clip.max_bytes={max_bytes}; raise that, or scale")
-    indices, mask, nominal = _choose_frames(path, table, request)
-    wanted, places = np.unique(indices, return_inverse=True)
-    try:
-        frames, used = _read(path, table, wanted, decoder, max_pixels)
-        if len(wanted) < len(indices):
-            frames = frames[places]
-    except (MemoryError, BlockingIOError):  # EAGAIN: no memory for the stack of a thread that converts colours
-        raise _too_large(path, request, table, "do not fit in memory; lower clip.frames, or scale") from None
-    return DecodedClip(frames, table.seconds[indices], mask, used, nominal)
+    with OpenedVideo(path, decoder=decoder, max_bytes=max_bytes) as video:
+        return video.decode(request)
+
+
+class OpenedVideo:
+    """Clips of the video at `path`, cheapest one after the other: its frame table is read once, and a long video is
+    decoded in one pass. What was decoded before changes neither frames nor errors. A context manager.
+
+    Arguments and errors as of `decode_clip`.
+    """
+
+    def __init__(self, path: Path, *, decoder: str = "auto", max_bytes: int = ClipRule.max_bytes) -> None:
+        if decoder not in DECODERS:
+            raise ConfigError(f"decoder {decoder!r} is unknown; choose one of {', '.join(DECODERS)}")
+        self._path, self._decoder, self._max_bytes = path, decoder, max_bytes
+        self._state = _state(path)
+        self._table: FrameTable | None = None
+        self._max_pixels = 0
+        self._stream: FrameStream | None = None
+
+    def __enter__(self) -> OpenedVideo:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def is_of(self, path: Path) -> bool:
+        """Whether this is `path`, and the file there is unchanged."""
+        return path == self._path and self._state is not None and self._state == _state(path)
+
+    def close(self) -> None:
+        if self._stream is not None:
+            self._stream.close()
+        self._table = self._stream = None
+
+    def decode(self, request: ClipRequest) -> DecodedClip:
+        path, max_pixels = self._path, self._max_bytes // (3 * request.frames)
+        table = self._table_for(max_pixels)
+        if table.width * table.height > max_pixels:
+            words = f"is more than clip.max_bytes={self._max_bytes}; raise that, or scale"
+            raise _too_large(path, request, table, words)
+        indices, mask, nominal = _choose_frames(path, table, request)
+        wanted, places = np.unique(indices, return_inverse=True)
+        try:
+            frames, used = self._read(table, wanted)
+            if len(wanted) < len(indices):
+                frames = frames[places]
+        except (MemoryError, BlockingIOError):  # EAGAIN: no memory for the stack of a thread that converts colours
+            raise _too_large(path, request, table, "do not fit in memory; lower clip.frames, or scale") from None
+        return DecodedClip(frames, table.seconds[indices], mask, used, nominal)
+
+    def _table_for(self, max_pixels: int) -> FrameTable:
+        if self._table is None or self._max_pixels != max_pixels:
+            self.close()
+            self._table, self._max_pixels = read_frame_table(self._path, max_pixels=max_pixels), max_pixels
+        return self._table
+
+    def _read(self, table: FrameTable, wanted: NDArray[np.int64]) -> tuple[NDArray[np.uint8], str]:
+        """Frames `wanted` and the decoder that gave them."""
+        obstacle = "another decoder was asked for" if self._decoder == "pyav" else decord_reader.obstacle(table)
+        if obstacle is None:
+            try:
+                return decord_reader.read_frames(self._path, table, wanted), "decord"
+            except DecodeError:
+                if self._decoder == "decord":
+                    raise
+        elif self._decoder == "decord":
+            raise DecodeError(
+                f"{self._path}: decord is not to be trusted with this file: {obstacle}; use auto or pyav",
+                reason="undecodable frame",
+            )
+        return self._read_by_pyav(table, wanted), "pyav"
+
+    def _read_by_pyav(self, table: FrameTable, wanted: NDArray[np.int64]) -> NDArray[np.uint8]:
+        if not is_plain(table):
+            return pyav_reader.read_frames(self._path, table, wanted, max_pixels=self._max_pixels)
+        if self._stream is None:
+            self._stream = FrameStream(self._path, table, max_pixels=self._max_pixels)
+        return self._stream.read(wanted)
+
+
+def _state(path: Path) -> tuple[int, ...] | None:
+    """What changes when the file does; None where there is none."""
+    with suppress(OSError):
+        status = path.stat()
+        return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+    return None
 
 
 def _too_large(path: Path, request: ClipRequest, table: FrameTable, words: str) -> DecodeError:
     what = f"{request.frames} frames of {table.width}x{table.height}"
     return DecodeError(f"{path}: {what} {words} the video down", reason="too large")
-
-
-def _read(
-    path: Path, table: FrameTable, wanted: NDArray[np.int64], decoder: str, max_pixels: int
-) -> tuple[NDArray[np.uint8], str]:
-    """Frames `wanted` and the decoder that gave them."""
-    obstacle = "another decoder was asked for" if decoder == "pyav" else decord_reader.obstacle(table)
-    if obstacle is None:
-        try:
-            return decord_reader.read_frames(path, table, wanted), "decord"
-        except DecodeError:
-            if decoder == "decord":
-                raise
-    elif decoder == "decord":
-        raise DecodeError(
-            f"{path}: decord is not to be trusted with this file: {obstacle}; use auto or pyav",
-            reason="undecodable frame",
-        )
-    return pyav_reader.read_frames(path, table, wanted, max_pixels=max_pixels), "pyav"
 
 
 def _choose_frames(

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
+from functools import cached_property
 from pathlib import Path
 
 from flcache.errors import DataError
@@ -19,13 +20,17 @@ class VideoFolder:
     """
 
     def __init__(
-        self, root: Path, annotated: Iterable[str] = (), *, other_case: Mapping[str, Path] | None = None
+        self,
+        root: Path,
+        annotated: Iterable[str] | Container[str] = (),
+        *,
+        other_case: Mapping[str, Path] | None = None,
     ) -> None:
         self.root = root
         self.other_case = dict(other_case or {})
         """By annotated path, the file that was taken with another case in its name."""
         self._settled = other_case is not None
-        self._annotated = frozenset(annotated)
+        self._annotated = annotated if isinstance(annotated, Container) else frozenset(annotated)
         self._files: dict[Path, _Names] = {}
 
     def find(self, annotated: str) -> Path | None:
@@ -69,21 +74,32 @@ class _Names:
     """The regular files of one folder by name, and by name without a video extension."""
 
     def __init__(self, names: Iterable[str]) -> None:
-        self._exact: dict[str, list[str]] = {}
-        self._lowered: dict[str, list[str]] = {}
-        for name in sorted(names, key=_preference):
-            for spelling in _spellings(name):
-                self._exact.setdefault(spelling, []).append(name)
-                self._lowered.setdefault(spelling.lower(), []).append(name)
+        self._names = frozenset(names)
+        self._odd: dict[str, list[str]] = {}
+        """By name without its extension, the files whose extension is not written in small letters."""
+        for name in self._names:
+            stem, extension = os.path.splitext(name)  # noqa: PTH122  (names only: no Path per file)
+            if extension not in EXTENSIONS and extension.lower() in EXTENSIONS:
+                self._odd.setdefault(stem, []).append(name)
 
     def called(self, name: str) -> str | None:
         """The file of exactly this name, or of this name and an extension."""
-        found = self._exact.get(name, [None])
-        return name if name in found else found[0]
+        if name in self._names:
+            return name
+        found = [name + extension for extension in EXTENSIONS if name + extension in self._names]
+        return min([*found, *self._odd.get(name, [])], key=_preference, default=None)
 
     def alike(self, name: str) -> list[str]:
         """The files whose names, or names without an extension, differ from this one in case."""
         return self._lowered.get(name.lower(), [])
+
+    @cached_property
+    def _lowered(self) -> dict[str, list[str]]:
+        found: dict[str, list[str]] = {}
+        for name in sorted(self._names, key=_preference):
+            for spelling in _spellings(name):
+                found.setdefault(spelling.lower(), []).append(name)
+        return found
 
 
 def _spellings(name: str) -> tuple[str, ...]:

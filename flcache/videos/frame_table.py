@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from fractions import Fraction
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -64,27 +63,38 @@ class FrameTable:
 
 
 @dataclass(frozen=True)
-class _Packet:
-    pts: int
-    duration: int
-    is_keyframe: bool
-    is_discard: bool
+class _Packets:
+    """The packets of a stream in file order, as columns."""
+
+    pts: NDArray[np.int64]
+    """Presentation times, or the nearest to them that the container keeps."""
+    durations: list[int]
+    is_keyframe: NDArray[np.bool_]
+    is_discard: NDArray[np.bool_]
+    timed: bool
+    """Whether all carry display times."""
+    error: str | None
+    """What ended reading early."""
+
+    def __len__(self) -> int:
+        return len(self.pts)
 
 
 def read_frame_table(path: Path, *, max_pixels: int = ClipRule.max_bytes // 3) -> FrameTable:
     """The frame table of the best video stream of `path`. Raises DecodeError with the reason where there is none."""
     with open_video(path, max_pixels=max_pixels) as (container, stream):
-        packets, timed, reading_error = _demux(container, stream)
-        shown = [packet for packet in packets if not packet.is_discard]
-        if not shown:
+        packets = _demux(container, stream)
+        if packets.is_discard.all():
             raise DecodeError(
-                f"{path}: its video stream holds no frame: {reading_error or 'no packet in it'}", reason="cut off"
+                f"{path}: its video stream holds no frame: {packets.error or 'no packet in it'}", reason="cut off"
             )
-        order = sorted(range(len(packets)), key=lambda i: packets[i].pts)
-        pts = np.array([packets[i].pts for i in order if not packets[i].is_discard], dtype=np.int64)
-        ranks = np.array([rank for rank, i in enumerate(order) if not packets[i].is_discard], dtype=np.int64)
+        order = np.argsort(packets.pts, kind="stable")
+        ranks = np.flatnonzero(~packets.is_discard[order])
+        shown = order[ranks]
+        pts = packets.pts[shown]
         seconds = (pts - pts[0]) * float(stream.time_base)
-        end_s = _end_s(seconds, max(shown, key=lambda packet: packet.pts), stream)
+        last = int(shown[np.searchsorted(pts, pts[-1])])
+        end_s = _end_s(seconds, packets.durations[last], stream)
         context = stream.codec_context
         return FrameTable(
             pts=pts,
@@ -92,8 +102,8 @@ def read_frame_table(path: Path, *, max_pixels: int = ClipRule.max_bytes // 3) -
             end_s=end_s,
             ranks=ranks,
             num_packets=len(packets),
-            keyframes=np.array(sorted(packet.pts for packet in packets if packet.is_keyframe), dtype=np.int64),
-            has_display_times=timed and len(np.unique(pts)) == len(pts) and _keeps_reordering(packets, context),
+            keyframes=np.sort(packets.pts[packets.is_keyframe]),
+            has_display_times=packets.timed and len(np.unique(pts)) == len(pts) and _keeps_reordering(packets, context),
             has_leading_pictures=_has_leading_pictures(packets),
             container=container.format.name,
             codec=context.codec.canonical_name,
@@ -101,49 +111,52 @@ def read_frame_table(path: Path, *, max_pixels: int = ClipRule.max_bytes // 3) -
             width=context.width,
             height=context.height,
             as_stored=shows_as_stored(path, container, stream),
-            cut_off=reading_error or _missing_tail(container, stream, len(packets), end_s),
+            cut_off=packets.error or _missing_tail(container, stream, len(packets), end_s),
         )
 
 
-def _demux(container: Any, stream: Any) -> tuple[list[_Packet], bool, str | None]:
-    """The packets in file order, whether all carry display times, and the error that ended reading early."""
+def _demux(container: Any, stream: Any) -> _Packets:
     import av
 
-    packets: list[_Packet] = []
+    times: list[int] = []
+    durations: list[int] = []
+    flags: list[tuple[bool, bool]] = []
     timed = container.format.name != "avi"  # AVI has none, and what FFmpeg guesses is wrong where there are B-frames
+    error: str | None = None
     try:
         for packet in container.demux(stream):
             if packet.size == 0:  # the flush packet, or "show the last frame again" in AVI
                 continue
-            timed = timed and packet.pts is not None
-            time = packet.pts if packet.pts is not None else packet.dts
-            time = time if time is not None else len(packets)
-            packets.append(_Packet(time, packet.duration or 0, packet.is_keyframe, packet.is_discard))
-    except av.FFmpegError as error:
-        return packets, timed, error.strerror
-    return packets, timed, None
+            time = packet.pts
+            if time is None:
+                timed = False
+                time = packet.dts if packet.dts is not None else len(times)
+            times.append(time)
+            durations.append(packet.duration or 0)
+            flags.append((packet.is_keyframe, packet.is_discard))
+    except av.FFmpegError as failure:
+        error = failure.strerror
+    is_keyframe, is_discard = np.array(flags, dtype=np.bool_).reshape(-1, 2).T
+    return _Packets(np.array(times, dtype=np.int64), durations, is_keyframe, is_discard, timed, error)
 
 
-def _end_s(seconds: NDArray[np.float64], last: _Packet, stream: Any) -> float:
+def _end_s(seconds: NDArray[np.float64], last_duration: int, stream: Any) -> float:
     """The last frame stays for as long as it says, and no shorter than the frames before it."""
     rate = stream.average_rate or stream.guessed_rate or Fraction(25)
     usual_s = float(np.median(np.diff(seconds))) if len(seconds) > 1 else float(1 / rate)
-    return float(seconds[-1]) + max(last.duration * float(stream.time_base), usual_s)
+    return float(seconds[-1]) + max(last_duration * float(stream.time_base), usual_s)
 
 
-def _keeps_reordering(packets: list[_Packet], context: Any) -> bool:
+def _keeps_reordering(packets: _Packets, context: Any) -> bool:
     """Whether the times are those of display: packets are reordered where the codec reorders pictures."""
-    return not context.has_b_frames or any(later.pts < packet.pts for packet, later in pairwise(packets))
+    return not context.has_b_frames or bool((np.diff(packets.pts) < 0).any())
 
 
-def _has_leading_pictures(packets: list[_Packet]) -> bool:
-    latest_keyframe = packets[0].pts
-    for packet in packets:
-        if packet.is_keyframe:
-            latest_keyframe = packet.pts
-        elif packet.pts < latest_keyframe:
-            return True
-    return False
+def _has_leading_pictures(packets: _Packets) -> bool:
+    starts = packets.is_keyframe.copy()
+    starts[0] = True
+    latest_keyframe = packets.pts[np.maximum.accumulate(np.where(starts, np.arange(len(packets)), 0))]
+    return bool((packets.pts < latest_keyframe).any())
 
 
 def _missing_tail(container: Any, stream: Any, num_packets: int, end_s: float) -> str | None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from flcache.errors import DecodeError
 from flcache.videos.decoders import ClipRequest, DecodedClip
@@ -27,10 +28,13 @@ class PlannedClip:
     slot: int
     """0 if the plan has no shards yet."""
     request: ClipRequest
+    file: Path | None = None
+    """Its video, where that is known already; else it is looked for."""
 
 
-def planned_clips(plan: pd.DataFrame) -> list[PlannedClip]:
+def planned_clips(plan: pd.DataFrame | Iterable[Mapping[str, Any]]) -> list[PlannedClip]:
     """The rows of a plan, from `plan_clips` or from a cache, in its order."""
+    rows: Iterable[Mapping[Any, Any]] = plan.to_dict("records") if hasattr(plan, "to_dict") else plan
     return [
         PlannedClip(
             clip_id=row["clip_id"],
@@ -46,7 +50,7 @@ def planned_clips(plan: pd.DataFrame) -> list[PlannedClip]:
                 short=row["short"],
             ),
         )
-        for row in plan.to_dict("records")
+        for row in rows
     ]
 
 
@@ -55,5 +59,5 @@ def decode_planned(
 ) -> Iterator[tuple[PlannedClip, DecodedClip | DecodeError]]:
     """Each clip with its frames or its error, in the order of `clips`."""
     # A video that is not found is opened where it was expected: the error says so.
-    paths = ((clip, folder.find(clip.video) or folder.expected(clip.video)) for clip in clips)
+    paths = ((clip, clip.file or folder.find(clip.video) or folder.expected(clip.video)) for clip in clips)
     return pool.decode((clip, path, clip.request) for clip, path in paths)

@@ -1,7 +1,8 @@
 """Videos read by worker processes: FFmpeg is native code, and may hang or crash.
 
-Each thread of the pool owns one worker. A worker that takes too long or dies is replaced, and its clip tried once more.
-Workers end with the pool, and by themselves when this process is killed.
+Each thread of the pool owns one worker. Consecutive clips of one video are a run, which one worker decodes clip by
+clip. A worker that takes too long or dies is replaced, its clip tried once more, and the run goes on. Workers end with
+the pool, and by themselves when this process is killed.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -35,7 +36,10 @@ R = TypeVar("R")
 ATTEMPTS = 2
 CLIPS_PER_WORKER = 256
 """A worker is replaced after these: decord's memory grows without bound (dmlc/decord issues 157 and 208)."""
-_LOOK_AHEAD = 2  # clips a worker
+_LOOK_AHEAD = 2  # runs a worker
+LONGEST_RUN = 16
+"""Clips; the next ones of the video are another run. Workers keep a video open, and a worker that is a run ahead of the
+one whose clips are taken makes this many wait."""
 _HEADERS_A_MESSAGE = 64
 _START_TIMEOUT_S = 120.0
 _PACKAGE_ROOT = Path(__file__).resolve().parents[2]
@@ -45,7 +49,7 @@ class DecodePool:
     """`workers` processes that decode clips, each within `timeout_s` seconds. A context manager.
 
     A clip of more than `max_bytes` fails. Clips that wait decoded have no more than that together, beside the one that
-    is taken next.
+    is taken next, and are no more than lets all workers work.
     """
 
     def __init__(self, workers: int, timeout_s: float, *, max_bytes: int = ClipRule.max_bytes) -> None:
@@ -75,21 +79,27 @@ class DecodePool:
     def decode(self, items: Iterable[tuple[K, Path, ClipRequest]]) -> Iterator[tuple[K, DecodedClip | DecodeError]]:
         """Each key with its clip, or with the error that has the reason and the attempts, in the order of `items`.
 
-        `items` is read at most two clips per worker ahead.
+        `items` is read at most two runs per worker ahead: of different videos, two clips.
         """
-        waiting: deque[tuple[int, K, Future[DecodedClip | DecodeError]]] = deque()
-        room = LookAhead(self._max_bytes)
+        waiting: deque[tuple[K, _Asked]] = deque()
+        room = LookAhead(self._max_bytes, (self._workers - 1) * LONGEST_RUN + _LOOK_AHEAD * self._workers)
+        ends: deque[int] = deque()  # number of clips read when each waiting run was complete
+        taken = 0
         try:
-            for number, (key, path, request) in enumerate(items):
-                waiting.append((number, key, self._threads.submit(self._decode_one, path, request, number, room)))
-                if len(waiting) >= _LOOK_AHEAD * self._workers:
+            for run in _runs(items):
+                asked = [_Asked(number, path, request) for number, (_, path, request) in run]
+                waiting.extend(zip((key for _, (key, _, _) in run), asked, strict=True))
+                ends.append(run[-1][0] + 1)
+                self._threads.submit(self._decode_run, asked, room).add_done_callback(partial(_cancel_rest, asked))
+                while len(ends) >= _LOOK_AHEAD * self._workers:
                     yield _first_of(waiting, room)
+                    taken += 1
+                    if taken == ends[0]:
+                        ends.popleft()
             while waiting:
                 yield _first_of(waiting, room)
         finally:
             room.close()
-            for _, _, future in waiting:
-                future.cancel()
 
     def probe(self, paths: Sequence[Path]) -> Iterator[VideoInfo | DecodeError]:
         """The header of each file, or the error that has the reason, in the order of `paths`."""
@@ -103,12 +113,25 @@ class DecodePool:
         with self._lock:
             return [worker.pid for worker in self._all]
 
-    def _decode_one(self, path: Path, request: ClipRequest, number: int, room: LookAhead) -> DecodedClip | DecodeError:
-        head = {"path": str(path), **asdict(request)}
-        return self._tried(path, lambda worker: worker.decode(head, self._timeout_s, partial(room.let_in, number)))
+    def _decode_run(self, run: Sequence[_Asked], room: LookAhead) -> None:
+        """Clips of one video, one after the other."""
+        self._change_old_worker()
+        for asked in run:
+            try:
+                if room.closed:  # nobody takes them
+                    return
+                asked.result.set_result(self._decode_one(asked, room))
+            except BaseException as error:
+                asked.result.set_exception(error)
+
+    def _decode_one(self, asked: _Asked, room: LookAhead) -> DecodedClip | DecodeError:
+        head = {"path": str(asked.path), **asdict(asked.request)}
+        let_in = partial(room.let_in, asked.number)
+        return self._tried(asked.path, lambda worker: worker.decode(head, self._timeout_s, let_in))
 
     def _probe_some(self, paths: Sequence[Path]) -> list[VideoInfo | DecodeError]:
         """Headers in one message; if the worker is lost, each file in a message of its own."""
+        self._change_old_worker()
         found = self._tried(
             paths[0], lambda worker: worker.probe(paths, self._timeout_s), attempts=1 if len(paths) > 1 else ATTEMPTS
         )
@@ -131,12 +154,15 @@ class DecodePool:
                 break
         return failure
 
-    def _my_worker(self) -> _Worker:
-        """The worker of this thread; a new one if there is none, or the old one has done CLIPS_PER_WORKER clips."""
+    def _change_old_worker(self) -> None:
+        """Let the worker of this thread go after CLIPS_PER_WORKER clips; never within a run."""
         worker: _Worker | None = getattr(self._mine, "worker", None)
         if worker is not None and worker.clips_done >= CLIPS_PER_WORKER:
             self._drop(worker)
-            worker = None
+
+    def _my_worker(self) -> _Worker:
+        """The worker of this thread; a new one if there is none."""
+        worker: _Worker | None = getattr(self._mine, "worker", None)
         if worker is None:
             worker = _Worker(self._max_bytes)
             with self._lock:
@@ -153,12 +179,41 @@ class DecodePool:
         worker.close()
 
 
-def _first_of(
-    waiting: deque[tuple[int, K, Future[DecodedClip | DecodeError]]], room: LookAhead
-) -> tuple[K, DecodedClip | DecodeError]:
-    number, key, future = waiting.popleft()
-    clip = future.result()
-    room.took(number)
+@dataclass(frozen=True)
+class _Asked:
+    """A clip that was asked for, and its result when there is one."""
+
+    number: int
+    path: Path
+    request: ClipRequest
+    result: Future[DecodedClip | DecodeError] = field(default_factory=Future)
+
+
+_Numbered = tuple[int, tuple[K, Path, ClipRequest]]
+
+
+def _runs(items: Iterable[tuple[K, Path, ClipRequest]]) -> Iterator[list[_Numbered[K]]]:
+    """Consecutive items with the same path, at most LONGEST_RUN of them, numbered over all."""
+    run: list[_Numbered[K]] = []
+    for number, item in enumerate(items):
+        if run and (item[1] != run[0][1][1] or len(run) == LONGEST_RUN):
+            yield run
+            run = []
+        run.append((number, item))
+    if run:
+        yield run
+
+
+def _cancel_rest(run: Sequence[_Asked], _: object) -> None:
+    """No clip of a run that has ended, or never began since the pool is closed, is waited for."""
+    for asked in run:
+        asked.result.cancel()
+
+
+def _first_of(waiting: deque[tuple[K, _Asked]], room: LookAhead) -> tuple[K, DecodedClip | DecodeError]:
+    key, asked = waiting.popleft()
+    clip = asked.result.result()
+    room.took(asked.number)
     return key, clip
 
 

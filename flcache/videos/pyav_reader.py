@@ -7,7 +7,7 @@ keyframe ends the clip, because later pictures may be predicted from concealed o
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ def read_frames(path: Path, table: FrameTable, wanted: NDArray[np.int64], *, max
 
     Raises DecodeError naming the first frame that cannot be decoded.
     """
-    keyframe = _keyframe_before(table, int(wanted[0]))
+    keyframe = keyframe_before(table, int(wanted[0]))
     if keyframe is not None:
         try:
             return _read(path, table, wanted, keyframe, max_pixels)
@@ -33,7 +33,7 @@ def read_frames(path: Path, table: FrameTable, wanted: NDArray[np.int64], *, max
     return _read(path, table, wanted, None, max_pixels)
 
 
-def _keyframe_before(table: FrameTable, index: int) -> int | None:
+def keyframe_before(table: FrameTable, index: int) -> int | None:
     """The keyframe to seek to for frame `index`; None for the start of the file."""
     if not table.has_display_times:
         return None
@@ -49,9 +49,19 @@ def _read(
     for index, frame in _decode(path, table, keyframe, int(wanted[-1]), max_pixels):
         if index in missing:
             missing.remove(index)
-            frames.append(np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90) % 4))
+            frames.append(upright(frame))
     if missing:
         raise _failure(path, table, min(missing), table.cut_off or "the decoder never returns it")
+    return stacked(path, frames)
+
+
+def upright(frame: Any) -> NDArray[np.uint8]:
+    """The picture (h, w, 3) RGB as it is displayed."""
+    return np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90) % 4)
+
+
+def stacked(path: Path, frames: Sequence[NDArray[np.uint8]]) -> NDArray[np.uint8]:
+    """(F, h, w, 3). Raises DecodeError where the pictures differ in size."""
     if len({frame.shape for frame in frames}) > 1:
         raise DecodeError(
             f"{path}: the picture size changes within the clip; cut the file where it does", reason="size changes"
@@ -77,7 +87,7 @@ def _decode(
         try:
             for packet in container.demux(stream):
                 for frame in packet.decode():
-                    index = _index_of(table, frame, following)
+                    index = index_of(table, frame, following)
                     if index is None:
                         continue
                     if packet.is_corrupt or frame.is_corrupt:
@@ -101,7 +111,7 @@ def _check_held_back(path: Path, table: FrameTable, last: int, stream: Any) -> N
             raise _failure(path, table, last, "it depends on a picture whose data are damaged")
 
 
-def _index_of(table: FrameTable, frame: Any, following: int) -> int | None:
+def index_of(table: FrameTable, frame: Any, following: int) -> int | None:
     """Index of a decoded frame; None for pictures that are displayed before the keyframe of the seek."""
     if not table.has_display_times:
         return following

@@ -15,9 +15,11 @@ from flcache.errors import DataError
 from flcache.videos import DecodePool, Video, VideoFolder, VideoInfo, needs_duration, plan_clips, read_annotations
 
 from .engine import decode_workers
+from .progress import Progress
 
 SPLITS = ("train", "val")
 LISTED_MISSING = 5
+_SHOWN_EVERY = 64
 
 
 @dataclass(frozen=True)
@@ -31,12 +33,6 @@ class SplitClips:
     """Annotated videos that are not on disk."""
 
 
-def read_splits(config: Config) -> list[SplitClips]:
-    """The clips of every split that has an annotation file. Raises ConfigError if `train` has none."""
-    config.require("dataset.train")
-    return [read_split(config, split) for split in SPLITS if getattr(config.dataset, split)]
-
-
 def read_split(config: Config, split: str) -> SplitClips:
     """The clips of `split` and its missing videos. Raises DataError where too many are missing."""
     dataset = config.dataset
@@ -44,14 +40,14 @@ def read_split(config: Config, split: str) -> SplitClips:
     labels = Path(dataset.labels) if dataset.labels else None
     videos = read_annotations(annotations, labels=labels, root=root, allow_outside=dataset.allow_outside)
     folder = VideoFolder(root, (video.path for video in videos))
-    missing = tuple(video for video in videos if folder.find(video.path) is None)
+    missing = _missing(split, videos, folder)
     if len(missing) > dataset.max_missing_fraction * len(videos):
         raise DataError(
             f"{annotations}: {len(missing)} of {len(videos)} videos are missing below {dataset.root}, the first "
             f"expected at {folder.expected(missing[0].path)}; check dataset.root, or allow it with "
             f"dataset.max_missing_fraction={min(1.0, len(missing) / len(videos) + 0.005):.2f}"
         )
-    clips = plan_clips(videos, config.clip, _probe(config, needs_duration(config.clip, videos), folder))
+    clips = plan_clips(videos, config.clip, _probe(config, split, needs_duration(config.clip, videos), folder))
     return SplitClips(split, clips, folder, missing)
 
 
@@ -76,19 +72,36 @@ def report_missing(splits: Sequence[SplitClips]) -> None:
             )
 
 
-def assign_split(config: Config, latent_shape: Sequence[int], split: SplitClips) -> pd.DataFrame:
+def assign_split(
+    config: Config, latent_shape: Sequence[int], split: SplitClips, *, by_video: bool = True
+) -> pd.DataFrame:
     """The plan of a split, for latents of `latent_shape` (T, H, W, D): its clips in shard order."""
     clip_bytes = get_codec(config.cache.codec).clip_bytes(tuple(latent_shape))
     sizes = {"clip_bytes": clip_bytes, "shard_bytes": config.cache.shard_bytes, "seed": config.cache.seed}
-    return assign_shards(split.clips, split.split, **sizes)
+    return assign_shards(split.clips, split.split, **sizes, by_video=by_video)
 
 
-def _probe(config: Config, videos: list[Video], folder: VideoFolder) -> dict[str, float]:
+def _missing(split: str, videos: Sequence[Video], folder: VideoFolder) -> tuple[Video, ...]:
+    missing: list[Video] = []
+    with Progress(f"Looking for videos ({split})", len(videos), "videos") as progress:
+        for number, video in enumerate(videos, 1):
+            if folder.find(video.path) is None:
+                missing.append(video)
+            if number % _SHOWN_EVERY == 0:
+                progress.advance(count=_SHOWN_EVERY)
+    return tuple(missing)
+
+
+def _probe(config: Config, split: str, videos: list[Video], folder: VideoFolder) -> dict[str, float]:
     """Seconds by video id, from the headers. Unreadable videos are left out here; decoding them fails later."""
     files = {video.video_id: path for video in videos if (path := folder.find(video.path))}
+    seconds: dict[str, float] = {}
     if not files:
-        return {}
-    with open_pool(config) as pool:
-        infos = dict(zip(files, pool.probe(list(files.values())), strict=True))
-    seconds = {name: info.duration_s for name, info in infos.items() if isinstance(info, VideoInfo)}
-    return {name: duration_s for name, duration_s in seconds.items() if duration_s is not None}
+        return seconds
+    title = f"Reading headers ({split})"
+    with open_pool(config) as pool, Progress(title, len(files), "videos") as progress:
+        for name, info in zip(files, pool.probe(list(files.values())), strict=True):
+            if isinstance(info, VideoInfo) and info.duration_s is not None:
+                seconds[name] = info.duration_s
+            progress.advance(failed=not isinstance(info, VideoInfo))
+    return seconds

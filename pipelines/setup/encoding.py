@@ -4,37 +4,32 @@ from __future__ import annotations
 
 import importlib.metadata
 import sys
-from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-
 from flcache.cache import (
-    CODEC_CALIBRATION_CLIPS,
-    TRAINING_SPLIT,
     CacheSpec,
     LatentCache,
     create_or_check,
     failure_groups,
     finalize_statistics,
     is_calibrated,
-    is_committed,
     remove_shard_leftovers,
-    write_plan,
+    settle,
 )
 from flcache.cache.storage import Location
 from flcache.config import Config
 from flcache.encoder import LatentVideoModel
-from flcache.engines import ClipFailed, EncodeJob, Event, ShardCommitted, ShardTask, calibrate
+from flcache.engines import ClipFailed, EncodeJob, Event, ShardCommitted, calibrate
 from flcache.engines.cores import available_cores
-from flcache.errors import ConfigError, DataError
-from flcache.videos import decode_planned, planned_clips
+from flcache.errors import DataError
+from flcache.videos import decode_planned
 
-from .clips import SplitClips, assign_split, open_pool
+from .clips import open_pool
 from .encoder import hard_spec
 from .engine import LOCAL, Engine, decode_workers
+from .planning import OF_THE_ENCODER, FailedShards, MissingShards, Planning, calibration_clips, finish_planning
 from .progress import Progress
 
 SOFT_PACKAGES = ("flcache", "torch", "torchvision", "transformers", "decord", "av")
@@ -44,21 +39,29 @@ def encode_missing(
     location: Location,
     config: Config,
     model: LatentVideoModel,
-    splits: Sequence[SplitClips],
+    planning: Planning,
     part: tuple[int, int] | None = None,
+    *,
+    retry_failed: bool = False,
     engine: Engine = LOCAL,
 ) -> None:
-    """Encode and commit the shards without a commit; with `part=(i, n)` only every n-th shard from number i on."""
-    spec = open_cache(location, config, model, splits)
-    plans = [assign_split(config, spec.latent_shape, split) for split in splits]
-    plan = write_plan(location, pd.concat(plans, ignore_index=True))
-    job = _job(location, config, spec, model, splits)
-    _encode(config, engine, job, _pending(location, plan, splits, part), model)
+    """Encode and commit the shards without a commit; with `part=(i, n)` only every n-th shard from number i on.
+
+    With `retry_failed` also the failed clips of committed shards, where the reason may have gone.
+    """
+    spec = open_cache(location, config, model, planning)
+    plan = finish_planning(planning, spec.latent_shape)
+    job = _job(location, config, spec, model)
+    settle(location)
+    failed = FailedShards(planning, plan, part) if retry_failed else None
+    _encode(config, engine, job, MissingShards(planning, plan, part), model)
+    if failed is not None:
+        _encode(config, engine, job, failed, model)
     remove_shard_leftovers(location)
     finalize_statistics(location)
 
 
-def open_cache(location: Location, config: Config, model: LatentVideoModel, splits: Sequence[SplitClips]) -> CacheSpec:
+def open_cache(location: Location, config: Config, model: LatentVideoModel, planning: Planning) -> CacheSpec:
     """The spec of the cache, written if absent. Raises SpecMismatch if the cache is of other latents."""
     versions = {name: _version(name) for name in SOFT_PACKAGES}
     soft = {
@@ -68,31 +71,22 @@ def open_cache(location: Location, config: Config, model: LatentVideoModel, spli
         "versions": versions,
     }
     hard = hard_spec(config, model)
-    calibration = partial(_calibrate, config, hard, model, splits) if is_calibrated(hard) else None
+    calibration = partial(_calibrate, config, hard, model, planning) if is_calibrated(hard) else None
     spec, changed = create_or_check(location, hard, soft, calibration)
     for difference in changed:
         print(f"Notice: {location}: {difference}; latents may differ in their last bits", file=sys.stderr)
     return spec
 
 
-def _calibrate(
-    config: Config, hard: dict[str, Any], model: LatentVideoModel, splits: Sequence[SplitClips]
-) -> dict[str, Any]:
+def _calibrate(config: Config, hard: dict[str, Any], model: LatentVideoModel, planning: Planning) -> dict[str, Any]:
     """The codec's calibration from the first training clips of the plan, a random sample since plans are shuffled."""
-    split = next((split for split in splits if split.split == TRAINING_SPLIT), None)
-    if split is None:
-        raise ConfigError(
-            f"dataset.train is not set, and {config.cache.codec} is calibrated on training clips: "
-            "give dataset.train, or choose cache.codec=float16 and no encode.keep.pca"
-        )
-    sample = assign_split(config, hard["layout"]["shape"], split)[:CODEC_CALIBRATION_CLIPS]
-    clips, options = planned_clips(sample), config.encode
+    folder, clips = calibration_clips(planning, tuple(hard["layout"]["shape"]))
     with open_pool(config) as pool, Progress("Calibrating", len(clips), "clips") as progress:
         return calibrate(
             hard,
-            decode_planned(pool, split.folder, clips),
+            decode_planned(pool, folder, clips),
             model,
-            batch_size=options.batch_size,
+            batch_size=config.encode.batch_size,
             on_clip=lambda failed: progress.advance(failed=failed),
         )
 
@@ -104,28 +98,11 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _pending(
-    location: Location, plan: pd.DataFrame, splits: Sequence[SplitClips], part: tuple[int, int] | None
-) -> list[ShardTask]:
-    """The shards without a commit, in plan order; `part` as in `encode_missing`."""
-    index, count = part or (0, 1)
-    wanted = plan[plan["split"].isin([split.split for split in splits])]
-    shards = [rows for _, rows in wanted.groupby(["split", "shard"])][index::count]
-    named = [(str(rows["split"].iloc[0]), int(rows["shard"].iloc[0]), rows) for rows in shards]
-    return [
-        ShardTask(split, shard, tuple(planned_clips(rows)))
-        for split, shard, rows in named
-        if not is_committed(location, split, shard)
-    ]
-
-
-def _job(
-    location: Location, config: Config, spec: CacheSpec, model: LatentVideoModel, splits: Sequence[SplitClips]
-) -> EncodeJob:
+def _job(location: Location, config: Config, spec: CacheSpec, model: LatentVideoModel) -> EncodeJob:
     return EncodeJob(
         cache=location,
         video_root=Path(config.require("dataset.root")),
-        other_case={annotated: path for split in splits for annotated, path in split.folder.other_case.items()},
+        other_case={},  # every task knows its files
         spec=spec,
         encoder=config.encoder,
         context=config.encode.context,
@@ -139,12 +116,15 @@ def _job(
 
 
 def _encode(
-    config: Config, engine: Engine, job: EncodeJob, tasks: Sequence[ShardTask], model: LatentVideoModel
+    config: Config,
+    engine: Engine,
+    job: EncodeJob,
+    tasks: MissingShards | FailedShards,
+    model: LatentVideoModel,
 ) -> None:
-    clips = sum(len(task.clips) for task in tasks)
-    if not clips:
+    if not len(tasks):
         return
-    with Progress("Encoding", clips, "clips") as progress:
+    with Progress("Encoding", tasks.num_clips, "clips") as progress:
 
         def show(event: Event) -> None:
             if not isinstance(event, ShardCommitted):
@@ -169,6 +149,8 @@ def report_encoding(location: Location, config: Config) -> None:
         )
     for group in failure_groups(failures):
         print(f"  {group}")
+    if any(failure.reason not in OF_THE_ENCODER for failure in failures):
+        print('  "flcache encode --retry-failed" tries those again whose files have come or were mended')
     attempted = len(cache) + len(failed)
     if len(failed) > config.encode.max_failed_fraction * attempted:
         raise DataError(

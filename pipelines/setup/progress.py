@@ -33,10 +33,10 @@ class Progress:
         )
         self._task = self._bar.add_task(title, total=total, completed=done, state="")
 
-    def advance(self, *, failed: bool = False, note: str = "") -> None:
-        """One more is done, or has failed; `note` stays beside the bar until the next."""
-        self.done += 1
-        self.failed += failed
+    def advance(self, *, failed: bool = False, note: str = "", count: int = 1) -> None:
+        """`count` more are done, or have failed; `note` stays beside the bar until the next."""
+        self.done += count
+        self.failed += count * failed
         self.note = note or self.note
         self._bar.update(self._task, completed=self.done, state=", ".join(self._state()))
         if self._bar.disable and time.monotonic() - self._printed >= PLAIN_EVERY_S:

@@ -15,7 +15,7 @@ from flcache.cache import LatentCache, LatentLoader, is_committed, read_spec, ve
 from flcache.cache.check.repair import prove, set_aside, shards_aside
 from flcache.cache.check.verify import ShardVerifier
 from flcache.cache.format.commit import repair_hint
-from flcache.cache.format.plan import PlanTable
+from flcache.cache.format.plan_table import PlanTable
 from flcache.cache.storage import LocalStore
 from flcache.errors import CacheError, DamagedError, FlcacheError
 

@@ -123,7 +123,9 @@ def test_missing_and_broken_videos_are_listed_with_reasons(
     with pytest.raises(DataError, match=r"1 of 5 clips failed"):
         encode.run(load_config(config_file, [*overrides, "encode.max_failed_fraction=0.1"]))
     with pytest.raises(DataError, match=r"1 of 6 videos are missing .*dataset\.max_missing_fraction=0\.17"):
-        encode.run(load_config(config_file, [*overrides, "dataset.max_missing_fraction=0.1"]))
+        encode.run(
+            load_config(config_file, [*overrides, "dataset.max_missing_fraction=0.1", f"cache.dir={broken}/new"])
+        )
 
 
 def test_clips_that_take_longer_than_the_timeout_have_failed(config_file: Path, videos: Path) -> None:

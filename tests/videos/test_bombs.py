@@ -145,7 +145,7 @@ def test_the_limit_is_no_part_of_the_spec() -> None:
 
 
 def test_clips_that_wait_have_a_limit_in_bytes() -> None:
-    room, entered = LookAhead(100), []
+    room, entered = LookAhead(100, 20), []
 
     def enter(number: int, count: int) -> None:
         room.let_in(number, count)
@@ -168,6 +168,24 @@ def test_clips_that_wait_have_a_limit_in_bytes() -> None:
     room.close()
     late.join(5)
     assert entered[-1] == 9
+
+
+def test_clips_that_wait_have_a_limit_in_number() -> None:
+    room, entered = LookAhead(10**9, 2), []
+
+    def enter(number: int) -> None:
+        room.let_in(number, 1)
+        entered.append(number)
+
+    threads = [threading.Thread(target=enter, args=(number,)) for number in (1, 2)]
+    for thread in threads:
+        thread.start()
+    time.sleep(0.2)
+    assert entered == [1]
+    room.took(0)
+    for thread in threads:
+        thread.join(5)
+    assert entered == [1, 2]
 
 
 def test_all_clips_come_where_each_fills_the_limit(write_video: Callable[..., Path]) -> None:

@@ -6,7 +6,9 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import CancelledError
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +16,7 @@ import pytest
 
 from flcache.errors import DecodeError
 from flcache.videos import ClipRequest, DecodedClip, DecodePool, decode_clip
+from flcache.videos.pool import LONGEST_RUN
 
 REQUEST = ClipRequest(4, 0.0, (0.0, 0.2, 0.4, 0.6), None, "pad")
 
@@ -58,17 +61,67 @@ def test_clips_come_in_order_and_equal_those_decoded_here(write_video: Callable[
 
 def test_items_are_read_no_further_ahead_than_the_workers_need(write_video: Callable[..., Path]) -> None:
     path, read = write_video(), []
+    others = [path.with_name(f"{k}.mp4") for k in range(20)]
+    for other in others:
+        other.hardlink_to(path)
 
-    def items() -> Iterator[tuple[int, Path, ClipRequest]]:
-        for k in range(50):
+    def items(paths: Iterable[Path]) -> Iterator[tuple[int, Path, ClipRequest]]:
+        read.clear()
+        for k, path in enumerate(paths):
             read.append(k)
             yield k, path, REQUEST
 
     with DecodePool(1, 60) as pool:
-        clips = pool.decode(items())
+        clips = pool.decode(items(others))
         for taken in range(5):
             next(clips)
             assert len(read) <= taken + 3
+        clips = pool.decode(items([path] * 100))
+        for _ in range(5):
+            next(clips)
+            assert len(read) <= 2 * LONGEST_RUN + 1
+
+
+def test_a_run_goes_on_after_the_clip_that_fails(write_video: Callable[..., Path]) -> None:
+    """A clip beyond the end fails, a worker is killed: the others of the video are as they are alone."""
+    path = write_video(times=tuple(range(0, 28800, 24)), size=(32, 32))
+    late = ClipRequest(1, 99.0, (99.0,), None, "drop")
+    requests = [
+        late if k == 3 else ClipRequest(4, k, tuple(k + i / 5 for i in range(4)), None, "pad") for k in range(40)
+    ]
+    with DecodePool(2, 60) as pool:
+        clips = pool.decode((k, path, request) for k, request in enumerate(requests))
+        found = [next(clips)[1] for _ in range(6)]
+        os.kill(pool.worker_pids[0], signal.SIGKILL)
+        found += [clip for _, clip in clips]
+    assert len(found) == 40
+    for request, clip in zip(requests, found, strict=True):
+        if request is late:
+            assert isinstance(clip, DecodeError) and clip.reason == "too short"
+        else:
+            assert isinstance(clip, DecodedClip) and np.array_equal(clip.frames, decode_clip(path, request).frames)
+
+
+def test_all_workers_decode_one_video_and_few_clips_wait(write_video: Callable[..., Path]) -> None:
+    path, workers = write_video(), 3
+    with DecodePool(workers, 60) as pool:
+        clips = pool.decode((k, path, REQUEST) for k in range(200))
+        next(clips)
+        wait_until(lambda: len(pool.worker_pids) == workers)
+        time.sleep(1)
+        waiting = next(cell for cell in clips.gi_frame.f_locals.values() if isinstance(cell, deque) and cell)
+        done = sum(asked.result.done() for _, asked in waiting)
+        assert LONGEST_RUN < done <= (workers - 1) * LONGEST_RUN + 2 * workers
+        assert [key for key, _ in clips] == list(range(1, 200))
+
+
+def test_what_was_not_begun_when_the_pool_closes_is_not_waited_for(write_video: Callable[..., Path]) -> None:
+    path = write_video()
+    with DecodePool(1, 60) as pool:
+        clips = pool.decode((k, path, REQUEST) for k in range(2 * LONGEST_RUN))
+        next(clips)
+    with pytest.raises(CancelledError):
+        list(clips)
 
 
 def test_a_hanging_clip_times_out_and_only_it_fails(write_video: Callable[..., Path], endless: Path) -> None:
@@ -128,12 +181,14 @@ def test_a_worker_killed_or_stopped_once_costs_no_clip(
 
 
 def test_workers_end_with_a_parent_that_is_killed(endless: Path) -> None:
+    other = endless.with_name("other.mkv")
+    other.hardlink_to(endless)
     script = f"""
 import sys, threading
 from pathlib import Path
 from flcache.videos import ClipRequest, DecodePool
 pool = DecodePool(2, 600)
-items = [(k, Path({str(endless)!r}), ClipRequest(1, 0.0, (0.0,), None, "pad")) for k in range(2)]
+items = [(path, Path(path), ClipRequest(1, 0.0, (0.0,), None, "pad")) for path in ({str(endless)!r}, {str(other)!r})]
 threading.Thread(target=lambda: list(pool.decode(items)), daemon=True).start()
 while len(pool.worker_pids) < 2:
     pass

@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 from flcache.cache.codecs.fidelity import Fidelity, merge
 from flcache.cache.format.commit import Commit, Failure
 from flcache.cache.format.names import shard_of
-from flcache.cache.format.plan import PlanTable
+from flcache.cache.format.plan_table import PlanTable
 from flcache.cache.format.spec import FORMAT
 from flcache.cache.read.cache import LatentCache
 from flcache.cache.storage import Location, Store

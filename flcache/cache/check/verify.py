@@ -22,7 +22,7 @@ from flcache.cache.format.commit import (
 )
 from flcache.cache.format.index import Rows
 from flcache.cache.format.names import PLAN, SPEC, shard_files, shard_name
-from flcache.cache.format.plan import PlanTable
+from flcache.cache.format.plan_table import PlanTable
 from flcache.cache.format.spec import CacheSpec, read_spec
 from flcache.cache.read.reader import read_rows
 from flcache.cache.storage import Location, Store, open_store

@@ -115,7 +115,7 @@ def _check_gap(
     expected = before
     if with_metadata:
         name = f"{clip.clip_id}.json"
-        content = _json_content(gap[len(before) :])
+        content = json_content(gap[len(before) :])
         if content is None:
             return f"no member {name} where the idx has it"
         metadata = parse_object(content) or {}
@@ -132,7 +132,7 @@ def _check_gap(
     return None
 
 
-def _json_content(members: bytes) -> bytes | None:
+def json_content(members: bytes) -> bytes | None:
     """The content of the tar member that `members` starts with; None if its header gives no size or a wrong one."""
     size = members[124:135]  # in octal
     if not re.fullmatch(rb"[0-7]{11}", size):

@@ -74,9 +74,9 @@ def damaged(store: Store, what: str) -> DamagedError:
     return DamagedError(f"{store}/{what}; {repair_hint(store)}")
 
 
-def write_commit(store: Store, commit: Commit) -> None:
-    """Write the commit; tar, idx and failures must be published already."""
-    store.write(commit.files.commit, seal({"format": FORMAT} | asdict(commit)))
+def write_commit(store: Store, commit: Commit, *, file: str | None = None) -> None:
+    """Write the commit, to `file` if that is given; tar, idx and failures must be published already."""
+    store.write(file or commit.files.commit, seal({"format": FORMAT} | asdict(commit)))
 
 
 def is_committed(location: Location, split: str, shard: int) -> bool:

@@ -10,6 +10,7 @@ from flcache.errors import CacheError
 SPEC = "spec.json"
 PLAN = "plan.parquet"
 COMMITS = "commits"
+RETRIED = ".retried"
 FINGERPRINT_MEMBER = "__flc__/fingerprint"
 CHANNELS_MEMBER = "__flc__/channels"
 
@@ -32,6 +33,12 @@ def shard_files(split: str, shard: int) -> ShardFiles:
     return ShardFiles(
         name, f"shards/{name}.tar", f"shards/{name}.idx", f"{COMMITS}/{name}.json", f"failures/{name}.jsonl"
     )
+
+
+def retried_files(split: str, shard: int) -> ShardFiles:
+    """The files of a shard that is to take the place of a committed one."""
+    name, *files = shard_files(split, shard)
+    return ShardFiles(name, *(file + RETRIED for file in files))
 
 
 def shard_name(split: str, shard: int) -> str:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from flcache.cache.codecs.reduction import LARGEST
 from flcache.cache.format.commit import Commit, check_size, damaged, read_commits
-from flcache.cache.format.plan import PlanTable
+from flcache.cache.format.plan_table import PlanTable
 from flcache.cache.format.spec import CacheSpec, read_spec, write_spec
 from flcache.cache.format.tar import last_member_offset
 from flcache.cache.storage import Location, Store, open_store
@@ -74,18 +74,18 @@ def step_sums(latents: NDArray[np.float32]) -> NDArray[np.float64]:
 
 
 def finalize_statistics(location: Location) -> bool:
-    """Write the channel statistics into `spec.json` once all training shards are committed.
+    """Write the channel statistics into `spec.json` once all training shards are committed, or hold other clips.
 
     Returns whether they are there now. The fingerprint does not change.
     """
     store = open_store(location)
     spec = read_spec(store)
-    if spec.channels is not None:
-        return True
     commits = [commit for commit in read_commits(store, fingerprint=spec.fingerprint) if commit.split == TRAINING_SPLIT]
     planned = sum(split == TRAINING_SPLIT for split, _ in PlanTable(store).first_rows)
     if len(commits) < planned or not any(commit.positions for commit in commits):
-        return False
+        return spec.channels is not None
+    if spec.channels is not None and spec.channels["count"] == sum(commit.positions for commit in commits):
+        return True
     write_spec(store, replace(spec, channels=merge_channels(store, spec, commits)))
     return True
 

@@ -87,5 +87,10 @@ def _header(name: bytes, size: bytes, checksum: bytes) -> bytes:
     )  # fmt: skip
 
 
+def padded(num_bytes: int) -> int:
+    """Where the next member starts after `num_bytes`."""
+    return num_bytes + _padding(num_bytes)
+
+
 def _padding(num_bytes: int) -> int:
     return -num_bytes % BLOCK_BYTES

@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from flcache.cache.format.commit import Commit, Failure, read_commits, read_failures, repair_hint
-from flcache.cache.format.plan import PlanTable
+from flcache.cache.format.plan_table import PlanTable
 from flcache.cache.format.spec import read_spec
 from flcache.cache.format.statistics import TRAINING_SPLIT, channel_statistics, merge_channels
 from flcache.cache.read.reader import ShardReader

@@ -14,6 +14,7 @@ import xxhash
 from numpy.typing import NDArray
 
 from flcache.cache.codecs.fidelity import Fidelity, merge
+from flcache.cache.codecs.protocol import cast
 from flcache.cache.format.commit import (
     Commit,
     Failure,
@@ -23,7 +24,7 @@ from flcache.cache.format.commit import (
     write_commit,
 )
 from flcache.cache.format.index import PADDED, index_bytes, row_dtype
-from flcache.cache.format.names import CHANNELS_MEMBER, FINGERPRINT_MEMBER, parse_shard_name, shard_files
+from flcache.cache.format.names import CHANNELS_MEMBER, FINGERPRINT_MEMBER, parse_shard_name, retried_files, shard_files
 from flcache.cache.format.plan import check_clip_ids
 from flcache.cache.format.record import canonical_json
 from flcache.cache.format.spec import CacheSpec
@@ -78,12 +79,14 @@ class ShardWriter:
         *,
         min_cosine: float | None = None,
         wait: bool = True,
+        retried: bool = False,
     ) -> None:
         """`min_cosine` is the least cosine of a stored latent vector with the original. With `wait=False` entering
-        raises ShardBusy where another writes the shard."""
+        raises ShardBusy where another writes the shard. A `retried` shard is written beside the committed one."""
         self._store, self._split, self._shard, self._spec = open_store(location), split, shard, spec
         self._min_cosine, self._wait = min_cosine, wait
-        self._files = shard_files(split, shard)
+        self._files = retried_files(split, shard) if retried else shard_files(split, shard)
+        self._lock = shard_files(split, shard).tar
         self._rows: list[tuple[Any, ...]] = []
         self._failures: list[Failure] = []
         self._decoders: Counter[str] = Counter()
@@ -93,25 +96,17 @@ class ShardWriter:
         self._next_slot = 0
 
     def __enter__(self) -> ShardWriter:
-        self.open()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def open(self) -> None:
-        """What entering does."""
         with ExitStack() as undo:
-            if not undo.enter_context(self._store.lock(self._files.tar, wait=self._wait)):
-                raise ShardBusy(f"{self._store}/{self._files.tar}: another run is writing it; let it finish")
+            if not undo.enter_context(self._store.lock(self._lock, wait=self._wait)):
+                raise ShardBusy(f"{self._store}/{self._lock}: another run is writing it; let it finish")
             self._new_tar = self._store.create(self._files.tar)
             undo.callback(self._new_tar.discard)
             self._tar = TarStream(self._new_tar)
             self._tar.add(FINGERPRINT_MEMBER, self._spec.fingerprint.encode())
             self._undo = undo.pop_all()
+        return self
 
-    def close(self) -> None:
-        """What leaving does."""
+    def __exit__(self, *_: object) -> None:
         self._undo.close()
 
     @property
@@ -119,7 +114,7 @@ class ShardWriter:
         """The commit of the shard, if it has one by now, by this writer or another."""
         if not self._store.exists(self._files.commit):
             return None
-        return read_commit(self._store, self._split, self._shard)
+        return read_commit(self._store, self._split, self._shard, file=self._files.commit)
 
     def add(self, clip: EncodedClip) -> None:
         """Store a clip. Raises, with nothing written, ValueRangeError for values that the codec cannot hold, and
@@ -128,12 +123,32 @@ class ShardWriter:
         prepared = self._prepared(clip)
         self._check_cosine(clip, prepared.fidelity)
         self._take_slot(clip.slot)
-        self._rows.append(self._row(clip, self._write(clip, prepared.payloads), prepared.payloads))
+        offsets = self._write_members(clip.clip_id, self._metadata(clip), prepared.payloads)
+        self._rows.append(self._row(clip, offsets, prepared.payloads))
         self._decoders[clip.decoder] += 1
         self._sums.add_steps(prepared.sums, positions=prod(self._spec.latent_shape[1:-1]))
         self._fidelities.append(prepared.fidelity)
         if prepared.keep_fidelity:
             self._keep_fidelities.append(prepared.keep_fidelity)
+
+    def add_stored(
+        self, clip_id: str, row: Any, metadata: bytes, payloads: Sequence[NDArray[Any]], decoder: str
+    ) -> None:
+        """Store a clip as it is stored already: `row` is that of its idx, `metadata` the content of its JSON."""
+        self._take_slot(int(row["slot"]))
+        places = zip(self._write_members(clip_id, metadata, payloads), row["payloads"], strict=True)
+        numbers = [int(row[name]) for name in ("slot", "flags", "valid_steps", "zero")]
+        self._rows.append(
+            (*numbers, row["times"].tolist(), [(offset, place["bytes"], place["xxh3_64"]) for offset, place in places])
+        )
+        self._decoders[decoder] += 1
+        stored = cast(self._spec.codec.decode(payloads), np.dtype(np.float32))
+        self._sums.add(stored[: int(row["valid_steps"])])
+
+    def add_fidelity(self, fidelity: Fidelity | None, keep_fidelity: Fidelity | None) -> None:
+        """Count what was measured of clips that are added as they are stored."""
+        self._fidelities += [fidelity] if fidelity else []
+        self._keep_fidelities += [keep_fidelity] if keep_fidelity else []
 
     def fail(self, failure: Failure) -> None:
         """Record a clip that is left out."""
@@ -171,7 +186,7 @@ class ShardWriter:
             fidelity=merge(self._fidelities),
             keep_fidelity=merge(self._keep_fidelities),
         )
-        write_commit(self._store, commit)
+        write_commit(self._store, commit, file=self._files.commit)
         return commit
 
     def _prepared(self, clip: EncodedClip) -> PreparedClip:
@@ -188,12 +203,12 @@ class ShardWriter:
                 f'cache.min_cosine={self._min_cosine:g}; choose a finer "cache.codec", or lower the floor'
             )
 
-    def _write(self, clip: EncodedClip, payloads: list[NDArray[Any]]) -> list[int]:
+    def _write_members(self, clip_id: str, metadata: bytes, payloads: Sequence[NDArray[Any]]) -> list[int]:
         """Where in the tar each payload starts."""
         layouts = self._spec.codec.payloads(self._spec.latent_shape)
-        self._tar.add(f"{clip.clip_id}.json", self._metadata(clip))
+        self._tar.add(f"{clip_id}.json", metadata)
         return [
-            self._tar.add_array(f"{clip.clip_id}.{layout.name}.npy", payload)
+            self._tar.add_array(f"{clip_id}.{layout.name}.npy", payload)
             for layout, payload in zip(layouts, payloads, strict=True)
         ]
 

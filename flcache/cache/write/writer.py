@@ -155,7 +155,8 @@ class CacheWriter:
         columns = {"clip_id": ids, "video": videos, "video_id": videos, "label": labels, "start_s": 0.0}
         table = pd.DataFrame(columns | {"timestamps": pd.Series([None] * len(ids), dtype=object)})
         clip_bytes = spec.codec.clip_bytes(spec.latent_shape)
-        plan = assign_shards(table, split, clip_bytes=clip_bytes, shard_bytes=self._shard_bytes, seed=self._seed or 0)
+        sizes = {"clip_bytes": clip_bytes, "shard_bytes": self._shard_bytes, "seed": self._seed or 0}
+        plan = assign_shards(table, split, **sizes, by_video=False)
         # Without a seed, the same shards are filled in the given order.
         return plan if self._seed is not None else plan.assign(**{str(name): table[name] for name in table})
 
