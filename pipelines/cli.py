@@ -266,6 +266,28 @@ def loader(directory: str | None, as_json: bool) -> None:
     stage.run(Path(directory) if directory else None, as_json=as_json)
 
 
+@bench.command("encode")
+@click.option("--config", metavar="NAME_OR_FILE", help="As of flcache encode; without it videos are made here.")
+@_OVERRIDES
+@click.option(
+    "--stand-in",
+    type=click.FloatRange(min=0),
+    metavar="R",
+    help="Instead of the encoder one that only waits, for R clips a second; 0 costs nothing.",
+)
+@_JSON
+def bench_encode(config: str | None, overrides: tuple[str, ...], stand_in: float | None, as_json: bool) -> None:
+    """Seconds a clip of each stage of encoding, the limit that follows, and clips per second reached.
+
+    Without --config an encoder is stated by KEY=VALUE, or --stand-in takes its place.
+    """
+    from flcache.config import load_config
+
+    from .bench import encode as stage
+
+    stage.run(load_config(config, overrides), own_videos=config is None, stand_in=stand_in, as_json=as_json)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """The entry point: runs a command, and turns what went wrong into one line and an exit code."""
     if not sys.warnoptions:

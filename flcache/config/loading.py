@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import yaml
 
 from flcache.bounds import OptionalPath
-from flcache.config.inherit import find_config, merge, read_config, read_overrides, resolve
+from flcache.config.inherit import Layers, find_config, merge, read_config, read_overrides, resolve
 from flcache.config.schema import as_dict, as_tree, build, check_keys, convert, schema_keys
 from flcache.config.tree import Config
 from flcache.config.yaml_lines import Origin, dotted
@@ -35,17 +35,19 @@ _KEYS = schema_keys(Config)
 _MAY_BE_UNSET = {key for key, hint in _KEYS.items() if hint == OptionalPath}
 
 
-def load_config(path_or_name: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Config:
+def load_config(path_or_name: str | os.PathLike[str] | None, overrides: Sequence[str] = ()) -> Config:
     """The configuration at a path, or the shipped one of that name, with its `inherits` and `KEY=VALUE` overrides.
+    None is that of the defaults.
 
     Raises ConfigError with one line for every key or value that is wrong, naming file and line.
     """
     return load_resolved(path_or_name, overrides).config
 
 
-def load_resolved(path_or_name: str | os.PathLike[str], overrides: Sequence[str] = ()) -> ResolvedConfig:
+def load_resolved(path_or_name: str | os.PathLike[str] | None, overrides: Sequence[str] = ()) -> ResolvedConfig:
     """As `load_config`, and also where each value came from and which files disagreed."""
-    layers = merge(read_config(find_config(path_or_name)), read_overrides(overrides), silently=True)
+    files = Layers() if path_or_name is None else read_config(find_config(path_or_name))
+    layers = merge(files, read_overrides(overrides), silently=True)
     entries = layers.entries
     _refuse(check_keys(entries, _KEYS))
     resolved, unresolved = resolve(entries, as_dict(Config()))

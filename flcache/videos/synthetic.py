@@ -10,6 +10,7 @@ import hashlib
 import io
 import math
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -35,7 +36,9 @@ _X264_OPTIONS = {"qp": "10", "preset": "veryfast", "g": "16"}
 
 
 @dataclass(frozen=True)
-class _Picture:
+class Picture:
+    """Size and timing of a video, and the seed of what it shows."""
+
     frames: int
     size: int
     fps: int
@@ -59,7 +62,7 @@ def write_dataset(
 
     Files that exist are kept: each gets its name only when it is complete.
     """
-    picture = _Picture(frames, size, fps, seed)
+    picture = Picture(frames, size, fps, seed)
     root.mkdir(parents=True, exist_ok=True)
     for split, count in (("train", train_videos), ("val", val_videos)):
         rows = [_write_one(root, split, index, picture) for index in range(count)]
@@ -67,14 +70,14 @@ def write_dataset(
         _replace(root / f"{split}.csv", "".join(f"{line}\n" for line in lines).encode())
 
 
-def _write_one(root: Path, split: str, index: int, picture: _Picture) -> str:
+def _write_one(root: Path, split: str, index: int, picture: Picture) -> str:
     """Write one video unless it exists; returns its row of the annotation file."""
     label = LABELS[index % len(LABELS)]
     youtube_id = f"{split[0]}{index:06d}{picture.digest}"  # 11 characters, as on YouTube
     path = root / label / f"{youtube_id}_{0:06d}_{picture.duration_s:06d}.mp4"
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
-        _replace(path, _encode(draw_video(split, index, picture), picture.fps))
+        _replace(path, encode_mp4(draw_video(split, index, picture), picture.fps))
     return f"{label},{youtube_id},0,{picture.duration_s},{split},0"
 
 
@@ -88,7 +91,7 @@ def _replace(path: Path, content: bytes) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def draw_video(split: str, index: int, picture: _Picture) -> NDArray[np.uint8]:
+def draw_video(split: str, index: int, picture: Picture) -> NDArray[np.uint8]:
     """The frames of one video, (F, S, S, 3) RGB; the first shape is the largest and gives the label."""
     rng = np.random.default_rng([picture.seed, int(split == "val"), index])
     canvas = np.broadcast_to(_background(rng, picture.size), (picture.frames, picture.size, picture.size, 3)).copy()
@@ -139,13 +142,13 @@ def _coverage(shape: str, centres: NDArray[np.float32], radius: float, size: int
     return coverage
 
 
-def _encode(frames: NDArray[np.uint8], fps: int) -> bytes:
-    """An MP4 of (F, h, w, 3) RGB frames."""
+def encode_mp4(frames: NDArray[np.uint8], fps: int, options: Mapping[str, str] = _X264_OPTIONS) -> bytes:
+    """An MP4 of (F, h, w, 3) RGB frames, compressed by x264 with `options`."""
     import av
 
     file = io.BytesIO()
     with av.open(file, "w", format="mp4", options={"fflags": "+bitexact"}) as container:
-        stream: Any = container.add_stream("libx264", rate=Fraction(fps), options=_X264_OPTIONS)
+        stream: Any = container.add_stream("libx264", rate=Fraction(fps), options=dict(options))
         stream.height, stream.width = frames.shape[1:3]
         stream.pix_fmt, stream.thread_count = "yuv420p", 1
         for frame in frames:

@@ -10,8 +10,10 @@ import pytest
 from small_run import flcache
 
 from flcache.cache import CacheWriter
+from flcache.config import load_config
 from flcache.errors import CacheError
 from flcache.pipelines import bench
+from flcache.pipelines.bench import encode
 
 
 def write_cache(path: Path, clips: int) -> Path:
@@ -39,3 +41,25 @@ def test_a_cache_that_is_too_small_says_so(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.chdir(tmp_path)
     with pytest.raises(CacheError, match="8 training clips in float16; a measurement wants at least 32"):
         bench.run(write_cache(tmp_path / "cache", 8))
+
+
+def test_encoding_is_measured_with_a_stand_in(
+    config_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    found = encode.run(load_config(config_file), own_videos=False, stand_in=200.0, as_json=True, clips=24)
+    assert found.decode_s > 0 and found.store_s > 0 and found.encode_s == pytest.approx(1 / 200, rel=0.3)
+    assert found.clips_per_s > 0 and found.limit_clips_per_s <= 1 / found.encode_s + 1e-6
+    assert 0 < found.busy <= 1 and found.held_back_by in ("decode", "encode", "store")
+    assert not list(tmp_path.glob("flcache-bench-*")), "nothing is left behind"
+
+
+def test_encoding_is_measured_with_the_configured_encoder(
+    config_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Through the command line, in a codec that is calibrated first."""
+    monkeypatch.chdir(tmp_path)
+    result = flcache("bench", "encode", "--config", config_file, "cache.codec=int8", "--json")
+    assert result.returncode == 0, result.stderr
+    keys = {"decode_s", "encode_s", "store_s", "limit_clips_per_s", "clips_per_s", "busy", "held_back_by"}
+    assert set(json.loads(result.stdout)) == keys

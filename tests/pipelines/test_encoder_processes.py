@@ -46,7 +46,7 @@ def tasks_of(job: EncodeJob) -> list[ShardTask]:
 
 
 def shards_of(cache_dir: Path) -> dict[str, bytes]:
-    return {name: content for name, content in tree(cache_dir).items() if name != "spec.json"}
+    return {name: content for name, content in tree(cache_dir).items() if "/" in name}
 
 
 def encoders() -> list[BaseProcess]:
