@@ -35,6 +35,7 @@ from flcache.training.log import Means, MetricsLog
 from flcache.training.objective import check_finite
 from flcache.training.options import TrainingOptions
 from flcache.training.state import Position, Trained, read_state, restore, write_state
+from flcache.training.stopping import Asked, Stopping, never
 from flcache.training.world_model import Batch, WorldModel
 
 OnStep = Callable[[int, dict[str, float]], None]
@@ -113,12 +114,17 @@ class Run:
     def _trained(self) -> Trained:
         return Trained(self.model, self._optimiser, self.schedule, self.accelerator.scaler)
 
-    def fit(self, options: TrainingOptions, on_step: OnStep) -> None:
-        """Train to `options.steps`. Raises TrainingError on a loss that is not finite and on collapsing latents."""
+    def fit(self, options: TrainingOptions, on_step: OnStep, asked_to_stop: Asked = never) -> int:
+        """Train to `options.steps`, or until `asked_to_stop` gives another number than 0 on any process, which is
+        returned once a checkpoint has been written.
+
+        Raises TrainingError on a loss that is not finite and on collapsing latents.
+        """
         batches = chain.from_iterable(repeat(self.source))  # epoch after epoch
+        stopping, stopped = Stopping(asked_to_stop, self.accelerator.num_processes), 0
         self.model.train()
         with self._log() as log:
-            while self.step < options.steps:
+            while self.step < options.steps and not stopped:
                 self._optimise(batches, options)
                 values: dict[str, float] = {}
                 if self.step % options.log_every == 0 or self.step in (1, options.steps):
@@ -126,8 +132,12 @@ class Run:
                     if log:
                         log.write(self.step, values)
                 on_step(self.step, values)
-                if self.step % options.checkpoint_every == 0 or self.step == options.steps:
+                done = self.step == options.steps
+                stopped = 0 if done else stopping.after_step()
+                if done or stopped or self.step % options.checkpoint_every == 0:
                     self.save(options.keep_checkpoints)
+        stopping.close()
+        return stopped
 
     def _optimise(self, batches: Iterator[Batch], options: TrainingOptions) -> None:
         """One optimiser step over `options.accumulate` batches, and its metrics."""
