@@ -1,4 +1,4 @@
-"""What signals do: end a command tidily, as Ctrl-C does; a training run first finishes its step and writes a checkpoint.
+"""What signals do: end a command tidily, as Ctrl-C does; training first finishes its step and writes a checkpoint.
 
 SIGTERM, SIGHUP and SIGUSR1 end every command. Slurm sends the first, and any that `sbatch --signal` names.
 """

@@ -1,4 +1,4 @@
-"""Signals end a command as Ctrl-C does: one line, nothing left behind, soon. A training run writes a checkpoint first."""
+"""Signals end a command as Ctrl-C does: one line, nothing left behind, soon. Training first writes a checkpoint."""
 
 from __future__ import annotations
 
@@ -141,9 +141,7 @@ def test_a_training_writes_a_checkpoint_and_ends_and_resumes_to_the_same_bytes(
     check_whole_and_parts_agree(whole, parts)
 
 
-def test_two_processes_stop_at_one_step_when_one_is_asked_to(
-    config_file: Path, encoded: Path, tmp_path: Path
-) -> None:
+def test_two_processes_stop_at_one_step_when_one_is_asked_to(config_file: Path, encoded: Path, tmp_path: Path) -> None:
     whole, parts, cache = tmp_path / "whole", tmp_path / "parts", encoded.parent / "cache"
 
     def together(training: Path) -> list[Forked]:
