@@ -78,7 +78,7 @@ class Audit:
 def run(directory: Path, config: Config, clips: int, as_json: bool = False) -> None:
     """Audit `clips` clips of the cache at `directory`, evenly spread over all its splits.
 
-    Raises DataError if it has none, SpecMismatch if the configuration makes other latents, CacheError if the cached ones
+    Raises DataError if it has none, SpecMismatch if the configuration makes other latents, CacheError if those in it
     are not those that are encoded now, LeakError if a context moves that the cache says has not seen the future.
     """
     cache = LatentCache(directory)

@@ -245,15 +245,16 @@ def bench() -> None:
 
 @bench.command()
 @click.argument("directory", metavar="[DIR]", required=False)
+@click.option("--rivals", metavar="PYTHON", help="An interpreter that has the other loaders, if this one has not.")
 @_JSON
-def loader(directory: str | None, as_json: bool) -> None:
+def loader(directory: str | None, rivals: str | None, as_json: bool) -> None:
     """Clips per second: the loader, a bare ring of preadv, and other loaders that are installed.
 
     Reads the training split of the cache in DIR; without it, one of noise that is made here and removed.
     """
     from . import bench as stage
 
-    stage.run(Path(directory) if directory else None, as_json=as_json)
+    stage.run(Path(directory) if directory else None, as_json=as_json, rivals=rivals)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -44,9 +44,12 @@ CONF
 }
 
 slurm_stop() {
-  local file
+  local file pid
   for file in "$slurm_dir/slurmd.pid" "$slurm_dir/slurmctld.pid" /run/munge/munged.pid; do
-    [ -f "$file" ] && kill "$(cat "$file")"
+    [ -f "$file" ] || continue
+    pid=$(cat "$file")
+    kill "$pid"
+    while kill -0 "$pid" 2>/dev/null; do sleep 0.1; done  # it still writes its state
   done
   rm -rf "$slurm_dir"
 }
