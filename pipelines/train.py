@@ -27,7 +27,7 @@ from flcache.training import (
 )
 
 from .setup.continuing import as_begun, check_settings
-from .setup.encoder import pick_device
+from .setup.encoder import pick_device, pick_precision, print_choice
 from .setup.model import build_world_model
 from .setup.progress import Progress
 from .setup.signals import EndedBy, announced_end
@@ -90,9 +90,12 @@ def _accelerator(config: Config) -> Accelerator:
         torch.set_float32_matmul_precision("high")  # TF32
         if device.index is not None:
             torch.cuda.set_device(device)
+    precision = pick_precision(training.precision, str(device))
+    if training.precision == "auto":
+        print_choice("training.precision", precision, str(device))
     accelerator = Accelerator(
         cpu=device.type == "cpu",
-        mixed_precision=training.precision,
+        mixed_precision=precision,
         gradient_accumulation_steps=training.accumulate,
     )
     if accelerator.device.type != device.type:

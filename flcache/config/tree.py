@@ -31,6 +31,8 @@ class EncodeConfig:
     max_failed_fraction: Fraction = 0.05
     """Clips that may fail before the stage exits 1."""
     device: Device = "auto"
+    compile: bool = False
+    """`torch.compile` for the encoder. Its latents differ in their last bits, so the fingerprint does too."""
 
 
 @dataclass(frozen=True)
