@@ -22,7 +22,7 @@ Written by `python docs/write_cli.py` from `--help`; do not edit.
 | 1 | the data or the configuration is wrong: a line that says what, where, and what to do |
 | 2 | wrong usage |
 | 130 | interrupted |
-| 143, 129 | ended by SIGTERM, SIGHUP |
+| 143, 138, 129 | ended by SIGTERM, SIGUSR1, SIGHUP; training has written a checkpoint on the first two |
 """
 
 

@@ -5,6 +5,7 @@ Shapes: B clips, F frames, T steps, H x W patch grid, D channels.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -106,6 +107,12 @@ def send(tensor: Tensor, device: torch.device | str) -> Tensor:
     """`tensor` on `device`. Only a copy from pinned memory to CUDA is asynchronous: from other memory, an asynchronous
     copy could read what is written there later."""
     return tensor.to(device, non_blocking=torch.device(device).type == "cuda" and tensor.is_pinned())
+
+
+def upload(values: Sequence[float], device: torch.device) -> Tensor:
+    """`values` as a tensor on `device`, without waiting for what a GPU still has to do."""
+    tensor = torch.tensor(values)
+    return send(tensor.pin_memory() if device.type == "cuda" and torch.cuda.is_available() else tensor, device)
 
 
 def step_times(timestamps: NDArray[np.float64], tubelet_size: int) -> NDArray[np.float32]:

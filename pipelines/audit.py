@@ -78,10 +78,14 @@ class Audit:
 def run(directory: Path, config: Config, clips: int, as_json: bool = False) -> None:
     """Audit `clips` clips of the cache at `directory`, evenly spread over all its splits.
 
-    Raises SpecMismatch if the configuration makes other latents, CacheError if the cached ones are not those that are
-    encoded now, LeakError if a context moves that the cache says has not seen the future.
+    Raises DataError if it has none, SpecMismatch if the configuration makes other latents, CacheError if those in it
+    are not those that are encoded now, LeakError if a context moves that the cache says has not seen the future.
     """
     cache = LatentCache(directory)
+    if not len(cache):
+        raise DataError(
+            f'{cache.path}: holds no clips to audit; see "flcache inspect-cache {cache.path}" for what failed'
+        )
     model = load_configured_encoder(config, device=config.encode.device)
     _check_spec(cache, config, model)
     audit = _audit(cache, config, model, clips)

@@ -1,30 +1,27 @@
 """The command line: every command loads its configuration, then its stage.
 
 Exit 0 done, 1 the data or the configuration is wrong (one line), 2 usage, 130 interrupted, 143 ended by SIGTERM,
-129 by SIGHUP.
+138 by SIGUSR1, 129 by SIGHUP.
 """
 
 from __future__ import annotations
 
 import os
-import signal
 import sys
-import threading
 import warnings
 from collections.abc import Callable, Sequence
-from functools import partial, wraps
+from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NoReturn
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
 from flcache.errors import FlcacheError
 
+from .setup.signals import EndedBy, end_on_signals
+
 if TYPE_CHECKING:
     from flcache.config import ResolvedConfig
-
-_TIDY_S = 4.0
-"""Seconds that a command has to unwind after a signal."""
 
 _CONFIG = click.option("--config", "-c", required=True, metavar="C", help="A YAML file, or the name of a shipped one.")
 _OVERRIDES = click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...", callback=lambda *given: _pairs(given[2]))
@@ -103,7 +100,10 @@ def encode(
 @_configured
 @click.option("--resume", is_flag=True, help="Go on from the last checkpoint in training.dir.")
 def train(resolved: ResolvedConfig, resume: bool) -> None:
-    """Train a predictor of future latents, from a cache or from videos."""
+    """Train a predictor of future latents, from a cache or from videos.
+
+    On SIGTERM or SIGUSR1 it finishes its step, writes a checkpoint and exits with 143 or 138.
+    """
     from . import train as stage
 
     stage.run(resolved.config, resume=resume)
@@ -255,15 +255,16 @@ def bench() -> None:
 
 @bench.command()
 @click.argument("directory", metavar="[DIR]", required=False)
+@click.option("--rivals", metavar="PYTHON", help="An interpreter that has the other loaders, if this one has not.")
 @_JSON
-def loader(directory: str | None, as_json: bool) -> None:
+def loader(directory: str | None, rivals: str | None, as_json: bool) -> None:
     """Clips per second: the loader, a bare ring of preadv, and other loaders that are installed.
 
     Reads the training split of the cache in DIR; without it, one of noise that is made here and removed.
     """
     from . import bench as stage
 
-    stage.run(Path(directory) if directory else None, as_json=as_json)
+    stage.run(Path(directory) if directory else None, as_json=as_json, rivals=rivals)
 
 
 @bench.command("encode")
@@ -292,53 +293,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """The entry point: runs a command, and turns what went wrong into one line and an exit code."""
     if not sys.warnoptions:
         warnings.simplefilter("ignore")  # those of libraries; `python -W default -m ...` shows them
-    ended = _end_on_signals()
+    ended = end_on_signals()
     try:
         code = _exit_code(arguments)
+    except EndedBy as signalled:
+        signalled.leave()
     finally:  # also after an error while unwinding, such as a closed terminal
         if ended:
             ended[0].leave()
     sys.exit(code)
-
-
-class _EndedBy(BaseException):
-    """A signal that ends the process. Not an Exception, so that no `except Exception` catches it."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__(number)
-        self._number = number
-
-    def leave(self) -> NoReturn:
-        """Say so and exit at once: shutting the interpreter down can take seconds."""
-        try:
-            _say(f"ended by {signal.Signals(self._number).name}", 0)
-            sys.stdout.flush()
-        finally:
-            os._exit(128 + self._number)
-
-
-def _end_on_signals() -> list[_EndedBy]:
-    """From now on SIGTERM and SIGHUP unwind the command, as Ctrl-C does, and are added to the list that is returned.
-
-    After `_TIDY_S` seconds of unwinding the process exits in any case.
-    """
-    ended: list[_EndedBy] = []
-
-    def unwind(number: int, _: object) -> None:
-        ended.append(_EndedBy(number))
-        for other in (signal.SIGTERM, signal.SIGHUP):  # a second one must not interrupt the unwinding
-            signal.signal(other, signal.SIG_IGN)
-        last_resort = threading.Timer(_TIDY_S, ended[0].leave)
-        last_resort.daemon = True
-        last_resort.start()
-        raise ended[0]
-
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(number) == signal.SIG_DFL:  # `nohup` ignores SIGHUP
-            signal.signal(number, unwind)
-            # A forked worker, such as a DataLoader's, must die as usual.
-            os.register_at_fork(after_in_child=partial(signal.signal, number, signal.SIG_DFL))
-    return ended
 
 
 def _exit_code(arguments: Sequence[str] | None) -> int:

@@ -188,7 +188,7 @@ def _check_training(config: Config, findings: Findings) -> None:
             "encoder_trainable: latents in a cache train no encoder; set training.source=videos, or "
             "encoder_trainable=false"
         )
-    if config.encoder_trainable and config.encoder.dtype != "float32":
+    if config.encoder_trainable and config.encoder.dtype not in ("auto", "float32"):
         findings.problems.append(
             f"encoder.dtype: {config.encoder.dtype} weights are too coarse to train; set encoder.dtype=float32, and "
             "training.precision=bf16 to compute in bfloat16"

@@ -27,14 +27,18 @@ from flcache.training import (
 )
 
 from .setup.continuing import as_begun, check_settings
-from .setup.encoder import pick_device
+from .setup.encoder import pick_device, pick_precision, print_choice
 from .setup.model import build_world_model
 from .setup.progress import Progress
+from .setup.signals import EndedBy, announced_end
 from .setup.source import LatentSource, Reading, open_source
 
 
 def run(config: Config, resume: bool = False) -> None:
-    """Train to `training.steps`; with `resume` from the newest checkpoint, if there is one."""
+    """Train to `training.steps`; with `resume` from the newest checkpoint, if there is one.
+
+    Raises EndedBy, with a checkpoint written, if SIGTERM or SIGUSR1 asked any process to stop.
+    """
     directory = Path(config.require("training.dir"))
     if config.encoder_trainable and config.training.source == "cache":
         raise ConfigError("encoder_trainable: latents in a cache train no encoder; set training.source=videos")
@@ -53,8 +57,12 @@ def run(config: Config, resume: bool = False) -> None:
         training_run = _build(config, accelerator, source, directory)
         if newest is not None:
             training_run.resume(newest)
-        _fit(config, training_run)
+        stopped = _fit(config, training_run)
+        if stopped:
+            accelerator.print(f"step {training_run.step}: checkpoint written; go on with --resume")
     accelerator.end_training()
+    if stopped:
+        raise EndedBy(stopped)
 
 
 def _is_done(config: Config, newest: Path, resume: bool, accelerator: Accelerator) -> bool:
@@ -82,9 +90,12 @@ def _accelerator(config: Config) -> Accelerator:
         torch.set_float32_matmul_precision("high")  # TF32
         if device.index is not None:
             torch.cuda.set_device(device)
+    precision = pick_precision(training.precision, str(device))
+    if training.precision == "auto":
+        print_choice("training.precision", precision, str(device))
     accelerator = Accelerator(
         cpu=device.type == "cpu",
-        mixed_precision=training.precision,
+        mixed_precision=precision,
         gradient_accumulation_steps=training.accumulate,
     )
     if accelerator.device.type != device.type:
@@ -116,13 +127,15 @@ def _build(config: Config, accelerator: Accelerator, source: LatentSource, direc
     )
 
 
-def _fit(config: Config, training_run: Run) -> None:
-    with Progress("Training", config.training.steps, "steps", done=training_run.step) as progress:
+def _fit(config: Config, training_run: Run) -> int:
+    """Train; the number of the signal that ended it early, or 0."""
+    title, steps = "Training", config.training.steps
+    with announced_end() as asked, Progress(title, steps, "steps", done=training_run.step) as progress:
 
         def on_step(step: int, metrics: dict[str, float]) -> None:
             progress.advance(note=_describe(metrics))
 
-        training_run.fit(config.training, on_step)
+        return training_run.fit(config.training, on_step, asked)
 
 
 def _describe(metrics: dict[str, float]) -> str:

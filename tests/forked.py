@@ -81,22 +81,36 @@ def run_forked(run: Callable[..., Any], *arguments: Any) -> subprocess.Completed
     return Forked(run, *arguments).wait()
 
 
-def run_together(run: Callable[..., Any], *ranks: tuple[Any, ...]) -> list[subprocess.CompletedProcess[str]]:
+def start_together(run: Callable[..., Any], *ranks: tuple[Any, ...]) -> list[Forked]:
     """`run` with the arguments of each of `ranks`, as `torchrun` starts the processes of one group."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
     group = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     group |= {"WORLD_SIZE": str(len(ranks)), "LOCAL_WORLD_SIZE": str(len(ranks))}
-    started = []
+    started: list[Forked] = []
     try:
         for rank, arguments in enumerate(ranks):
             own = {"RANK": str(rank), "LOCAL_RANK": str(rank)}
             started.append(Forked(run, *arguments, environment={**group, **own}))
+    except BaseException:
+        _kill(started)
+        raise
+    return started
+
+
+def run_together(run: Callable[..., Any], *ranks: tuple[Any, ...]) -> list[subprocess.CompletedProcess[str]]:
+    """As `start_together`, to their ends."""
+    started = start_together(run, *ranks)
+    try:
         return [process.wait() for process in started]
     finally:
-        for process in started:
-            process.kill()
+        _kill(started)
+
+
+def _kill(started: list[Forked]) -> None:
+    for process in started:
+        process.kill()
 
 
 def command_line(*arguments: str | Path) -> None:

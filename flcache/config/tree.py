@@ -37,6 +37,8 @@ class EncodeConfig:
     """Encoder processes on this machine: auto takes every CUDA device; a number as many of them, or of processes on the
     CPU."""
     ray: RayOptions = field(default_factory=RayOptions)
+    compile: bool = False
+    """`torch.compile` for the encoder. Its latents differ in their last bits, so the fingerprint does too."""
 
 
 @dataclass(frozen=True)

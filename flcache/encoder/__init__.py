@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from flcache.encoder.context import ContextRule, seen_until
     from flcache.encoder.digest import weight_digest
     from flcache.encoder.identity import first_form, hard_keys
-    from flcache.encoder.loading import describe_encoder, load_encoder
+    from flcache.encoder.loading import describe_encoder, has_bfloat16, load_encoder, pick_dtype
     from flcache.encoder.model import LatentVideoModel
     from flcache.encoder.options import EncoderSource
     from flcache.encoder.own_predictor import load_own_predictor
@@ -25,8 +25,10 @@ __all__ = [
     "distance",
     "first_form",
     "hard_keys",
+    "has_bfloat16",
     "load_encoder",
     "load_own_predictor",
+    "pick_dtype",
     "seen_until",
     "weight_digest",
 ]

@@ -76,6 +76,7 @@ def hard_keys(model: LatentVideoModel) -> dict[str, Any]:
         "fields": FORM,
         "revision": getattr(model.config, "_commit_hash", None),
         "weights": weight_digest(model.encoder),
+        **({"compiled": True} if model.compiled else {}),  # its last bits differ
     }
     return {
         "encoder": encoder,

@@ -15,7 +15,7 @@ import torch
 from flcache.encoder.context import ContextRule
 from flcache.encoder.families import Family, check_size, family_of
 from flcache.encoder.model import LatentVideoModel
-from flcache.encoder.options import EncoderSource
+from flcache.encoder.options import Dtype, EncoderSource
 from flcache.encoder.processing import load_processor, output_size
 from flcache.encoder.torchvision_ops import import_transformers
 from flcache.errors import EncoderError
@@ -27,14 +27,21 @@ def load_encoder(
     context: ContextRule | None = None,
     trainable: bool | Sequence[str] = False,
     device: str = "cpu",
+    compile: bool = False,
 ) -> LatentVideoModel:
-    """The encoder that `source` names, on `device`, in eval mode. Raises EncoderError when it is absent, incomplete or
-    not the stated one."""
+    """The encoder that `source` names, on `device`, in eval mode; its forward pass by `torch.compile` if `compile`.
+
+    Raises EncoderError when it is absent, incomplete or not the stated one.
+    """
+    source = replace(source, dtype=pick_dtype(source.dtype, device, trains=bool(trainable)))
     model, missing = load_pretrained(source) if source.name else (_random(source), [])
     family = family_of(model.config.model_type)
     check_stated(source.architecture, model.config)
     _check_complete(source, family, missing)
-    return _latent_model(model, source, context, trainable).eval().to(device)
+    loaded = _latent_model(model, source, context, trainable).eval().to(device)
+    if compile:
+        loaded.compile_encoder()
+    return loaded
 
 
 def load_pretrained(source: EncoderSource) -> tuple[Any, list[str]]:
@@ -133,9 +140,24 @@ def _check_complete(source: EncoderSource, family: Family, missing: Sequence[str
         )
 
 
+def pick_dtype(name: Dtype, device: str, *, trains: bool = False) -> Dtype:
+    """`name`; for `auto` what it is on `device`."""
+    if name != "auto":
+        return name
+    return "bfloat16" if has_bfloat16(device) and not trains else "float32"
+
+
+def has_bfloat16(device: str) -> bool:
+    """Whether `device` is a CUDA device that computes in bfloat16, and not merely emulates it."""
+    if torch.device(device).type != "cuda":
+        return False
+    with torch.cuda.device(device):
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+
+
 def dtype_of(name: str) -> torch.dtype:
-    """The `encoder.dtype` of that name. Raises EncoderError naming the known ones."""
-    dtypes = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+    """The `encoder.dtype` of that name; `auto` as on a CPU. Raises EncoderError naming the known ones."""
+    dtypes = {"auto": torch.float32, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
     if name not in dtypes:
         raise EncoderError(f'encoder.dtype: "{name}" is none of {", ".join(dtypes)}')
     return dtypes[name]

@@ -5,6 +5,7 @@ B clips, F frames, T steps, H x W patch grid, D channels; h, w pixels.
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Sequence
 from itertools import groupby
 from math import prod
@@ -23,6 +24,8 @@ from flcache.errors import EncoderError
 Clips = Tensor | Sequence[Tensor]
 """uint8 frames: one tensor (B, F, h, w, 3), or B tensors (F, h, w, 3) whose sizes in pixels may differ."""
 
+MOST_COMPILED = 256
+"""Compiled forms of an encoder, one for each shape of its input."""
 CPU_VALUES = 2**20
 """Latent values of one forward pass on a CPU; more do not fit its caches. Measured on V-JEPA 2 of 384 x 12 at 256 px,
 2 cores: 32 single steps take 2.8 s in one pass and 2.4 s in passes of ten; 4 clips take 4.3 s, and 4.0 s one by one."""
@@ -54,6 +57,7 @@ class LatentVideoModel(nn.Module):
         self.tubelet_size = 1 if self.context.repeat_frames else patch_shape(self.config)[0]
         """Frames of the clip per step."""
         set_trainable(encoder, trainable, family.unused)
+        self.compiled = False
         self.trainable = any(parameter.requires_grad for parameter in encoder.parameters())
         self.train(self.training)
 
@@ -61,6 +65,13 @@ class LatentVideoModel(nn.Module):
         super().train(mode)
         self.encoder.train(mode and self.trainable)
         return self
+
+    def compile_encoder(self) -> None:
+        """Compile the forward pass, once for each number of clips: latents then never depend on which came first."""
+        dynamo: Any = importlib.import_module("torch._dynamo.config")  # takes 2 s
+        dynamo.recompile_limit = max(dynamo.recompile_limit, MOST_COMPILED)
+        self.encoder.compile(dynamic=False, fullgraph=True)  # one graph or an error: no silent fall back to eager
+        self.compiled = True
 
     @property
     def device(self) -> torch.device:

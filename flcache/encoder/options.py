@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+
 
 @dataclass(frozen=True)
 class EncoderSource:
@@ -20,6 +22,7 @@ class EncoderSource:
     """Fields of the processor to set, such as `crop_size`; for random weights, over the family's defaults."""
     seed: int = 0
     """Seed of random weights."""
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    dtype: Dtype = "auto"
+    """`auto` is bfloat16 on CUDA devices that have it, float32 elsewhere and for an encoder that trains."""
     trust_remote_code: bool = False
     """Run Python code that comes with a model of the hub."""

@@ -31,10 +31,11 @@ from flcache.training.checkpoint import (
 )
 from flcache.training.collapse import LatentHealth, check_collapse, latent_health
 from flcache.training.draws import drawn_order, seed_noise
+from flcache.training.finite import LossCheck
 from flcache.training.log import Means, MetricsLog
-from flcache.training.objective import check_finite
 from flcache.training.options import TrainingOptions
 from flcache.training.state import Position, Trained, read_state, restore, write_state
+from flcache.training.stopping import Asked, Stopping, never
 from flcache.training.world_model import Batch, WorldModel
 
 OnStep = Callable[[int, dict[str, float]], None]
@@ -73,7 +74,7 @@ class Run:
 
     def __post_init__(self, optimiser: Optimizer) -> None:
         self.step = 0
-        self._means = Means()
+        self._means, self._losses = Means(), LossCheck()
         self._health: LatentHealth | None = None
         _check_whole(self.accelerator)
         self._wrapped: Any
@@ -100,7 +101,11 @@ class Run:
         self.step, self._health = saved.position.step, saved.position.health
 
     def save(self, keep: int) -> Path:
-        """Write a checkpoint of the present step, and keep the newest `keep`."""
+        """Write a checkpoint of the present step, and keep the newest `keep`.
+
+        Raises TrainingError, and writes none, if a loss was not finite.
+        """
+        self._losses.settle()
         record = replace(self.record, step=self.step)
         return save_checkpoint(self.accelerator, self.checkpoints, record, self._write, keep=keep)
 
@@ -113,12 +118,17 @@ class Run:
     def _trained(self) -> Trained:
         return Trained(self.model, self._optimiser, self.schedule, self.accelerator.scaler)
 
-    def fit(self, options: TrainingOptions, on_step: OnStep) -> None:
-        """Train to `options.steps`. Raises TrainingError on a loss that is not finite and on collapsing latents."""
+    def fit(self, options: TrainingOptions, on_step: OnStep, asked_to_stop: Asked = never) -> int:
+        """Train to `options.steps`, or until `asked_to_stop` gives another number than 0 on any process, which is
+        returned once a checkpoint has been written.
+
+        Raises TrainingError on a loss that is not finite and on collapsing latents.
+        """
         batches = chain.from_iterable(repeat(self.source))  # epoch after epoch
+        stopping, stopped = Stopping(asked_to_stop, self.accelerator.num_processes), 0
         self.model.train()
         with self._log() as log:
-            while self.step < options.steps:
+            while self.step < options.steps and not stopped:
                 self._optimise(batches, options)
                 values: dict[str, float] = {}
                 if self.step % options.log_every == 0 or self.step in (1, options.steps):
@@ -126,8 +136,12 @@ class Run:
                     if log:
                         log.write(self.step, values)
                 on_step(self.step, values)
-                if self.step % options.checkpoint_every == 0 or self.step == options.steps:
+                done = self.step == options.steps
+                stopped = 0 if done else stopping.after_step()
+                if done or stopped or self.step % options.checkpoint_every == 0:
                     self.save(options.keep_checkpoints)
+        stopping.close()
+        return stopped
 
     def _optimise(self, batches: Iterator[Batch], options: TrainingOptions) -> None:
         """One optimiser step over `options.accumulate` batches, and its metrics."""
@@ -157,7 +171,7 @@ class Run:
         seed_noise(seed=self.seed, draw=draw, process=self.accelerator.process_index)
         result = self._wrapped(batch, drawn_order(self.model.boundaries, seed=self.seed, draw=draw))
         if len(batch):
-            check_finite(result.loss, result.per_clip, batch.ids)
+            self._losses.add(result.loss, result.per_clip, batch.ids)
         share = self._share(batch)
         self.accelerator.backward(result.loss * share)
         metrics = {"loss": result.loss.detach(), **result.metrics}
@@ -167,7 +181,7 @@ class Run:
         """The number of clips in `batch` relative to the mean over processes, which average their gradients."""
         if self.accelerator.num_processes == 1:
             return 1.0
-        clips = torch.tensor(float(len(batch)), device=self.accelerator.device)
+        clips = torch.full((), float(len(batch)), device=self.accelerator.device)
         mean: Tensor = self.accelerator.reduce(clips, reduction="mean")
         return clips / mean.clamp(min=1 / self.accelerator.num_processes)
 
@@ -175,6 +189,7 @@ class Run:
         """Every `WATCH_EVERY` steps, raise TrainingError if the latents of a trainable encoder have collapsed."""
         if self.model.encoder is None or not (self.step == 1 or self.step % WATCH_EVERY == 0):
             return
+        self._losses.settle()
         self.model.eval()  # dropout would pass for spread
         with torch.no_grad(), self.accelerator.autocast():
             found = latent_health(self.model.to_latents(batch).latents)
@@ -189,7 +204,8 @@ class Run:
         check_collapse(health, self._health, step=self.step)
 
     def _logged(self) -> dict[str, float]:
-        """Metrics of the steps since the last logged one."""
+        """Metrics of the steps since the last logged one; no process waits for its device between two such."""
+        self._losses.settle()
         metrics = self._means.take(self.accelerator)
         step_s = metrics.pop("step_s")
         metrics["clips_per_s"] *= self.accelerator.num_processes / step_s

@@ -19,8 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from flcache.batch import LatentBatch
-from flcache.errors import TrainingError
+from flcache.batch import LatentBatch, upload
 from flcache.leak import check_boundary, legal_boundaries
 from flcache.predictor import Forecast
 from flcache.training.options import Distance, Objective
@@ -83,17 +82,6 @@ def prediction_loss(
     return PredictionLoss(loss, per_clip, metrics)
 
 
-def check_finite(loss: Tensor, per_clip: Tensor, ids: Sequence[str]) -> None:
-    """Raises TrainingError naming the clips if `loss` is not finite. `per_clip` (B,) belongs to `ids`. Synchronises."""
-    if torch.isfinite(loss):
-        return
-    broken = [clip for clip, finite in zip(ids, torch.isfinite(per_clip).tolist(), strict=True) if not finite]
-    raise TrainingError(
-        f"the loss is {loss.item()}: not finite for clips {', '.join(broken or ids)}; look at them with "
-        '"flcache verify", or lower "training.learning_rate" or "training.clip_norm" if they are sound'
-    )
-
-
 def _score(
     part: Forecast, batch: LatentBatch, boundaries: Sequence[int], objective: Objective
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -111,7 +99,7 @@ def _score(
     distance = _distance(part.prediction, targets, last, objective)
     if part.clip_weights is not None:
         distance, copied, shown = (each * part.clip_weights[:, None] for each in (distance, copied, shown))
-    legal = torch.isin(origins + 1, torch.tensor(boundaries, device=origins.device))
+    legal = torch.isin(origins + 1, upload(boundaries, origins.device))
     return distance, copied, shown, batch.valid[:, part.steps] & legal
 
 
@@ -129,7 +117,7 @@ def _distance(prediction: Tensor, targets: Tensor, last: Tensor, objective: Obje
 
 def _weights(horizons: Tensor, counts: Tensor, horizon_weights: Sequence[float]) -> Tensor:
     """(B, P) that sum to 1: the weight of a horizon is shared by its predictions that `counts` (B, P) is True for."""
-    given = torch.tensor(horizon_weights, device=horizons.device)
+    given = upload(horizon_weights, horizons.device)
     same = (horizons[:, None] == horizons).float()  # (P, P)
     counted = counts.sum(0).float() @ same  # (P,) predictions of that horizon that count
     weights = counts * (given[(horizons - 1).clamp(max=len(given) - 1)] / counted.clamp(min=1))

@@ -76,8 +76,8 @@ class TrainingOptions:
     """AdamW's."""
     clip_norm: PositiveFloat = 1.0
     """Maximum gradient norm."""
-    precision: Literal["no", "bf16", "fp16"] = "no"
-    """Accelerate's mixed precision."""
+    precision: Literal["auto", "no", "bf16", "fp16"] = "auto"
+    """Accelerate's mixed precision; `auto` is `bf16` on CUDA devices that have bfloat16, `no` elsewhere."""
     checkpoint_every: Positive = 1_000
     """Steps from one checkpoint to the next."""
     keep_checkpoints: Positive = 2

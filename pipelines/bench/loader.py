@@ -1,7 +1,7 @@
 """flcache bench loader [DIR] [--json]: how fast this machine reads a cache, beside its memory and other loaders.
 
-Each loader is measured in a process of its own, one after the other. Rivals that are not installed (extra `bench`) are
-left out.
+Each loader is measured in a process of its own, one after the other. Rivals may be in another environment, whose
+interpreter is named with `--rivals`; those that are not installed are left out.
 """
 
 from __future__ import annotations
@@ -20,25 +20,33 @@ from rich.console import Console
 from rich.table import Table
 
 from flcache.cache import CacheWriter, LatentCache
-from flcache.errors import CacheError
+from flcache.errors import CacheError, DataError
 
 from ..setup.progress import Progress
-from .measure import LOADERS, RIVALS, write_rivals
+from . import rivals as rivals_module
+from .measure import LOADERS
+from .rivals import RIVALS
 
 CLIPS, SHAPE = 256, (8, 16, 16, 1024)
 """4 MiB each in float16: what V-JEPA 2 ViT-L gives for 16 frames of 256 pixels."""
 MIN_BATCHES = 4
 
 Row = dict[str, Any]
+Interpreters = dict[str, str]
+"""The interpreter of each rival that is installed somewhere."""
 
 
-def run(directory: Path | None = None, as_json: bool = False, *, thorough: bool = False) -> list[Row]:
+def run(
+    directory: Path | None = None, as_json: bool = False, *, thorough: bool = False, rivals: str | None = None
+) -> list[Row]:
     """Measure on the training split of the cache at `directory`, or on one made for it.
 
-    With 2 threads or workers and warm; `thorough` adds 1 thread, no worker, and cold.
+    With 2 threads or workers and warm; `thorough` adds 1 thread, no worker, and cold. Rivals that are not installed
+    here are looked for with the interpreter `rivals`.
     """
+    found = _interpreters(rivals)
     with tempfile.TemporaryDirectory(prefix="flcache-bench-", dir=".") as folder:
-        rows = measure_all(_prepare(Path(folder), directory), thorough=thorough)
+        rows = measure_all(_prepare(Path(folder).resolve(), directory, found), found, thorough=thorough)
     if as_json:
         print(json.dumps(summary(rows), indent=2))
     else:
@@ -46,9 +54,9 @@ def run(directory: Path | None = None, as_json: bool = False, *, thorough: bool 
     return rows
 
 
-def measure_all(folder: Path, *, thorough: bool) -> list[Row]:
+def measure_all(folder: Path, interpreters: Interpreters, *, thorough: bool) -> list[Row]:
     """One row per loader, number of workers, and warm or cold."""
-    names = [name for name in LOADERS if name in _installed() or name not in RIVALS]
+    names = [*LOADERS, *interpreters]
     if not (folder / "int8").exists():
         names.remove("flcache standardised int8")
     settings = [
@@ -61,7 +69,7 @@ def measure_all(folder: Path, *, thorough: bool) -> list[Row]:
         rows = []
         for name, workers, memory in settings:
             setting = {"loader": name, "workers": workers, "memory": memory}
-            rows.append(setting | _measure(folder, name, workers, memory))
+            rows.append(setting | _measure(folder, interpreters, name, workers, memory))
             progress.advance(note=name)
     return rows
 
@@ -90,7 +98,7 @@ def _write_noise(path: Path, *, codec: str) -> None:
     writer.write("train", [f"clip-{number:06d}" for number in range(CLIPS)], [noise] * CLIPS)
 
 
-def _prepare(folder: Path, directory: Path | None) -> Path:
+def _prepare(folder: Path, directory: Path | None, interpreters: Interpreters) -> Path:
     """Put the cache and the rivals' copies of it into `folder`, which is returned."""
     if directory is None:
         _write_noise(folder / "cache", codec="float16")
@@ -103,22 +111,41 @@ def _prepare(folder: Path, directory: Path | None) -> Path:
                 f"{MIN_BATCHES * 8} in float16 or float32; leave out DIR to measure on noise"
             )
         (folder / "cache").symlink_to(directory.resolve())
-    write_rivals(folder, _installed())
+    for name, interpreter in interpreters.items():
+        _output([interpreter, rivals_module.__file__, str(folder), name, "write"], f"writing the copy for {name}")
     return folder
 
 
-def _installed() -> list[str]:
-    return [name for name, module in RIVALS.items() if importlib.util.find_spec(module)]
+def _interpreters(other: str | None) -> Interpreters:
+    """This interpreter for rivals that are installed here, else `other` for those that it finds. Raises DataError."""
+    here = [name for name, module in RIVALS.items() if importlib.util.find_spec(module)]
+    there = []
+    if other is not None:
+        look = f"import importlib.util as u; print(*(n for n, m in {RIVALS}.items() if u.find_spec(m)))"
+        there = _output([other, "-c", look], f"--rivals {other}").split()
+    return {name: sys.executable if name in here else str(other) for name in RIVALS if name in (*here, *there)}
 
 
-def _measure(folder: Path, name: str, workers: int, memory: str) -> dict[str, float]:
-    command = [sys.executable, "-W", "ignore", "-m", "flcache.pipelines.bench.measure", str(folder), name, str(workers)]
-    result = subprocess.run([*command, memory], capture_output=True, text=True, check=False)
+def _measure(folder: Path, interpreters: Interpreters, name: str, workers: int, memory: str) -> dict[str, float]:
+    how = [str(folder), name, str(workers), memory]
+    if name in RIVALS:
+        command = [interpreters[name], "-W", "ignore", rivals_module.__file__, *how]
+    else:
+        command = [sys.executable, "-W", "ignore", "-m", "flcache.pipelines.bench.measure", *how]
+    found: dict[str, float] = json.loads(_output(command, f"measuring {name} with {workers} workers").splitlines()[-1])
+    return found
+
+
+def _output(command: list[str], task: str) -> str:
+    """What `command` prints. Raises DataError with its last words if it fails."""
+    try:
+        result = subprocess.run(command, capture_output=True, text=True, check=False)
+    except OSError as error:
+        raise DataError(f"{task}: {error.strerror}; give the interpreter of an environment") from error
     if result.returncode:
         reason = (result.stderr.strip().splitlines() or ["no message"])[-1]
-        raise CacheError(f"measuring {name} with {workers} workers failed: {reason}")
-    found: dict[str, float] = json.loads(result.stdout.splitlines()[-1])
-    return found
+        raise DataError(f"{task} failed: {reason}")
+    return result.stdout
 
 
 def _table(rows: Sequence[Row]) -> Table:

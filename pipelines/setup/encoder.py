@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -9,8 +10,10 @@ import torch
 
 from flcache.cache import reduced_shape, reduction_fields, without_times
 from flcache.config import Config
-from flcache.encoder import LatentVideoModel, first_form, hard_keys, load_encoder
+from flcache.encoder import LatentVideoModel, first_form, hard_keys, has_bfloat16, load_encoder, pick_dtype
 from flcache.errors import ConfigError
+
+from .progress import is_main_process
 
 
 def load_configured_encoder(
@@ -18,7 +21,23 @@ def load_configured_encoder(
 ) -> LatentVideoModel:
     """The encoder of the configuration on `device`, in its context mode. Raises EncoderError."""
     rule, device = config.encode.context, pick_device(device)
-    return load_encoder(config.encoder, context=rule, trainable=trainable, device=device)
+    if config.encoder.dtype == "auto":
+        print_choice("encoder.dtype", pick_dtype("auto", device, trains=bool(trainable)), device)
+    compiled = config.encode.compile and not trainable
+    return load_encoder(config.encoder, context=rule, trainable=trainable, device=device, compile=compiled)
+
+
+def pick_precision(precision: str, device: str) -> str:
+    """`training.precision`; for `auto` what it is on `device`."""
+    if precision != "auto":
+        return precision
+    return "bf16" if has_bfloat16(device) else "no"
+
+
+def print_choice(key: str, chosen: str, device: str) -> None:
+    """Say, on stderr and once for all processes, what `auto` was taken for."""
+    if is_main_process():
+        print(f"Notice: {key}=auto is {chosen} on {device}", file=sys.stderr)
 
 
 def hard_spec(config: Config, model: LatentVideoModel) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 
@@ -15,12 +16,21 @@ from flcache.cache.storage import Location
 PLAIN_EVERY_S = 15.0
 
 
+def is_main_process() -> bool:
+    """Whether this is the first process of `torchrun` or `accelerate launch`, or the only one."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
 class Progress:
-    """A context manager that counts `total` things called `unit`. Writes to stderr: stdout is for results."""
+    """A context manager that counts `total` things called `unit`. Writes to stderr: stdout is for results.
+
+    Of several processes only the first shows anything.
+    """
 
     def __init__(self, title: str, total: int, unit: str, *, done: int = 0) -> None:
         self.title, self.total, self.unit = title, total, unit
         self.done, self.failed, self.note = done, 0, ""
+        self._shown = is_main_process()
         self._started, self._printed, self._first = time.monotonic(), time.monotonic(), done
         self._bar = Bar(
             TextColumn("{task.description}"),
@@ -29,7 +39,7 @@ class Progress:
             TimeRemainingColumn(),
             TextColumn("{task.fields[state]}"),
             console=Console(stderr=True),
-            disable=not sys.stderr.isatty(),
+            disable=not (self._shown and sys.stderr.isatty()),
         )
         self._task = self._bar.add_task(title, total=total, completed=done, state="")
 
@@ -53,6 +63,8 @@ class Progress:
 
     def _print_line(self) -> None:
         self._printed = time.monotonic()
+        if not self._shown:
+            return
         rate, *state = self._state()
         left = [f"{(self.total - self.done) / self.rate:.0f} s left"] if self.done < self.total and self.rate else []
         print(", ".join([f"{self.title}: {self.done}/{self.total}", rate, *left, *state]), file=sys.stderr, flush=True)

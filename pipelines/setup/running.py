@@ -11,7 +11,7 @@ import torch.distributed
 
 from flcache.evaluation import ALONE, Processes
 
-from .encoder import pick_device
+from .encoder import pick_device, pick_precision
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -36,6 +36,7 @@ def as_trained(precision: str, device: str) -> Iterator[None]:
 
     On CUDA float32 matrix products use TF32 where the GPU has it. On a CPU fp16 runs as float32.
     """
+    precision = pick_precision(precision, device)
     kind, dtype = torch.device(device).type, DTYPES.get(precision)
     able = dtype is not None and torch.amp.is_autocast_available(kind) and (kind, precision) != ("cpu", "fp16")
     before = torch.get_float32_matmul_precision()

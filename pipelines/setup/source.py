@@ -86,12 +86,12 @@ class Reading:
 def open_source(
     config: Config, reading: Reading, *, device: str, beside: LatentSource | None = None
 ) -> Iterator[LatentSource]:
-    """The source that `training.source` names.
+    """The source that `training.source` names; latents of a cache are delivered on `device`.
 
     `beside` is another reading of it, whose encoder is used instead of loading one again.
     """
     if config.training.source == "cache":
-        yield _cached(config, reading)
+        yield _cached(config, reading, device)
         return
     with open_pool(config) as pool:
         if beside is None:
@@ -138,11 +138,11 @@ def _equal(one: ChannelStatistics, other: ChannelStatistics) -> bool:
     return torch.equal(one.mean.cpu(), other.mean.cpu()) and torch.equal(one.std.cpu(), other.std.cpu())
 
 
-def _cached(config: Config, reading: Reading) -> LatentSource:
+def _cached(config: Config, reading: Reading, device: str) -> LatentSource:
     cache = LatentCache(config.require("cache.dir"), reading.split)
     context_steps = _context_steps(config, cache.seen_until)
     order = reading.order(config.seed)
-    loader = LatentLoader(cache, context_steps=context_steps, allow_leak=config.allow_leak, **order)
+    loader = LatentLoader(cache, context_steps=context_steps, allow_leak=config.allow_leak, device=device, **order)
     return LatentSource(
         batches=loader,
         hard=cache.spec.hard,

@@ -1,6 +1,6 @@
-"""The table in docs/benchmarks.md: `python tests/benchmarks/loader.py [--json FILE]`, 4 minutes, 4 GB of disk.
+"""The table in docs/benchmarks.md: `python tests/benchmarks/loader.py [--rivals PYTHON]`, 4 minutes, 4 GB of disk.
 
-Wants `pip install -e ".[bench]"`; rivals that are not installed are left out. Not a test: nothing is timed in CI.
+`make_rivals_env.sh` makes that interpreter; rivals that are not installed are left out. Nothing is timed in CI.
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--cache", type=Path, help="a cache to measure on, instead of noise")
     parser.add_argument("--json", type=Path, help="where to write the rows")
+    parser.add_argument("--rivals", help="an interpreter that has the rivals")
     options = parser.parse_args()
-    rows = bench.run(options.cache, thorough=True)
+    rows = bench.run(options.cache, thorough=True, rivals=options.rivals)
     print(
         "| loader | threads / workers | memory | clips/s | GB/s | peak MB | CPU s/GB |\n|---|---|---|---|---|---|---|"
     )

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from example_report import CONTEXT, HORIZONS, example_report, player
+from example_report import BASELINES, CONTEXT, HORIZONS, evaluation, example_report, player
 from selenium.webdriver import Chrome
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
@@ -32,6 +32,15 @@ COUNT_TIMERS = """
     window.timers = new Set();
     window.setInterval = (...given) => { const timer = start(...given); timers.add(timer); return timer; };
     window.clearInterval = (timer) => { timers.delete(timer); stop(timer); };
+"""
+COVERED_BY_ZERO_LABELS = """
+    const touch = (one, other) => one.left < other.right && other.left < one.right && one.top < other.bottom
+        && other.top < one.bottom;
+    return [...document.querySelectorAll(".zero-label")].flatMap((label) => {
+        const box = label.getBoundingClientRect(), chart = label.closest(".chart");
+        const others = [...chart.querySelectorAll(".x-tick, .y-tick, .end-label, .zero, .grid")];
+        return others.filter((other) => touch(box, other.getBoundingClientRect())).map((other) => other.outerHTML);
+    });
 """
 Open = Callable[..., Chrome]
 
@@ -97,6 +106,15 @@ def test_every_figure_is_drawn_and_nothing_goes_wrong(open_page: Open, size: tup
     assert overflow <= 0, "only tables scroll sideways"
     assert console(page) == []
     assert requested(page) <= {"file", "data"}
+
+
+@pytest.mark.parametrize("size", [LAPTOP, PHONE])
+@pytest.mark.parametrize("lowest", [0.3, 0.0, -0.01, -0.3, -20])
+def test_the_name_of_no_skill_covers_no_axis(open_page: Open, size: tuple[int, int], lowest: float) -> None:
+    skills = [dict.fromkeys(BASELINES, 0.7 - (0.7 - lowest) * step / 4) for step in range(HORIZONS)]
+    page = open_page(example_report(evaluation=evaluation(skills)), size)
+    assert len(page.find_elements(By.CLASS_NAME, "zero-label")) == 2
+    assert page.execute_script(COVERED_BY_ZERO_LABELS) == []
 
 
 def test_light_and_dark_differ_and_can_both_be_read(open_page: Open) -> None:

@@ -239,3 +239,10 @@ def test_a_cache_knows_the_videos_of_its_clips(encoded: Path) -> None:
     assert found is not None and len(found) == 6
     assert all(clip_id == f"{video}-0" for clip_id, video in found.items())
     assert known_videos(load_config(encoded, ["training.source=videos"]), "val") is None
+
+
+def test_a_cache_without_clips_is_not_audited(config_file: Path) -> None:
+    config = load_config(config_file)
+    encode.run(config, shards=(6, 7))  # of 5 shards none
+    with pytest.raises(DataError, match="holds no clips to audit; see"):
+        audit.run(Path(str(config.cache.dir)), config, clips=3)

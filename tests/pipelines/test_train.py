@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 
 import pytest
@@ -221,10 +222,19 @@ def test_a_loss_that_is_not_finite_stops_with_the_clip(encoded: Path, tmp_path: 
 def test_two_processes_train_as_one_with_twice_the_batch(encoded: Path, tmp_path: Path) -> None:
     one, two = tmp_path / "one", tmp_path / "two"
     train.run(load_config(encoded, [f"training.dir={one}", "training.batch_size=8"]))
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    stage = ["-m", "flcache.pipelines.cli", "train", "--config", str(encoded), f"training.dir={two}"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    result = subprocess.run([*command, *stage], capture_output=True, text=True, env=environment, check=False)
+    torchrun = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nproc-per-node",
+        "2",
+        "--no-python",
+    ]  # as the guide says
+    command = [*torchrun, "flcache", "train", "--config", str(encoded), f"training.dir={two}"]
+    scripts = os.pathsep.join([sysconfig.get_path("scripts"), os.environ["PATH"]])
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PATH": scripts}
+    result = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     assert result.returncode == 0, result.stderr
+    assert result.stderr.count("Training: 6/6") == 1, "one process shows progress"
     for (step, expected), (other, found) in zip(losses(one), losses(two), strict=True):
         assert step == other and math.isclose(expected, found, rel_tol=1e-4), (losses(one), losses(two))

@@ -13,7 +13,11 @@ from torch import Tensor
 
 from flcache.batch import ChannelStatistics
 from flcache.cache.codecs.protocol import Codec
+from flcache.cache.read.clips import StoredBatch
 from flcache.cache.read.ring import BatchBuffer
+
+Delivered = tuple[Tensor, Tensor, Tensor]
+"""Latents (B, T, H, W, D), times (B, T) and valid (B, T), on the device."""
 
 
 @dataclass(frozen=True)
@@ -42,21 +46,22 @@ class HostDelivery:
     `take` and `stage` run in a thread that reads, `deliver` in the one that asks for the batch.
     """
 
-    def __init__(self, decoder: Decoder) -> None:
-        self._decoder = decoder
+    def __init__(self, decoder: Decoder, device: torch.device) -> None:
+        self._decoder, self._device = decoder, device
 
     def take(self, buffer: BatchBuffer, clip: int, owner: int) -> None:
         """Clip number `clip` of the batch has been read."""
         if buffer.decoded is not None:
             self._decoder.decode_into(owner, buffer.payloads, buffer.decoded[clip : clip + 1])
 
-    def stage(self, buffer: BatchBuffer, owners: Sequence[int]) -> None:
-        """All clips of the batch have been read, each from the cache whose number is in `owners` (B,)."""
+    def stage(self, buffer: BatchBuffer, stored: StoredBatch) -> None:
+        """All clips of the batch have been read."""
 
-    def deliver(self, buffer: BatchBuffer, num_clips: int, staged: None) -> Tensor:
-        """(B, T, H, W, D), valid until the next is asked for; `staged` is what `stage` gave."""
+    def deliver(self, buffer: BatchBuffer, stored: StoredBatch, staged: None) -> Delivered:
+        """Latents are valid until the next batch is asked for; `staged` is what `stage` gave."""
         latents = buffer.payloads[0] if buffer.decoded is None else buffer.decoded
-        return latents[:num_clips]
+        times, valid = _times_and_valid(stored, self._device)
+        return latents[: len(stored.ids)].to(self._device), times, valid
 
 
 class CudaDelivery:
@@ -73,24 +78,29 @@ class CudaDelivery:
     def take(self, buffer: BatchBuffer, clip: int, owner: int) -> None:
         """Does nothing: the whole batch goes to the device at once."""
 
-    def stage(self, buffer: BatchBuffer, owners: Sequence[int]) -> tuple[Tensor, torch.cuda.Event]:
-        """The latents, and the event that marks them as complete. Waits until the buffer has been copied."""
+    def stage(self, buffer: BatchBuffer, stored: StoredBatch) -> tuple[Delivered, torch.cuda.Event]:
+        """The batch, and the event that marks it as complete. Waits until the buffer has been copied."""
+        count = len(stored.ids)
         with torch.cuda.device(self._device), torch.cuda.stream(self._stream):
-            payloads = [payload[: len(owners)].to(self._device, non_blocking=True) for payload in buffer.payloads]
+            payloads = [payload[:count].to(self._device, non_blocking=True) for payload in buffer.payloads]
             latents = payloads[0]
             if not self._decoder.passes_through:
-                latents = self._decode(payloads, owners)
+                latents = self._decode(payloads, stored.owners)
+            times, valid = _times_and_valid(stored, self._device)
             ready = torch.cuda.Event()  # type: ignore[no-untyped-call]
             ready.record(self._stream)
         ready.synchronize()
-        return latents, ready
+        return (latents, times, valid), ready
 
-    def deliver(self, buffer: BatchBuffer, num_clips: int, staged: tuple[Tensor, torch.cuda.Event]) -> Tensor:
-        latents, ready = staged
+    def deliver(
+        self, buffer: BatchBuffer, stored: StoredBatch, staged: tuple[Delivered, torch.cuda.Event]
+    ) -> Delivered:
+        delivered, ready = staged
         consumer = torch.cuda.current_stream(self._device)
         consumer.wait_event(ready)
-        latents.record_stream(consumer)  # its memory is not reused while the consumer's stream may read it
-        return latents
+        for tensor in delivered:  # their memory is not reused while the consumer's stream may read it
+            tensor.record_stream(consumer)
+        return delivered
 
     def _decode(self, payloads: Sequence[Tensor], owners: Sequence[int]) -> Tensor:
         """(B, T, H, W, D); clip by clip if they come from several caches."""
@@ -102,3 +112,7 @@ class CudaDelivery:
             one = slice(clip, clip + 1)
             self._decoder.decode_into(owner, [payload[one] for payload in payloads], latents[one])
         return latents
+
+
+def _times_and_valid(stored: StoredBatch, device: torch.device) -> tuple[Tensor, Tensor]:
+    return torch.from_numpy(stored.times).to(device), torch.from_numpy(stored.valid).to(device)

@@ -122,7 +122,7 @@ class LatentLoader(IterableDataset[LatentBatch]):
             if not len(numbers):  # this rank has no clip of a short last batch
                 return None
             stored = self._clips.read(numbers, buffer, ring.delivery.take)
-            return stored, ring.delivery.stage(buffer, stored.owners)
+            return stored, ring.delivery.stage(buffer, stored)
 
         with closing(read_ahead(self._sampler.remaining(), ring.buffers, self._threads, read)) as batches:
             for result, buffer in batches:
@@ -140,14 +140,14 @@ class LatentLoader(IterableDataset[LatentBatch]):
         self._sampler.load_state_dict(state)
 
     def _batch(self, ring: _Ring, buffer: BatchBuffer, stored: StoredBatch, staged: Any) -> LatentBatch:
-        latents = ring.delivery.deliver(buffer, len(stored.ids), staged).to(self._device)
+        latents, times, valid = ring.delivery.deliver(buffer, stored, staged)
         if self._copy and self._device.type == "cpu":  # on another device every batch is new
             latents = latents.clone()
         return LatentBatch(
             latents=latents,
             targets=latents,
-            times=torch.from_numpy(stored.times).to(self._device),
-            valid=torch.from_numpy(stored.valid).to(self._device),
+            times=times,
+            valid=valid,
             ids=stored.ids,
             context_steps=self._context_steps,
         )
@@ -166,5 +166,5 @@ class LatentLoader(IterableDataset[LatentBatch]):
         self._clips.check_sizes()
         buffers = tuple(make_buffer(shape) for _ in range(self._threads + SPARE_BUFFERS))
         if not cuda:
-            return _Ring(buffers, HostDelivery(self._decoder))
+            return _Ring(buffers, HostDelivery(self._decoder, self._device))
         return _Ring(buffers, CudaDelivery(self._decoder, (num_steps, *self._spec.latent_shape[1:]), self._device))
