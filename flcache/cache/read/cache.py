@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from flcache.cache.format.commit import Commit, Failure, read_commits, read_failures, repair_hint
+from flcache.cache.format.commit import Commit, Failure, read_commit, read_commits, read_failures, repair_hint
 from flcache.cache.format.plan_table import PlanTable
 from flcache.cache.format.spec import read_spec
 from flcache.cache.format.statistics import TRAINING_SPLIT, channel_statistics, merge_channels
@@ -233,7 +233,14 @@ class LatentCache:
         return found
 
     def _open(self, commit: Commit) -> ShardReader:
-        reader = ShardReader(self.store, commit, self.spec)
+        try:
+            reader = ShardReader(self.store, commit, self.spec)
+        except DamagedError:
+            if read_commit(self.store, commit.split, commit.shard) != commit:
+                raise CacheError(
+                    f"{self.store}: {commit.name} has other clips since the cache was opened; open it again"
+                ) from None
+            raise
         _, count = self._planned(commit)
         if reader.slots and reader.slots[-1] >= count:  # they ascend
             slot = reader.slots[-1]
