@@ -2,8 +2,8 @@
 
     python tests/benchmarks/long_videos.py [--minutes 1 10 40] [--clips 64] [--rounds 3] [--old CHECKOUT]
 
-Makes the videos with PyAV (320 x 240, 25 frames a second) and decodes as many clips as a shard holds, of 16 frames at 4
-a second, by a DecodePool of one worker. `--old` measures another checkout, with a `.venv` of its own, in turns with this.
+Makes the videos with PyAV (320 x 240, 25 frames a second) and decodes as many clips as a shard holds, of 16 frames at
+4 a second, by a DecodePool of one worker. `--old` measures another checkout, with a `.venv` of its own, in turns.
 """
 
 from __future__ import annotations
