@@ -3,8 +3,8 @@
     python tests/benchmarks/planning.py [--videos 300000] [--clips 10000000] [--folder DIR]
 
 Makes a folder of videos (hard links to a few real ones) with its plan, and a plan of many more clips over them; then
-starts `flcache encode` as a rerun and as one of 100 array jobs, in processes that end with their first clip. Most of the
-seconds are imports and the encoder: those from then on are stated too, and the CPU time of all.
+starts `flcache encode` as a rerun and as one of 100 array jobs, in processes that end with their first clip. Most of
+the seconds are imports and the encoder: those from then on are stated too, and the CPU time of all.
 """
 
 from __future__ import annotations

@@ -129,6 +129,10 @@ class LatentCache:
         shard, row = self.locate(index)
         return self.ids_at([(shard, self.reader(shard).slots[row])])[0]
 
+    def planned(self, indices: Sequence[int]) -> list[dict[str, Any]]:
+        """The rows of the plan of these clips, as plain values."""
+        return [self._plan.records(row, 1)[0] for row in self._plan_rows()[list(indices)].tolist()]
+
     def ids_at(self, slots: Sequence[tuple[int, int]]) -> tuple[str, ...]:
         """The ids of the clips at these (selected shard, slot) pairs."""
         rows = [self._planned(self.commits[shard])[0] + slot for shard, slot in slots]
