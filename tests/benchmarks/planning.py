@@ -150,7 +150,8 @@ def measure(name: str, config: Path, *arguments: str) -> None:
     if found["kind"] != "DecodedClip":
         sys.exit(f"{name}: the first clip is a {found['kind']}")
     print(
-        f"{name}: first clip decoded {found['seconds']} s after the start, peak memory {found['peak_mb']} MB",
+        f"{name}: first clip {found['seconds']:.1f} s after the start, {found['after']:.1f} s after the encoder, "
+        f"{found['cpu_s']:.1f} s of CPU, peak memory {found['peak_mb']} MB",
         flush=True,
     )
 
