@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from flcache.cache import CacheSpec, LatentCache, latent_differences, make_spec, read_plan, with_calibration
+from flcache.cache import CacheSpec, LatentCache, latent_differences, make_spec, with_calibration
 from flcache.config import Config
 from flcache.encoder import LatentVideoModel, change_future, distance
 from flcache.errors import CacheError, DataError, DecodeError, LeakError, SpecMismatch
@@ -127,11 +127,9 @@ def _decode(
     cache: LatentCache, config: Config, indices: Sequence[int]
 ) -> Iterator[tuple[PlannedClip, DecodedClip | DecodeError]]:
     """The clips at `indices`, decoded or failed."""
-    plan = read_plan(cache.path).set_index(["split", "clip_id"], drop=False)
-    rows = plan.loc[[(cache[index].split, cache.clip_id(index)) for index in indices]]
     folder = VideoFolder(Path(config.require("dataset.root")))
     with open_pool(config) as pool:
-        yield from decode_planned(pool, folder, planned_clips(rows))
+        yield from decode_planned(pool, folder, planned_clips(cache.planned(indices)))
 
 
 def _as_stored(spec: CacheSpec, latents: Tensor) -> Tensor:

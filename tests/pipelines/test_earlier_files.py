@@ -10,8 +10,10 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 import torch
+from small_run import tree
 
 from flcache.cache import LatentCache, read_plan
 from flcache.config import Config, load_config
@@ -51,13 +53,17 @@ def assert_equal(found: Any, stored: Any) -> None:
 def test_a_cache_opens_verifies_and_is_not_encoded_again(
     earlier: Path, codec: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    before = {path: path.read_bytes() for path in (earlier / codec).rglob("*") if path.is_file()}
+    before, plan = tree(earlier / codec), read_plan(earlier / codec)
     verify.run(earlier / codec, as_json=True)
     found = json.loads(capsys.readouterr().out)
     assert found["ok"] and found["clips"] == 9 and found["missing"] == []
     assert len(LatentCache(earlier / codec)) == 9
     encode.run(configured(f"cache.dir={codec}", f"cache.codec={codec}"))
-    assert {path: path.read_bytes() for path in (earlier / codec).rglob("*") if path.is_file()} == before
+    after = tree(earlier / codec)
+    assert {name for name in {*before, *after} if before.get(name) != after.get(name)} == {"plan.parquet"}
+    pd.testing.assert_frame_equal(read_plan(earlier / codec), plan)  # it has gained what it was made from, no more
+    encode.run(configured(f"cache.dir={codec}", f"cache.codec={codec}"))
+    assert tree(earlier / codec) == after
 
 
 @pytest.mark.parametrize("codec", ["float16", "int8"])

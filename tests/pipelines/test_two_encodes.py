@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import pickle
+import shutil
 import signal
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 from forked import Forked, command_line, fork_context
 from small_run import tree
 
-from flcache.cache import LatentCache, create_or_check, read_plan, write_plan
+from flcache.cache import LatentCache, create_or_check, read_plan
 from flcache.config import load_config
 from flcache.engines import ClipDone, EncodeJob, Event, ShardCommitted, ShardTask, local
 from flcache.videos import planned_clips
@@ -27,7 +28,7 @@ def content(encoded: Path, tmp_path: Path) -> bytes:
     config = load_config(encoded)
     cache = LatentCache(str(config.cache.dir))
     create_or_check(tmp_path / "cache", cache.spec.hard, cache.spec.soft)
-    write_plan(tmp_path / "cache", read_plan(cache.path))
+    shutil.copy(cache.path / "plan.parquet", tmp_path / "cache")
     job = EncodeJob(
         cache=tmp_path / "cache",
         video_root=Path(str(config.dataset.root)),

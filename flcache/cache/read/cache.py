@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from flcache.cache.format.commit import Commit, Failure, read_commits, read_failures, repair_hint
+from flcache.cache.format.commit import Commit, Failure, read_commit, read_commits, read_failures, repair_hint
 from flcache.cache.format.plan_table import PlanTable
 from flcache.cache.format.spec import read_spec
 from flcache.cache.format.statistics import TRAINING_SPLIT, channel_statistics, merge_channels
@@ -129,6 +129,10 @@ class LatentCache:
         shard, row = self.locate(index)
         return self.ids_at([(shard, self.reader(shard).slots[row])])[0]
 
+    def planned(self, indices: Sequence[int]) -> list[dict[str, Any]]:
+        """The rows of the plan of these clips, as plain values."""
+        return [self._plan.records(row, 1)[0] for row in self._plan_rows()[list(indices)].tolist()]
+
     def ids_at(self, slots: Sequence[tuple[int, int]]) -> tuple[str, ...]:
         """The ids of the clips at these (selected shard, slot) pairs."""
         rows = [self._planned(self.commits[shard])[0] + slot for shard, slot in slots]
@@ -233,7 +237,14 @@ class LatentCache:
         return found
 
     def _open(self, commit: Commit) -> ShardReader:
-        reader = ShardReader(self.store, commit, self.spec)
+        try:
+            reader = ShardReader(self.store, commit, self.spec)
+        except DamagedError:
+            if read_commit(self.store, commit.split, commit.shard) != commit:
+                raise CacheError(
+                    f"{self.store}: {commit.name} has other clips since the cache was opened; open it again"
+                ) from None
+            raise
         _, count = self._planned(commit)
         if reader.slots and reader.slots[-1] >= count:  # they ascend
             slot = reader.slots[-1]
