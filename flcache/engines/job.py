@@ -37,10 +37,12 @@ class EncodeJob:
     """Least cosine of a stored latent vector with the encoder's."""
     max_clip_bytes: int = ClipRule.max_bytes
     """A clip fails whose frames take more."""
+    compile: bool = False
+    """Whether `torch.compile` takes the encoder."""
 
     def load_model(self) -> LatentVideoModel:
         """The encoder. Raises EncoderError if it cannot be loaded, SpecMismatch if it is not the one of the spec."""
-        model = load_encoder(self.encoder, context=self.context, device=self.device)
+        model = load_encoder(self.encoder, context=self.context, device=self.device, compile=self.compile)
         found = CacheSpec({**self.spec.hard, **hard_keys(model)}, {})
         if fields := latent_differences(self.spec, found):
             raise SpecMismatch(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import sys
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from flcache.cache import (
 )
 from flcache.cache.storage import Location
 from flcache.config import Config
-from flcache.encoder import LatentVideoModel
+from flcache.encoder import LatentVideoModel, pick_dtype
 from flcache.engines import ClipFailed, EncodeJob, Event, ShardCommitted, calibrate
 from flcache.engines.cores import available_cores
 from flcache.errors import DataError
@@ -104,7 +105,7 @@ def _job(location: Location, config: Config, spec: CacheSpec, model: LatentVideo
         video_root=Path(config.require("dataset.root")),
         other_case={},  # every task knows its files
         spec=spec,
-        encoder=config.encoder,
+        encoder=replace(config.encoder, dtype=pick_dtype(config.encoder.dtype, str(model.device))),
         context=config.encode.context,
         device=str(model.device),
         decode_workers=decode_workers(config),
@@ -112,6 +113,7 @@ def _job(location: Location, config: Config, spec: CacheSpec, model: LatentVideo
         max_clip_bytes=config.clip.max_bytes,
         batch_size=config.encode.batch_size,
         min_cosine=config.cache.min_cosine,
+        compile=config.encode.compile,
     )
 
 

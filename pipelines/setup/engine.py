@@ -44,6 +44,7 @@ class Engine:
         devices = encode_devices(config)
         if len(devices) == 1:
             return local.run(job, tasks, on_event, model=model)
+        model.to("cpu")  # makes room for that of the first process
         return processes.run(job, tasks, on_event, devices=devices)
 
 
