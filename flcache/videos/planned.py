@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flcache.errors import DecodeError
-from flcache.videos.decoders import ClipRequest, DecodedClip
+from flcache.videos.decoders import ClipRequest, DecodedClip, VideoInfo
 from flcache.videos.folder import VideoFolder
 from flcache.videos.pool import DecodePool
 
@@ -48,6 +49,13 @@ def planned_clips(plan: pd.DataFrame) -> list[PlannedClip]:
         )
         for row in plan.to_dict("records")
     ]
+
+
+def probe_durations(pool: DecodePool, files: Mapping[str, Path]) -> dict[str, float]:
+    """Seconds by video id, from the headers of `files`. Unreadable ones are left out: decoding them fails later."""
+    infos = zip(files, pool.probe(list(files.values())), strict=True)
+    seconds = {video_id: info.duration_s for video_id, info in infos if isinstance(info, VideoInfo)}
+    return {video_id: duration_s for video_id, duration_s in seconds.items() if duration_s is not None}
 
 
 def decode_planned(

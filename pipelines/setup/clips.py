@@ -12,7 +12,7 @@ import pandas as pd
 from flcache.cache import assign_shards, get_codec
 from flcache.config import Config
 from flcache.errors import DataError
-from flcache.videos import DecodePool, Video, VideoFolder, VideoInfo, needs_duration, plan_clips, read_annotations
+from flcache.videos import DecodePool, Video, VideoFolder, needs_duration, plan_clips, probe_durations, read_annotations
 
 SPLITS = ("train", "val")
 LISTED_MISSING = 5
@@ -82,11 +82,9 @@ def assign_split(config: Config, latent_shape: Sequence[int], split: SplitClips)
 
 
 def _probe(config: Config, videos: list[Video], folder: VideoFolder) -> dict[str, float]:
-    """Seconds by video id, from the headers. Unreadable videos are left out here; decoding them fails later."""
+    """Seconds by video id, from the headers of those that are on disk."""
     files = {video.video_id: path for video in videos if (path := folder.find(video.path))}
     if not files:
         return {}
     with open_pool(config) as pool:
-        infos = dict(zip(files, pool.probe(list(files.values())), strict=True))
-    seconds = {name: info.duration_s for name, info in infos.items() if isinstance(info, VideoInfo)}
-    return {name: duration_s for name, duration_s in seconds.items() if duration_s is not None}
+        return probe_durations(pool, files)
