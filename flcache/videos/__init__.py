@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from flcache.videos.decoders import ClipRequest, DecodedClip, VideoInfo, decode_clip, probe
     from flcache.videos.folder import VideoFolder
     from flcache.videos.options import ClipRule, DatasetOptions
-    from flcache.videos.planned import PlannedClip, decode_planned, planned_clips
+    from flcache.videos.planned import PlannedClip, decode_planned, planned_clips, probe_durations
     from flcache.videos.pool import DecodePool
     from flcache.videos.synthetic import write_dataset
 else:
@@ -35,6 +35,7 @@ __all__ = [
     "plan_clips",
     "planned_clips",
     "probe",
+    "probe_durations",
     "read_annotations",
     "read_labels",
     "write_dataset",

@@ -3,7 +3,7 @@
 decord 0.6 seeks by counting pictures and paints over damage without a word. It is asked only for files whose pictures
 count plainly, and everything its FFmpeg logs while decoding is listened to: one error, and the answer is refused. Its
 FFmpeg is an old one of its own, which takes the very same bytes for another container, or follows a playlist to other
-files: it must see the container, the number of frames, their times and their size that PyAV sees.
+files: it must see the container, one stream, its codec, the number of frames, their times and size that PyAV sees.
 """
 
 from __future__ import annotations
@@ -32,6 +32,9 @@ _MOST_PICTURES = 1000
 Of a long video that takes longer than the clip, and gigabytes while it is kept open. Clips of Kinetics are shorter."""
 _AV_LOG_ERROR = 16
 _AVIO_FLAG_READ = 1
+_AVFORMAT_MAJOR = 58
+_VIDEO = 0  # AVMEDIA_TYPE_VIDEO
+_NO_STREAM = -int.from_bytes(b"\xf8STR", "little")  # AVERROR_STREAM_NOT_FOUND: not a video stream
 _CONCEALING = b"concealing"  # "concealing 40 DC, 40 AC, 40 MV errors in P frame", logged at level info
 _listening = threading.Lock()  # FFmpeg has one log callback a process
 
@@ -72,6 +75,8 @@ def read_frames(path: Path, table: FrameTable, wanted: NDArray[np.int64]) -> NDA
     with _listening, _errors_heard() as errors:
         if not magic(path) == table.container == _container(name):
             raise _failure(path, "decord takes it for another container")
+        if (codecs := _codecs(name, table.container)) != [table.codec]:
+            raise _failure(path, f"decord sees streams of {codecs}, not one of {table.codec}")
         frames = _read(path, name, table, wanted)
     if errors:
         raise _failure(path, f"decord hides damage: {errors[0]}")
@@ -120,6 +125,34 @@ def _container(name: str) -> str | None:
         return None
     first_field: bytes = ctypes.cast(container, ctypes.POINTER(ctypes.c_char_p))[0]  # AVInputFormat.name
     return first_field.decode()
+
+
+class _FormatContext(ctypes.Structure):
+    """The start of AVFormatContext; the same in all of libavformat 58."""
+
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("av_class", "iformat", "oformat", "priv_data", "pb")),
+        ("ctx_flags", ctypes.c_int),
+        ("nb_streams", ctypes.c_uint),
+    )
+
+
+def _codecs(name: str, container: str) -> list[str]:
+    """The decoder that decord's FFmpeg has for each video stream of the `container`; empty where it cannot be told."""
+    library = _ffmpeg("avformat")
+    if library is None or library.avformat_version() >> 16 != _AVFORMAT_MAJOR:
+        return []
+    library.av_find_input_format.restype = ctypes.c_void_p
+    kind = ctypes.c_void_p(library.av_find_input_format(container.split(",")[0].encode()))
+    context, codecs = ctypes.POINTER(_FormatContext)(), []
+    if library.avformat_open_input(ctypes.byref(context), os.fsencode(name), kind, None) < 0:
+        return []
+    for stream in range(context.contents.nb_streams):
+        decoder = ctypes.POINTER(ctypes.c_char_p)()  # AVCodec, whose first field is its name
+        if library.av_find_best_stream(context, _VIDEO, stream, -1, ctypes.byref(decoder), 0) != _NO_STREAM:
+            codecs.append(decoder[0].decode() if decoder else "unknown")
+    library.avformat_close_input(ctypes.byref(context))
+    return codecs
 
 
 def _failure(path: Path, words: str) -> DecodeError:

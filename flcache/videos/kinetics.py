@@ -10,13 +10,14 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from flcache.errors import DataError, DecodeError
+from flcache.errors import DataError
 from flcache.videos.annotations import Video, read_annotations, read_labels
 from flcache.videos.clips import needs_duration, plan_clips
-from flcache.videos.decoders import decode_clip, probe
+from flcache.videos.decoders import decode_clip
 from flcache.videos.folder import VideoFolder
 from flcache.videos.options import ClipRule, DatasetOptions
-from flcache.videos.planned import planned_clips
+from flcache.videos.planned import planned_clips, probe_durations
+from flcache.videos.pool import DecodePool
 
 
 class KineticsClip(TypedDict):
@@ -40,7 +41,8 @@ class Kinetics400(Dataset[KineticsClip]):
 
     `labels` (`index label` lines) fixes the order of `classes`; without it they are the sorted labels of this
     annotation file. `missing` lists the expected paths of missing videos. Raises DataError where more than
-    `max_missing_fraction` of the videos are missing; indexing raises DecodeError for a damaged file.
+    `max_missing_fraction` of the videos are missing; indexing raises DecodeError for a damaged file. Durations that
+    `rule` needs and no annotation has are read by another process, which is ended after `probe_timeout_s`.
     """
 
     def __init__(
@@ -51,6 +53,7 @@ class Kinetics400(Dataset[KineticsClip]):
         *,
         labels: Path | str | None = None,
         max_missing_fraction: float = DatasetOptions.max_missing_fraction,
+        probe_timeout_s: float = 60.0,
     ) -> None:
         label_file = Path(labels) if labels is not None else None
         videos = read_annotations(Path(annotations), labels=label_file, root=Path(root))
@@ -65,7 +68,10 @@ class Kinetics400(Dataset[KineticsClip]):
                 f"{self.missing[0]}; fetch them, mend the root, or raise dataset.max_missing_fraction"
             )
         videos = [video for video in videos if video.path in self._files]
-        self._clips = planned_clips(plan_clips(videos, rule, self._probe_durations(needs_duration(rule, videos))))
+        unknown = {video.video_id: self._files[video.path] for video in needs_duration(rule, videos)}
+        with DecodePool(1, probe_timeout_s, max_bytes=rule.max_bytes) as pool:
+            durations = probe_durations(pool, unknown)
+        self._clips = planned_clips(plan_clips(videos, rule, durations))
 
     def __len__(self) -> int:
         return len(self._clips)
@@ -83,18 +89,6 @@ class Kinetics400(Dataset[KineticsClip]):
             label_index=self.classes.index(label) if label else -1,
             path=str(path),
         )
-
-    def _probe_durations(self, videos: Iterable[Video]) -> dict[str, float]:
-        """Seconds by video id; a file whose header cannot be read has none, and raises when its clip is decoded."""
-        durations = {}
-        for video in videos:
-            try:
-                duration_s = probe(self._files[video.path]).duration_s
-            except DecodeError:
-                continue
-            if duration_s is not None:
-                durations[video.video_id] = duration_s
-        return durations
 
 
 def _classes(videos: Iterable[Video], label_file: Path | None) -> list[str]:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flcache.errors import DecodeError
-from flcache.videos.decoders import ClipRequest, DecodedClip
+from flcache.videos.decoders import ClipRequest, DecodedClip, VideoInfo
 from flcache.videos.folder import VideoFolder
 from flcache.videos.pool import DecodePool
 
@@ -52,6 +52,21 @@ def planned_clips(plan: pd.DataFrame | Iterable[Mapping[str, Any]]) -> list[Plan
         )
         for row in rows
     ]
+
+
+def probe_durations(
+    pool: DecodePool, files: Mapping[str, Path], on_header: Callable[[bool], None] = lambda failed: None
+) -> dict[str, float]:
+    """Seconds by video id, from the headers of `files`. Unreadable ones are left out: decoding them fails later.
+
+    `on_header` is called once a file, with whether its header is unreadable.
+    """
+    seconds = {}
+    for video_id, info in zip(files, pool.probe(list(files.values())), strict=True):
+        if isinstance(info, VideoInfo) and info.duration_s is not None:
+            seconds[video_id] = info.duration_s
+        on_header(not isinstance(info, VideoInfo))
+    return seconds
 
 
 def decode_planned(

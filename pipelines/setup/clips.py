@@ -12,7 +12,7 @@ import pandas as pd
 from flcache.cache import assign_shards, get_codec
 from flcache.config import Config
 from flcache.errors import DataError
-from flcache.videos import DecodePool, Video, VideoFolder, VideoInfo, needs_duration, plan_clips, read_annotations
+from flcache.videos import DecodePool, Video, VideoFolder, needs_duration, plan_clips, probe_durations, read_annotations
 
 from .engine import decode_workers
 from .progress import Progress
@@ -93,15 +93,10 @@ def _missing(split: str, videos: Sequence[Video], folder: VideoFolder) -> tuple[
 
 
 def _probe(config: Config, split: str, videos: list[Video], folder: VideoFolder) -> dict[str, float]:
-    """Seconds by video id, from the headers. Unreadable videos are left out here; decoding them fails later."""
+    """Seconds by video id, from the headers of those that are on disk."""
     files = {video.video_id: path for video in videos if (path := folder.find(video.path))}
-    seconds: dict[str, float] = {}
     if not files:
-        return seconds
+        return {}
     title = f"Reading headers ({split})"
     with open_pool(config) as pool, Progress(title, len(files), "videos") as progress:
-        for name, info in zip(files, pool.probe(list(files.values())), strict=True):
-            if isinstance(info, VideoInfo) and info.duration_s is not None:
-                seconds[name] = info.duration_s
-            progress.advance(failed=not isinstance(info, VideoInfo))
-    return seconds
+        return probe_durations(pool, files, on_header=lambda failed: progress.advance(failed=failed))

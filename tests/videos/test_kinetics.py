@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import os
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -61,6 +64,23 @@ def test_headerless_annotations_probe_durations_and_keep_bad_files_as_errors(roo
     assert dataset[0]["timestamps"][0] == pytest.approx(1.125)
     with pytest.raises(DecodeError, match="the file is empty"):
         dataset[1]
+
+
+def test_a_header_without_an_end_is_left_to_a_process_that_is_ended(
+    write_video: Callable[..., Path], tmp_path: Path
+) -> None:
+    for name in ("good.mkv", "endless.mkv"):
+        write_video(name)
+    endless = tmp_path / "endless.mkv"
+    header, cluster, _ = endless.read_bytes().partition(b"\x1f\x43\xb6\x75")
+    assert cluster
+    endless.write_bytes(header)
+    os.truncate(endless, 2**40)  # sparse: the first cluster is searched for in zeros
+    (tmp_path / "paths.csv").write_text("good.mkv 0\nendless.mkv 0\n")
+    rule, start = ClipRule(frames=4, fps=8.0, clips_per_video=2), time.monotonic()
+    dataset = Kinetics400(tmp_path, tmp_path / "paths.csv", rule, probe_timeout_s=1.0)
+    assert len(dataset) == 3, "two clips of one, and one of that whose duration is unknown"
+    assert time.monotonic() - start < 60
 
 
 def test_annotated_labels_must_be_in_the_label_file(root: Path) -> None:

@@ -116,6 +116,42 @@ def test_a_file_whose_times_differ_for_decord_is_left_to_pyav(tmp_path: Path) ->
         decord_reader.read_frames(other, table, np.arange(3))
 
 
+def encoded(path: Path, *codecs: str) -> Path:
+    """A stream of 25 grey pictures in each of `codecs`, all with the same times and of one size."""
+    with av.open(str(path), "w") as sink:
+        streams: list[Any] = [sink.add_stream(codec, rate=25, options={"g": "5", "bf": "0"}) for codec in codecs]
+        for stream in streams:
+            stream.width, stream.height, stream.pix_fmt, stream.thread_count = 64, 48, "yuv420p", 1
+        for level in range(FRAMES):
+            for stream in streams:
+                picture = np.full((48, 64, 3), 20 + level % 5, np.uint8)
+                sink.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        for stream in streams:
+            sink.mux(stream.encode(None))
+    return path
+
+
+@needs_decord
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
+def test_decord_must_see_the_codec_that_pyav_sees(suffix: str, tmp_path: Path) -> None:
+    """Container, number of frames, times and size agree, and only the codec differs."""
+    paths = {codec: encoded(tmp_path / f"{codec}{suffix}", codec) for codec in ("libx264", "mpeg4")}
+    tables = {codec: read_frame_table(path) for codec, path in paths.items()}
+    for codec, other in (("libx264", "mpeg4"), ("mpeg4", "libx264")):
+        assert decord_reader.read_frames(paths[codec], tables[codec], np.arange(3)).shape == (3, 48, 64, 3)
+        with pytest.raises(DecodeError, match="decord sees streams of"):
+            decord_reader.read_frames(paths[codec], tables[other], np.arange(3))
+
+
+@needs_decord
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
+@pytest.mark.parametrize("second", ["libx264", "mpeg4", "libvpx-vp9"])
+def test_decord_gets_no_file_of_several_streams(second: str, suffix: str, tmp_path: Path) -> None:
+    """Which of them is best is for each version of FFmpeg to say."""
+    path = encoded(tmp_path / f"video{suffix}", "libx264", second)
+    assert decode_clip(path, EVERY_FRAME).decoder == "pyav"
+
+
 def decord_errors() -> list[type[BaseException]]:
     """Every class of errors that decord defines, wherever in the package it does."""
     import decord
