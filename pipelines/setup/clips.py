@@ -87,8 +87,8 @@ def _missing(split: str, videos: Sequence[Video], folder: VideoFolder) -> tuple[
         for number, video in enumerate(videos, 1):
             if folder.find(video.path) is None:
                 missing.append(video)
-            if number % _SHOWN_EVERY == 0:
-                progress.advance(count=_SHOWN_EVERY)
+            if number % _SHOWN_EVERY == 0 or number == len(videos) > _SHOWN_EVERY:
+                progress.advance(count=number - progress.done)
     return tuple(missing)
 
 
