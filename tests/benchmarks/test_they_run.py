@@ -17,6 +17,7 @@ SMALLEST = {
     "predictor_step.py": ["--memory", "--preset", "tiny"],
     "rollout.py": ["--preset", "tiny", "--grid", "4", "--rounds", "1"],
     "scale.py": ["--clips", "1000"],
+    "stages.py": ["--clips", "16", "--rounds", "1", "--only", "0"],
 }
 ELSEWHERE = {"loader.py"}
 """`flcache bench loader` has tests of its own, of which this is the thorough form."""

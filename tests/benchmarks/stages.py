@@ -1,0 +1,140 @@
+"""python tests/benchmarks/stages.py [--old PYTHON] [--clips 160] [--rounds 3] [--scale 1]: how far the stages overlap.
+
+The encoder only waits, as a CPU does for a GPU, for 20, 40 and 200 clips/s or for nothing, and gives 4 MiB latents.
+The clips are of videos of 340 x 256, made here; two processes decode. Every round measures both interpreters in turn,
+each in a process of its own; the table has medians. PYTHON is the interpreter of a checkout of older code. With
+`--scale 10` also ten times the clips, for time and memory.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+OFFERED = (20.0, 40.0, 200.0, 0.0)
+"""Clips per second; 0 is as many as come."""
+SHAPE = (8, 16, 16, 1024)
+BATCH = 8
+
+
+def measure(root: Path, clips: int, offered: float) -> dict[str, float]:
+    """Clips per second, share of the time in which the encoder was busy, seconds and peak memory, in this process."""
+    import numpy as np
+    import torch
+
+    from flcache.cache import make_spec
+    from flcache.encoder import ContextRule, EncoderSource
+    from flcache.engines import ClipDone, EncodeJob, ShardTask, local
+    from flcache.videos import ClipRequest, PlannedClip
+
+    class StandIn:
+        device = torch.device("cpu")
+        latents = torch.from_numpy(np.random.default_rng(0).standard_normal(SHAPE, dtype=np.float32))
+
+        def __init__(self) -> None:
+            self.spans: list[tuple[float, float]] = []
+
+        def __call__(self, clips: list[torch.Tensor]) -> torch.Tensor:
+            began_s = time.perf_counter()
+            time.sleep(len(clips) / offered if offered else 0)
+            self.spans.append((began_s, time.perf_counter()))
+            return self.latents.expand(len(clips), *SHAPE)
+
+    layout, context = {"shape": list(SHAPE)}, {"mode": "step", "seen_until": list(range(SHAPE[0]))}
+    spec = make_spec({"encoder": "stand-in", "layout": layout, "context": context, "codec": "float16"})
+    request = ClipRequest(16, 2.0, tuple(2 + number / 4 for number in range(16)), None, "pad")
+    videos = sorted(path.name for path in root.glob("*.mp4"))
+    planned = [
+        PlannedClip(f"v{number}-0", f"v{number}", videos[number % len(videos)], None, number % 64, request)
+        for number in range(clips)
+    ]
+    tasks = [
+        ShardTask("train", shard, tuple(planned[shard * 64 : shard * 64 + 64])) for shard in range(-(-clips // 64))
+    ]
+    stored_at: list[float] = []
+    with tempfile.TemporaryDirectory(dir=root) as folder:
+        job = EncodeJob(
+            cache=Path(folder) / "cache",
+            video_root=root,
+            other_case={},
+            spec=spec,
+            encoder=EncoderSource(),
+            context=ContextRule(),
+            device="cpu",
+            decode_workers=2,
+            decode_timeout_s=60.0,
+            batch_size=BATCH,
+        )
+        encoder: Any = StandIn()
+        note = lambda event: stored_at.append(time.perf_counter()) if isinstance(event, ClipDone) else None  # noqa: E731
+        local.run(job, tasks, note, model=encoder)
+    span_s = encoder.spans[-1][1] - encoder.spans[0][0]
+    status = Path("/proc/self/status").read_text()
+    return {
+        "clips_per_s": (len(stored_at) - BATCH) / (stored_at[-1] - stored_at[BATCH - 1]),
+        "busy": sum(ended - began for began, ended in encoder.spans) / span_s,
+        "seconds": stored_at[-1] - stored_at[0],
+        "peak_mb": int(re.findall(r"VmHWM:\s+(\d+) kB", status)[0]) / 1024,
+    }
+
+
+def in_a_process(python: str, root: Path, clips: int, offered: float) -> dict[str, float]:
+    command = [python, __file__, "--measure", str(root), "--clips", str(clips), "--offered", str(offered)]
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
+    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def make_videos(root: Path) -> None:
+    from flcache.config import Config
+    from flcache.pipelines.bench.videos import write_videos
+
+    write_videos(Config(), root)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--old", metavar="PYTHON")
+    parser.add_argument("--clips", type=int, default=160)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--scale", type=int, default=1)
+    parser.add_argument("--only", type=float, help="one rate that the encoder offers, instead of all")
+    parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--offered", type=float, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.measure:
+        print(json.dumps(measure(options.measure, options.clips, options.offered)))
+        return
+    with tempfile.TemporaryDirectory(dir=".") as folder:
+        root = (Path(folder) / "videos").resolve()
+        make_videos(root)
+        pythons = {**({"old": options.old} if options.old else {}), "new": sys.executable}
+        print("code  offered clips/s   busy")
+        for offered in OFFERED if options.only is None else [options.only]:
+            rows: dict[str, list[dict[str, float]]] = {name: [] for name in pythons}
+            for _ in range(options.rounds):
+                for name, python in pythons.items():
+                    rows[name].append(in_a_process(python, root, options.clips, offered))
+            for name, found in rows.items():
+                middle = {key: statistics.median(row[key] for row in found) for key in found[0]}
+                shown = f"{offered:g}" if offered else "all"
+                print(f"{name:5} {shown:>7} {middle['clips_per_s']:7.1f} {middle['busy']:6.2f}", flush=True)
+        if options.scale > 1:
+            for clips in (options.clips, options.clips * options.scale):
+                found = in_a_process(sys.executable, root, clips, 0.0)
+                print(f"{clips} clips: {found['seconds']:.1f} s, peak {found['peak_mb']:.0f} MB", flush=True)
+
+
+if __name__ == "__main__":
+    main()
