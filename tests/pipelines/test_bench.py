@@ -10,7 +10,7 @@ import pytest
 from small_run import flcache
 
 from flcache.cache import CacheWriter
-from flcache.errors import CacheError
+from flcache.errors import CacheError, DataError
 from flcache.pipelines import bench
 
 
@@ -39,3 +39,13 @@ def test_a_cache_that_is_too_small_says_so(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.chdir(tmp_path)
     with pytest.raises(CacheError, match="8 training clips in float16; a measurement wants at least 32"):
         bench.run(write_cache(tmp_path / "cache", 8))
+
+
+def test_an_interpreter_of_rivals_that_does_not_run_says_so(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"--rivals /nowhere/python: No such file or directory; give the interpreter"):
+        bench.run(None, rivals="/nowhere/python")
+    broken = tmp_path / "python"
+    broken.write_text("#!/bin/sh\necho no module >&2; exit 3\n", encoding="utf-8")
+    broken.chmod(0o755)
+    with pytest.raises(DataError, match="failed: no module"):
+        bench.run(None, rivals=str(broken))

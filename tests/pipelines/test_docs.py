@@ -6,6 +6,7 @@ import re
 import shlex
 from pathlib import Path
 
+import click
 import pytest
 
 from flcache.config import load_config
@@ -37,7 +38,10 @@ def test_every_command_and_option_exists(page: Path) -> None:
         if name.startswith("-") or name in ("encode,", "COMMAND"):
             continue
         assert name in cli.commands, f"{page.name}: {line}"
-        known = {option for parameter in cli.commands[name].params for option in parameter.opts} | {"--help"}
+        command = cli.commands[name]
+        if isinstance(command, click.Group):
+            command = command.commands[arguments[0]]
+        known = {option for parameter in command.params for option in parameter.opts} | {"--help"}
         assert {word for word in arguments if word.startswith("--")} <= known, f"{page.name}: {line}"
 
 
