@@ -73,7 +73,7 @@ class Run:
     seed: int = 0
 
     def __post_init__(self, optimiser: Optimizer) -> None:
-        self.step = 0
+        self.step = self._logged_step = 0
         self._means, self._losses = Means(), LossCheck()
         self._health: LatentHealth | None = None
         _check_whole(self.accelerator)
@@ -125,6 +125,7 @@ class Run:
         Raises TrainingError on a loss that is not finite and on collapsing latents.
         """
         batches = chain.from_iterable(repeat(self.source))  # epoch after epoch
+        self._logged_step = self.step
         stopping, stopped = Stopping(asked_to_stop, self.accelerator.num_processes), 0
         self.model.train()
         with self._log() as log:
@@ -205,9 +206,12 @@ class Run:
 
     def _logged(self) -> dict[str, float]:
         """Metrics of the steps since the last logged one; no process waits for its device between two such."""
+        asked = time.perf_counter()
         self._losses.settle()
         metrics = self._means.take(self.accelerator)
-        step_s = metrics.pop("step_s")
+        behind_s = time.perf_counter() - asked  # what a GPU still had to do
+        step_s = metrics.pop("step_s") + behind_s / (self.step - self._logged_step)
+        self._logged_step = self.step
         metrics["clips_per_s"] *= self.accelerator.num_processes / step_s
         metrics["data_wait_fraction"] /= step_s
         return metrics

@@ -24,7 +24,7 @@ def test_auto_on_a_cpu_is_float32_to_the_fingerprint() -> None:
 def test_auto_is_bfloat16_where_the_device_has_it_but_for_weights_that_train(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loading, "has_bfloat16", lambda device: True)
     assert pick_dtype("auto", "cuda") == "bfloat16" and pick_dtype("float16", "cuda") == "float16"
-    frozen, trained = load_encoder(a_source()), load_encoder(a_source(), trainable=["layer.0"])
+    frozen, trained = load_encoder(a_source()), load_encoder(a_source(), trainable=["layers.0"])
     assert {weight.dtype for weight in frozen.parameters()} == {torch.bfloat16}
     assert {weight.dtype for weight in trained.parameters()} == {torch.float32}
     assert hard_keys(frozen) == hard_keys(load_encoder(a_source("bfloat16")))

@@ -1,11 +1,13 @@
 """python kill_encode.py CONFIG CACHE SEED TRIALS [--processes N] [--one]: encode in processes that are killed.
 
 Writes CACHE-whole by an unkilled run. Then a run of N encoder processes gets SIGKILL at a random moment: with all its
-processes, after which a second run finishes it; or, with `--one`, one of its processes at random, which the run survives
-unless it is the first. Whatever comes out must be CACHE-whole, byte for byte. The moment is a random time after a random
-number of commits, so that a busy machine moves it little; a run that was done before is no trial, and another takes its
-place. Imports everything once and forks, so that a trial costs its encoding and not its imports. Prints one line a trial:
-the moment in seconds, the commits that were there when it died, and how many there are in all.
+processes, after which a second run finishes it; or, with `--one`, one of its processes at random, which the run
+survives unless it is the first. What comes out must be CACHE-whole, byte for byte.
+
+The moment is a random time after a random number of commits, so that a busy machine moves it little; a run that was
+done before is no trial, and another takes its place. Imports everything once and forks, so that a trial costs its
+encoding and not its imports. Prints one line a trial: the moment in seconds, the commits that were there when it died,
+and how many there are in all.
 """
 
 from __future__ import annotations

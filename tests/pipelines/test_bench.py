@@ -11,7 +11,7 @@ from small_run import flcache
 
 from flcache.cache import CacheWriter
 from flcache.config import load_config
-from flcache.errors import CacheError
+from flcache.errors import CacheError, DataError
 from flcache.pipelines import bench
 from flcache.pipelines.bench import encode
 
@@ -63,3 +63,13 @@ def test_encoding_is_measured_with_the_configured_encoder(
     assert result.returncode == 0, result.stderr
     keys = {"decode_s", "encode_s", "store_s", "limit_clips_per_s", "clips_per_s", "busy", "held_back_by"}
     assert set(json.loads(result.stdout)) == keys
+
+
+def test_an_interpreter_of_rivals_that_does_not_run_says_so(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"--rivals /nowhere/python: No such file or directory; give the interpreter"):
+        bench.run(None, rivals="/nowhere/python")
+    broken = tmp_path / "python"
+    broken.write_text("#!/bin/sh\necho no module >&2; exit 3\n", encoding="utf-8")
+    broken.chmod(0o755)
+    with pytest.raises(DataError, match="failed: no module"):
+        bench.run(None, rivals=str(broken))
