@@ -23,13 +23,15 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 from flcache.batch import ChannelStatistics, LatentBatch, VideoBatch
-from flcache.cache import get_codec
+from flcache.cache import CacheSpec, get_codec
 from flcache.cache.read.clips import StoredBatch
 from flcache.cache.read.delivery import CudaDelivery, Decoder
 from flcache.cache.read.ring import BufferShape, make_buffer
+from flcache.cache.write.on_device import CastLatents, can_cast, cast_on_device
 from flcache.encoder import ContextRule, EncoderSource, LatentVideoModel
 from flcache.encoder.loading import _latent_model, _stated_config
 from flcache.encoder.torchvision_ops import import_transformers
+from flcache.engines import lane
 from flcache.evaluation.baselines import BASELINES
 from flcache.evaluation.rollout import _Found
 from flcache.evaluation.sampling import Sampling
@@ -83,6 +85,25 @@ def encoding(library: Path) -> None:
     with cuda_without_memory(library):
         for rule in (ContextRule("step"), ContextRule("window", window=2), ContextRule("prefix"), ContextRule("full")):
             check(an_encoder(rule)(some_frames()), (B, *SHAPE))
+
+
+def storing(library: Path, codec_name: str) -> None:
+    """Frames up, latents down, cast and measured on the device where the codec allows it."""
+    context, calibration = {"mode": "step", "seen_until": [0, 1, 2, 3]}, {"mean": [0.0] * 24, "std": [1.0] * 24}
+    hard = {"layout": {"shape": list(SHAPE)}, "context": context, "codec": codec_name, "calibration": calibration}
+    spec = CacheSpec(hard, {})
+    with cuda_without_memory(library), without_streams():
+        page_locked = patch.object(lane, "_page_locked", lambda values: torch.zeros_like(values, device="cpu"))
+        with page_locked:
+            encoding = lane.CudaLane(an_encoder(ContextRule("step")), spec).encode(some_frames())
+        check(encoding.values, (B, *SHAPE))
+        back = encoding.back.tensors() if isinstance(encoding.back, CastLatents) else [encoding.back]
+        assert can_cast(spec) == (len(back) == 3)
+        for tensor in back:
+            assert tensor.device.type == "cpu" and len(tensor) == B
+        if can_cast(spec):
+            for tensor in cast_on_device(spec, encoding.values).tensors():
+                assert tensor.device == CUDA
 
 
 def predicting(library: Path, kind: str) -> None:
@@ -177,7 +198,7 @@ def check(tensor: Tensor, shape: tuple[int, ...]) -> None:
 @contextmanager
 def without_streams() -> Iterator[None]:
     class Nothing:
-        def __init__(self, *given: Any) -> None: ...
+        def __init__(self, *given: Any, **named: Any) -> None: ...
         def __getattr__(self, name: str) -> Any:
             return lambda *given, **named: None
 

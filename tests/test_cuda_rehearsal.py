@@ -31,6 +31,7 @@ PARTS = [
     ("training_from_videos",),
     *(("predicting", kind) for kind in PREDICTORS),
     *(("reading", codec) for codec in CODECS),
+    *(("storing", codec) for codec in ("float16", "int8")),
     *(("evaluating", kind) for kind in ("causal", "flow_matching")),
 ]
 
