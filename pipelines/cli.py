@@ -93,6 +93,8 @@ def encode(
     from . import encode as stage
     from .setup.engine import Engine
 
+    if address and engine != "ray":
+        raise click.UsageError("--address is that of a Ray cluster; give --engine ray too")
     stage.run(resolved.config, shards=shards, retry_failed=retry_failed, engine=Engine(engine, address))
 
 

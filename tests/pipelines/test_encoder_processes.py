@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from multiprocessing.process import BaseProcess
@@ -15,7 +16,9 @@ from small_run import flcache, tree
 from flcache.cache import LatentCache, create_or_check, read_plan, write_plan
 from flcache.config import load_config
 from flcache.engines import EncodeJob, Event, ShardCommitted, ShardTask, processes
-from flcache.errors import CacheError
+from flcache.errors import CacheError, ConfigError
+from flcache.pipelines import encode
+from flcache.pipelines.setup.engine import Engine
 from flcache.videos import planned_clips
 
 
@@ -96,3 +99,14 @@ def test_the_command_takes_two_processes(config_file: Path, encoded: Path) -> No
     assert result.returncode == 0, result.stderr
     assert "encoder busy" in result.stderr
     assert tree(config_file.parent / "cache") == tree(encoded.parent / "cache")
+
+
+def test_ray_that_is_not_installed_is_one_line(config_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(ConfigError, match=r"Ray is not installed; pip install \"flcache\[ray\]\""):
+        encode.run(load_config(config_file), engine=Engine("ray"))
+
+
+def test_an_address_without_ray_is_a_wrong_usage(config_file: Path) -> None:
+    result = flcache("encode", "--config", config_file, "--address", "auto")
+    assert result.returncode == 2 and "give --engine ray too" in result.stderr
