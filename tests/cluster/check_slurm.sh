@@ -18,12 +18,13 @@ block() { # block NUMBER: the bash block of that number in the page
   awk -v wanted="$1" '/^```bash/ {n++; inside = 1; next} /^```/ {inside = 0} inside && n == wanted' "$here/../../docs/clusters.md"
 }
 
-finish() { # finish JOB: wait until it is neither waiting nor running
-  for _ in $(seq 600); do
-    [ -n "$(squeue --noheader --job "$1" 2>/dev/null)" ] || return 0
-    sleep 1
+in_state() { # in_state STATE JOB: wait until the job is in it
+  for _ in $(seq 3000); do
+    scontrol show job "$2" 2>/dev/null | grep -q "JobState=$1 " && return
+    sleep 0.2
   done
-  fail "job $1 is still there"
+  scontrol show job "$2"
+  fail "job $2 is not $1"
 }
 
 check_training() { # check_training NAME SCRIPT SIGNAL SCANCEL_OPTION: signalled once, it must end in the weights of `whole`
@@ -37,9 +38,11 @@ check_training() { # check_training NAME SCRIPT SIGNAL SCANCEL_OPTION: signalled
   step=$(basename training/checkpoints/step-*)
   echo "checkpoint $step"
   [ "$step" != step-00001000 ] || fail "the run had ended before the signal came"
-  until [ "$(squeue --noheader --job "$job" --format %T)" = PENDING ]; do sleep 0.2; done
-  scontrol update "jobid=$job" starttime=now  # Slurm makes a job that queues again wait two minutes
-  finish "$job"
+  until [ "$(squeue --noheader --job "$job" --format '%T %r')" = "PENDING BeginTime" ]; do sleep 0.5; done
+  sleep 5                                     # the node refuses a job that it ended in this second
+  scontrol update "jobid=$job" starttime=now  # else it waits for two minutes
+  for _ in $(seq 600); do [ -d training/checkpoints/step-00001000 ] || sleep 1; done
+  in_state COMPLETED "$job"
   echo "restarts: $(scontrol show job "$job" | grep -o 'Restarts=[0-9]*'); its output:"
   grep -v "^ *[0-9,]* " "slurm-$job.out" | cut -c 1-150
   for file in model.safetensors optimizer.safetensors state.json; do
