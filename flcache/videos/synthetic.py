@@ -36,9 +36,7 @@ _X264_OPTIONS = {"qp": "10", "preset": "veryfast", "g": "16"}
 
 
 @dataclass(frozen=True)
-class Picture:
-    """Size and timing of a video, and the seed of what it shows."""
-
+class _Picture:
     frames: int
     size: int
     fps: int
@@ -51,7 +49,8 @@ class Picture:
 
     @property
     def digest(self) -> str:
-        """Part of a file's name: the folder may hold files with other settings."""
+        """Part of a file's name: the folder may hold files with other settings. Of the repr, so the name of this class and
+        its fields must not change."""
         return hashlib.sha256(repr(self).encode()).hexdigest()[:4]
 
 
@@ -62,7 +61,7 @@ def write_dataset(
 
     Files that exist are kept: each gets its name only when it is complete.
     """
-    picture = Picture(frames, size, fps, seed)
+    picture = _Picture(frames, size, fps, seed)
     root.mkdir(parents=True, exist_ok=True)
     for split, count in (("train", train_videos), ("val", val_videos)):
         rows = [_write_one(root, split, index, picture) for index in range(count)]
@@ -70,7 +69,7 @@ def write_dataset(
         _replace(root / f"{split}.csv", "".join(f"{line}\n" for line in lines).encode())
 
 
-def _write_one(root: Path, split: str, index: int, picture: Picture) -> str:
+def _write_one(root: Path, split: str, index: int, picture: _Picture) -> str:
     """Write one video unless it exists; returns its row of the annotation file."""
     label = LABELS[index % len(LABELS)]
     youtube_id = f"{split[0]}{index:06d}{picture.digest}"  # 11 characters, as on YouTube
@@ -91,7 +90,12 @@ def _replace(path: Path, content: bytes) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def draw_video(split: str, index: int, picture: Picture) -> NDArray[np.uint8]:
+def draw_frames(number: int, *, frames: int, size: int, fps: int) -> NDArray[np.uint8]:
+    """The frames of training video `number`, (F, S, S, 3) RGB."""
+    return draw_video("train", number, _Picture(frames, size, fps, seed=0))
+
+
+def draw_video(split: str, index: int, picture: _Picture) -> NDArray[np.uint8]:
     """The frames of one video, (F, S, S, 3) RGB; the first shape is the largest and gives the label."""
     rng = np.random.default_rng([picture.seed, int(split == "val"), index])
     canvas = np.broadcast_to(_background(rng, picture.size), (picture.frames, picture.size, picture.size, 3)).copy()

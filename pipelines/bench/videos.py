@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from flcache.config import Config
-from flcache.videos.synthetic import Picture, draw_video, encode_mp4
+from flcache.videos.synthetic import draw_frames, encode_mp4
 
 VIDEOS = 4
 FRAMES, FPS = 250, 25
@@ -20,7 +20,7 @@ def write_videos(config: Config, root: Path) -> Config:
     root.mkdir()
     above = (WIDTH - HEIGHT) // 2
     for number in range(VIDEOS):
-        frames = draw_video("train", number, Picture(FRAMES, WIDTH, FPS, seed=0))[:, above : above + HEIGHT]
+        frames = draw_frames(number, frames=FRAMES, size=WIDTH, fps=FPS)[:, above : above + HEIGHT]
         (root / f"{number}.mp4").write_bytes(encode_mp4(frames, FPS, _X264_OPTIONS))
     (root / "train.csv").write_text("".join(f"{number}.mp4 {number}\n" for number in range(VIDEOS)))
     return replace(config, dataset=replace(config.dataset, root=str(root), train=str(root / "train.csv"), val=None))

@@ -30,6 +30,8 @@ MEMORY_LIMIT = 3 * MAX_BYTES + 3 * 2**30
 """What a worker may map: its libraries, and what DecodePool allows beside them."""
 _BOXES = (b"moov", b"trak", b"mdia", b"stbl", b"stsz", b"stco", b"stts", b"ctts", b"stss", b"stsc", b"tkhd", b"avc1")
 _OF_PYTHON = (".so", ".py", "pyvenv.cfg", "/dev/null", "/dev/urandom", "/proc/", "/sys/", "/usr/", "/lib/")
+_OWN_MEMORY = "/memfd:flcache-frames"
+"""Frames on their way to this process."""
 
 
 def mutate(content: bytes, others: Sequence[bytes], rng: np.random.Generator) -> bytes:
@@ -117,7 +119,9 @@ class Watch:
             sockets += target.startswith("socket:")
             if target.startswith(str(self.allowed)) or target.startswith(("socket:", "pipe:", "anon_inode:")):
                 continue
-            if not any(part in target for part in _OF_PYTHON) and not Path(target).is_dir():  # Python lists sys.path
+            if (
+                not any(part in target for part in (*_OF_PYTHON, _OWN_MEMORY)) and not Path(target).is_dir()
+            ):  # Python lists sys.path
                 self.foreign.add(target)
         if sockets > 1:
             self.foreign.add(f"{sockets} sockets")
