@@ -49,8 +49,8 @@ class _Picture:
 
     @property
     def digest(self) -> str:
-        """Part of a file's name: the folder may hold files with other settings. Of the repr, so the name of this class and
-        its fields must not change."""
+        """Part of a file's name: the folder may hold files with other settings. It follows from the repr, so class and
+        fields keep their names."""
         return hashlib.sha256(repr(self).encode()).hexdigest()[:4]
 
 
