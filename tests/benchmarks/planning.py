@@ -159,7 +159,7 @@ def measure(name: str, config: Path, *arguments: str) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--videos", type=int, default=300_000)
-    parser.add_argument("--clips", type=int, default=10_000_000)
+    parser.add_argument("--clips", type=int, default=10_000_000, help="of a second plan; 0 for none")
     parser.add_argument("--folder", type=Path, help="where to make them; needs hard links")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=options.folder) as name:
@@ -174,7 +174,10 @@ def main() -> None:
         finish_planning(planning, (8, 4, 4, 24))
         print(f"{options.videos} videos planned in {time.perf_counter() - started:.1f} s", flush=True)
         sources = {**planning.sources["train"], "clip_bytes": CLIP_BYTES}
-        write_long_plan(folder / "long" / "plan.parquet", videos, options.clips, sources)
+        if options.clips:
+            write_long_plan(folder / "long" / "plan.parquet", videos, options.clips, sources)
+        else:
+            del caches[options.clips]
         for clips, cache in caches.items():
             for kind, part in (("rerun", []), ("job 1 of 4", ["--shards", "1/4"])):
                 measure(f"{clips} clips, {kind}", config_file, f"cache.dir={cache}", *part)
