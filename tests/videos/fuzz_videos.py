@@ -15,7 +15,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import av
@@ -30,6 +30,8 @@ MEMORY_LIMIT = 3 * MAX_BYTES + 3 * 2**30
 """What a worker may map: its libraries, and what DecodePool allows beside them."""
 _BOXES = (b"moov", b"trak", b"mdia", b"stbl", b"stsz", b"stco", b"stts", b"ctts", b"stss", b"stsc", b"tkhd", b"avc1")
 _OF_PYTHON = (".so", ".py", "pyvenv.cfg", "/dev/null", "/dev/urandom", "/proc/", "/sys/", "/usr/", "/lib/")
+_LATER_S = 0.5
+"""Between two clips of a file: the second is read on from the first."""
 _OWN_MEMORY = "/memfd:flcache-frames"
 """Frames on their way to this process."""
 
@@ -137,24 +139,30 @@ class Findings:
 
 
 def fuzz(videos: Sequence[Path], folder: Path, count: int, seed: int, *, workers: int = 2) -> Findings:
-    """Decode `count` mutations of `videos`, written to `folder`; those that something is wrong with stay there."""
+    """Decode two clips, one after the other, of `count` mutations of `videos`, written to `folder`; mutations that
+    something is wrong with stay there."""
     findings, rng = Findings(), np.random.default_rng(seed)
     contents = [path.read_bytes() for path in videos]
     av.logging.set_level(av.logging.PANIC)
 
-    def items() -> list[tuple[Path, Path, ClipRequest]]:
-        made = []
+    def items() -> list[tuple[bool, Path, ClipRequest]]:
+        made: list[tuple[bool, Path, ClipRequest]] = []
         for number in range(count):
             chosen = int(rng.integers(len(videos)))
             path = folder / f"{number}{videos[chosen].suffix}"
             path.write_bytes(mutate(contents[chosen], contents, rng))
-            made.append((path, path, _request(rng)))
+            first = _request(rng)
+            later = replace(first, timestamps=tuple(second + _LATER_S for second in first.timestamps or ()))
+            made += [(False, path, first), (True, path, later)]
         return made
 
     with DecodePool(workers, DEADLINE_S, max_bytes=MAX_BYTES) as pool, Watch(pool, folder.resolve()) as watch:
         started = time.monotonic()
-        for path, result in pool.decode(items()):
+        made = items()
+        for (last, result), (_, path, _) in zip(pool.decode(made), made, strict=True):
             _judge(path, result, findings)
+            if last and not any(str(path) in wrong for wrong in findings.wrong):
+                path.unlink()
             waited, started = time.monotonic() - started, time.monotonic()
             if waited > 3 * DEADLINE_S:
                 findings.wrong.append(f"{path}: took {waited:.1f} s")
@@ -185,8 +193,6 @@ def _judge(path: Path, result: DecodedClip | DecodeError, findings: Findings) ->
             words = f"a clip by {result.decoder} where PyAV says {error}"
     if keep:
         findings.wrong.append(f"{path}: {words}")
-    else:
-        path.unlink()
 
 
 def main() -> int:
