@@ -53,6 +53,8 @@ def obstacle(table: FrameTable) -> str | None:
         return "its FFmpeg may turn or crop the pictures otherwise"
     if not table.has_display_times:
         return "the container keeps no display times"
+    if table.has_doubtful_order:
+        return "a damaged time may have changed the order that it counts pictures in"
     if table.has_leading_pictures or len(table) != table.num_packets:
         return "pictures that are never shown, or shown before their keyframe, upset its count"
     return missing()

@@ -21,6 +21,9 @@ from flcache.videos.options import ClipRule
 TOLERANCE_S = 1e-3
 """A frame counts as on display this much early: Matroska rounds its times to milliseconds."""
 
+_LEAST_APART = 0.75
+"""Of the usual distance between two pictures."""
+
 
 @dataclass(frozen=True)
 class FrameTable:
@@ -40,6 +43,9 @@ class FrameTable:
     has_display_times: bool
     """False where the container keeps decoding order only, as AVI does, or MP4 that lost its box `ctts`: then the k-th
     frame decoded is the k-th displayed."""
+    has_doubtful_order: bool
+    """Pictures are stored in another order than displayed, and two come on display in much quicker succession than the
+    others: a damaged time may have moved one of them before another."""
     has_leading_pictures: bool
     """Open groups of pictures: some come after a keyframe in the file and before it on display."""
     container: str
@@ -104,6 +110,7 @@ def read_frame_table(path: Path, *, max_pixels: int = ClipRule.max_bytes // 3) -
             num_packets=len(packets),
             keyframes=np.sort(packets.pts[packets.is_keyframe]),
             has_display_times=packets.timed and len(np.unique(pts)) == len(pts) and _keeps_reordering(packets, context),
+            has_doubtful_order=_has_doubtful_order(packets, pts),
             has_leading_pictures=_has_leading_pictures(packets),
             container=container.format.name,
             codec=context.codec.canonical_name,
@@ -150,6 +157,12 @@ def _end_s(seconds: NDArray[np.float64], last_duration: int, stream: Any) -> flo
 def _keeps_reordering(packets: _Packets, context: Any) -> bool:
     """Whether the times are those of display: packets are reordered where the codec reorders pictures."""
     return not context.has_b_frames or bool((np.diff(packets.pts) < 0).any())
+
+
+def _has_doubtful_order(packets: _Packets, pts: NDArray[np.int64]) -> bool:
+    """A picture that is moved between two others leaves at most half of their distance."""
+    apart, reordered = np.diff(pts), (np.diff(packets.pts) < 0).any()
+    return bool(reordered and apart.min() < _LEAST_APART * np.median(apart))
 
 
 def _has_leading_pictures(packets: _Packets) -> bool:

@@ -273,3 +273,29 @@ def test_probe_reads_the_header(write_video: Callable[..., Path]) -> None:
     info = probe(write_video())
     assert (info.duration_s, info.num_frames, info.fps) == (pytest.approx(1.2), 30, pytest.approx(25.0))
     assert (info.width, info.height, info.codec) == (128, 96, "h264")
+
+
+def test_a_damaged_time_does_not_give_another_picture(write_video: Callable[..., Path]) -> None:
+    """One picture is moved to just behind another: decord counts pictures, and may give a neighbour of the right one."""
+    path = write_video(**VARIANTS["b_frames"])
+    content, apart = path.read_bytes(), int(np.diff(read_frame_table(path).pts).min())
+    entries = content.index(b"ctts") + 4 + 8  # behind the name, version and flags, and the number of entries
+    moved = 0
+    for entry in range(entries, entries + 8 * 12, 8):
+        count, offset = struct.unpack_from(">Ii", content, entry)
+        damaged = bytearray(content)
+        struct.pack_into(">Ii", damaged, entry, count, offset - 2 * apart + 1)
+        path.write_bytes(damaged)
+        table = read_frame_table(path)
+        moved += table.has_doubtful_order
+        for second in table.seconds[:24:2] if table.has_doubtful_order else ():
+            found = [decoded_or_error(path, second, decoder) for decoder in ("auto", "pyav")]
+            assert found[0] == found[1], (entry, second)
+    assert moved > 2
+
+
+def decoded_or_error(path: Path, second: float, decoder: str) -> bytes | str:
+    try:
+        return decode_clip(path, at(second), decoder=decoder).frames.tobytes()
+    except DecodeError as error:
+        return str(error)
