@@ -276,7 +276,7 @@ def test_probe_reads_the_header(write_video: Callable[..., Path]) -> None:
 
 
 def test_a_damaged_time_does_not_give_another_picture(write_video: Callable[..., Path]) -> None:
-    """One picture is moved to just behind another: decord counts pictures, and may give a neighbour of the right one."""
+    """One picture is moved to just behind another: decord counts pictures, and may give a neighbour of it."""
     path = write_video(**VARIANTS["b_frames"])
     content, apart = path.read_bytes(), int(np.diff(read_frame_table(path).pts).min())
     entries = content.index(b"ctts") + 4 + 8  # behind the name, version and flags, and the number of entries
