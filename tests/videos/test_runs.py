@@ -62,7 +62,9 @@ def check(path: Path, decoder: str = "auto", **clips: int) -> int:
             if isinstance(one, tuple) or isinstance(other, tuple):
                 assert one == other, (path, name)
                 continue
-            assert np.array_equal(one.frames, other.frames) and one.decoder == other.decoder, (path, name)
+            assert np.array_equal(one.frames, other.frames), (path, name)
+            # decord decodes ahead in a thread: whether it meets damage behind the clip in time is chance
+            assert one.decoder == other.decoder or path.parent.name == "bad", (path, name)
             assert np.array_equal(one.timestamps, other.timestamps) and np.array_equal(one.mask, other.mask)
             whole += 1
     return whole
