@@ -162,7 +162,7 @@ def _keeps_reordering(packets: _Packets, context: Any) -> bool:
 def _has_doubtful_order(packets: _Packets, pts: NDArray[np.int64]) -> bool:
     """A picture that is moved between two others leaves at most half of their distance."""
     apart, reordered = np.diff(pts), (np.diff(packets.pts) < 0).any()
-    return bool(reordered and apart.min() < _LEAST_APART * np.median(apart))
+    return bool(reordered and len(apart) and apart.min() < _LEAST_APART * np.median(apart))
 
 
 def _has_leading_pictures(packets: _Packets) -> bool:
