@@ -92,6 +92,8 @@ class OpenedVideo:
         self._state = _state(path)
         self._table: FrameTable | None = None
         self._max_pixels = 0
+        self._comes_again = False
+        """Whether PyAV has decoded a clip of it before."""
         self._stream: FrameStream | None = None
 
     def __enter__(self) -> OpenedVideo:
@@ -150,8 +152,11 @@ class OpenedVideo:
         return self._read_by_pyav(table, wanted), "pyav"
 
     def _read_by_pyav(self, table: FrameTable, wanted: NDArray[np.int64]) -> NDArray[np.uint8]:
-        if not is_plain(table):
-            return pyav_reader.read_frames(self._path, table, wanted, max_pixels=self._max_pixels)
+        """In one pass from the second clip on: to be sure of its pictures, a pass decodes more than one clip needs."""
+        if not self._comes_again or not is_plain(table):
+            frames = pyav_reader.read_frames(self._path, table, wanted, max_pixels=self._max_pixels)
+            self._comes_again = True
+            return frames
         if self._stream is None:
             self._stream = FrameStream(self._path, table, max_pixels=self._max_pixels)
         return self._stream.read(wanted)

@@ -28,7 +28,7 @@ def test_good_files_decode_alike_by_every_decoder(shared_videos: Path) -> None:
         assert np.array_equal(exact.frames, automatic.frames), path
         assert np.array_equal(exact.timestamps, automatic.timestamps) and exact.mask.all()
         by_decord += automatic.decoder == "decord"
-    assert by_decord > 10 or decord_reader.missing()
+    assert by_decord >= 10 or decord_reader.missing()
 
 
 @pytest.mark.parametrize("name", ["nasa_13013_rotated.mp4", "video_90.mov"])
