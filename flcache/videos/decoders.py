@@ -152,8 +152,9 @@ class OpenedVideo:
         return self._read_by_pyav(table, wanted), "pyav"
 
     def _read_by_pyav(self, table: FrameTable, wanted: NDArray[np.int64]) -> NDArray[np.uint8]:
-        """In one pass from the second clip on: to be sure of its pictures, a pass decodes more than one clip needs."""
-        if not self._comes_again or not is_plain(table):
+        """In one pass, of short videos from the second clip on: a pass decodes more than a single clip needs."""
+        passes = self._comes_again or len(table) > decord_reader.MOST_PICTURES
+        if not passes or not is_plain(table):
             frames = pyav_reader.read_frames(self._path, table, wanted, max_pixels=self._max_pixels)
             self._comes_again = True
             return frames

@@ -27,7 +27,7 @@ from flcache.videos.container import MATROSKA, MP4, magic
 from flcache.videos.frame_table import TOLERANCE_S, FrameTable
 
 _CODECS = ("h264", "mpeg4")  # hevc: wrong frames after a seek; vp9: other pixels when damaged; av1: no decoder
-_MOST_PICTURES = 1000
+MOST_PICTURES = 1000
 """While decord waits for a picture it reads packets ahead, through the whole file, and decodes them until it is closed.
 Of a long video that takes longer than the clip, and gigabytes while it is kept open. Clips of Kinetics are shorter."""
 _AV_LOG_ERROR = 16
@@ -47,7 +47,7 @@ def obstacle(table: FrameTable) -> str | None:
         return f"it does not decode {table.codec} reliably"
     if table.pixel_format != "yuv420p" or table.width % 2 or table.height % 2:
         return f"its FFmpeg converts {table.pixel_format} of {table.width}x{table.height} to other colours"
-    if len(table) > _MOST_PICTURES:
+    if len(table) > MOST_PICTURES:
         return f"it reads the rest of the file with every clip, and {len(table)} pictures are too many for that"
     if not table.as_stored:
         return "its FFmpeg may turn or crop the pictures otherwise"

@@ -10,7 +10,10 @@ import yaml
 from accelerate.state import AcceleratorState
 from small_run import small_config
 
-from flcache.videos import write_dataset
+from flcache.cache import LatentCache, create_or_check, read_plan, write_plan
+from flcache.config import load_config
+from flcache.engines import EncodeJob, ShardTask
+from flcache.videos import planned_clips, write_dataset
 
 
 @pytest.fixture(scope="session")
@@ -42,7 +45,6 @@ def encoded_jointly(tmp_path_factory: pytest.TempPathFactory, videos: Path) -> P
 
 
 def encode_into(folder: Path, videos: Path, **options: str) -> Path:
-    from flcache.config import load_config
     from flcache.pipelines import encode
 
     content = small_config(videos, folder)
@@ -53,10 +55,37 @@ def encode_into(folder: Path, videos: Path, **options: str) -> Path:
     return path
 
 
+@pytest.fixture
+def job(encoded: Path, tmp_path: Path) -> EncodeJob:
+    """Encodes what `encoded` holds once more, into a cache with its spec and plan and no shard."""
+    config = load_config(encoded)
+    cache = LatentCache(str(config.cache.dir))
+    create_or_check(tmp_path / "cache", cache.spec.hard, cache.spec.soft)
+    write_plan(tmp_path / "cache", read_plan(cache.path))
+    return EncodeJob(
+        cache=tmp_path / "cache",
+        video_root=Path(str(config.dataset.root)),
+        other_case={},
+        spec=cache.spec,
+        encoder=config.encoder,
+        context=config.encode.context,
+        device="cpu",
+        decode_workers=1,
+        decode_timeout_s=60.0,
+        batch_size=config.encode.batch_size,
+    )
+
+
+@pytest.fixture
+def tasks(job: EncodeJob) -> list[ShardTask]:
+    """All that `job` has to do."""
+    shards = read_plan(job.cache).groupby(["split", "shard"])
+    return [ShardTask(split, int(shard), tuple(planned_clips(rows))) for (split, shard), rows in shards]
+
+
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory: pytest.TempPathFactory, encoded: Path) -> Path:
     """The `training.dir` of a run of `encoded`; nobody may change it."""
-    from flcache.config import load_config
     from flcache.pipelines import train
 
     folder = tmp_path_factory.mktemp("trained") / "training"

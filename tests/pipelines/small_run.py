@@ -53,3 +53,8 @@ def flcache(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
 def tree(folder: Path) -> dict[str, bytes]:
     """Every file below `folder` by its name there."""
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def shards_of(cache_dir: Path) -> dict[str, bytes]:
+    """Every file of the shards of a cache; temporary ones too."""
+    return {name: content for name, content in tree(cache_dir).items() if "/" in name}

@@ -11,45 +11,14 @@ from pathlib import Path
 
 import pytest
 from forked import fork_context
-from small_run import flcache, tree
+from small_run import flcache, shards_of, tree
 
-from flcache.cache import LatentCache, create_or_check, read_plan, write_plan
+from flcache.cache import LatentCache
 from flcache.config import load_config
 from flcache.engines import EncodeJob, Event, ShardCommitted, ShardTask, processes
 from flcache.errors import CacheError, ConfigError
 from flcache.pipelines import encode
 from flcache.pipelines.setup.engine import Engine
-from flcache.videos import planned_clips
-
-
-@pytest.fixture
-def job(encoded: Path, tmp_path: Path) -> EncodeJob:
-    """Into a cache with the spec and plan of `encoded`, and no shard."""
-    config = load_config(encoded)
-    cache = LatentCache(str(config.cache.dir))
-    create_or_check(tmp_path / "cache", cache.spec.hard, cache.spec.soft)
-    write_plan(tmp_path / "cache", read_plan(cache.path))
-    return EncodeJob(
-        cache=tmp_path / "cache",
-        video_root=Path(str(config.dataset.root)),
-        other_case={},
-        spec=cache.spec,
-        encoder=config.encoder,
-        context=config.encode.context,
-        device="cpu",
-        decode_workers=2,
-        decode_timeout_s=60.0,
-        batch_size=config.encode.batch_size,
-    )
-
-
-def tasks_of(job: EncodeJob) -> list[ShardTask]:
-    shards = read_plan(job.cache).groupby(["split", "shard"])
-    return [ShardTask(split, int(shard), tuple(planned_clips(rows))) for (split, shard), rows in shards]
-
-
-def shards_of(cache_dir: Path) -> dict[str, bytes]:
-    return {name: content for name, content in tree(cache_dir).items() if "/" in name}
 
 
 def encoders() -> list[BaseProcess]:
@@ -68,9 +37,11 @@ def killing(times: int) -> tuple[list[Event], Callable[[Event], None]]:
     return events, count
 
 
-def test_the_death_of_one_of_two_costs_nothing_but_time(job: EncodeJob, encoded: Path, tmp_path: Path) -> None:
+def test_the_death_of_one_of_two_costs_nothing_but_time(
+    job: EncodeJob, tasks: list[ShardTask], encoded: Path, tmp_path: Path
+) -> None:
     events, count = killing(1)
-    processes.run(job, tasks_of(job), count, devices=["cpu", "cpu"], context=fork_context())
+    processes.run(job, tasks, count, devices=["cpu", "cpu"], context=fork_context())
     clips = len(LatentCache(encoded.parent / "cache"))
     assert shards_of(tmp_path / "cache") == shards_of(encoded.parent / "cache")
     committed = [event.commit.name for event in events if isinstance(event, ShardCommitted)]
@@ -78,19 +49,19 @@ def test_the_death_of_one_of_two_costs_nothing_but_time(job: EncodeJob, encoded:
     assert not encoders()
 
 
-def test_a_shard_that_kills_its_processes_ends_the_run(job: EncodeJob, tmp_path: Path) -> None:
+def test_a_shard_that_kills_its_processes_ends_the_run(job: EncodeJob, tasks: list[ShardTask], tmp_path: Path) -> None:
     _, count = killing(1_000)
     with pytest.raises(CacheError, match=r"2 encoder processes died over shard train-000000, the last by SIGKILL"):
-        processes.run(job, tasks_of(job)[:1], count, devices=["cpu"], context=fork_context())
+        processes.run(job, tasks[:1], count, devices=["cpu"], context=fork_context())
     assert not encoders()
     assert not [name for name in tree(tmp_path / "cache") if name.endswith(".tmp")]
 
 
-def test_an_error_in_a_process_is_raised_here(job: EncodeJob) -> None:
+def test_an_error_in_a_process_is_raised_here(job: EncodeJob, tasks: list[ShardTask]) -> None:
     """An encoder of other weights than the spec says, which only the process loads."""
     foreign = replace(job, encoder=replace(job.encoder, seed=1))
     with pytest.raises(CacheError, match=r"does not make its latents: encoder\.weights"):
-        processes.run(foreign, tasks_of(job), devices=["cpu", "cpu"], context=fork_context())
+        processes.run(foreign, tasks, devices=["cpu", "cpu"], context=fork_context())
     assert not encoders()
 
 

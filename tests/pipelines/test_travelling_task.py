@@ -12,38 +12,18 @@ import pytest
 from forked import fork_context
 from small_run import tree
 
-from flcache.cache import LatentCache, read_plan
-from flcache.config import load_config
 from flcache.engines import ClipDone, ClipFailed, EncodeJob, Event, ShardCommitted, ShardTask, local
 from flcache.errors import SpecMismatch
-from flcache.videos import planned_clips
 
 Made = tuple[EncodeJob, list[ShardTask]]
 
 
 @pytest.fixture
-def made(encoded: Path, tmp_path: Path) -> Made:
-    """A job into an empty cache for what `encoded` holds, and its tasks, one with a video that is not there."""
-    config = load_config(encoded)
-    cache = LatentCache(str(config.cache.dir))
-    job = EncodeJob(
-        cache=tmp_path / "cache",
-        video_root=Path(str(config.dataset.root)),
-        other_case={},
-        spec=cache.spec,
-        encoder=config.encoder,
-        context=config.encode.context,
-        device="cpu",
-        decode_workers=1,
-        decode_timeout_s=60.0,
-        batch_size=config.encode.batch_size,
-    )
-    tasks = [
-        ShardTask(split, int(shard), tuple(planned_clips(rows)))
-        for (split, shard), rows in read_plan(cache.path).groupby(["split", "shard"])
-    ]
+def made(job: EncodeJob, tasks: list[ShardTask], tmp_path: Path) -> Made:
+    """A job into an empty cache, and its tasks, one with a video that is not there."""
     clips = tasks[-1].clips
-    return job, [*tasks[:-1], replace(tasks[-1], clips=(replace(clips[0], video="gone"), *clips[1:]))]
+    gone = replace(tasks[-1], clips=(replace(clips[0], video="gone"), *clips[1:]))
+    return replace(job, cache=tmp_path / "empty"), [*tasks[:-1], gone]
 
 
 def run_pickled(content: bytes, events: multiprocessing.SimpleQueue[Event]) -> None:
@@ -68,7 +48,7 @@ def test_a_task_gives_the_same_bytes_in_another_process(made: Made, encoded: Pat
     here: list[Event] = []
     local.run(job, tasks, here.append)
     assert in_another_process(replace(job, cache=tmp_path / "other"), tasks) == here
-    written = tree(tmp_path / "cache")
+    written = tree(tmp_path / "empty")
     assert tree(tmp_path / "other") == written
     reference = tree(encoded.parent / "cache")
     same = [name for name in written if f"{tasks[-1].split}-{tasks[-1].shard:06d}" not in name]

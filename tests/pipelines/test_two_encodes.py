@@ -5,46 +5,24 @@ from __future__ import annotations
 import multiprocessing
 import os
 import pickle
-import shutil
 import signal
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
 
 import pytest
 from forked import Forked, command_line, fork_context
-from small_run import tree
+from small_run import shards_of, tree
 
-from flcache.cache import LatentCache, create_or_check, read_plan
-from flcache.config import load_config
+from flcache.cache import LatentCache
 from flcache.engines import ClipDone, EncodeJob, Event, ShardCommitted, ShardTask, local
-from flcache.videos import planned_clips
 
 Queue = multiprocessing.SimpleQueue
 
 
 @pytest.fixture
-def content(encoded: Path, tmp_path: Path) -> bytes:
-    """The pickled job and tasks of what `encoded` holds, into a cache without shards."""
-    config = load_config(encoded)
-    cache = LatentCache(str(config.cache.dir))
-    create_or_check(tmp_path / "cache", cache.spec.hard, cache.spec.soft)
-    shutil.copy(cache.path / "plan.parquet", tmp_path / "cache")
-    job = EncodeJob(
-        cache=tmp_path / "cache",
-        video_root=Path(str(config.dataset.root)),
-        other_case={},
-        spec=cache.spec,
-        encoder=config.encoder,
-        context=config.encode.context,
-        device="cpu",
-        decode_workers=1,
-        decode_timeout_s=60.0,
-        batch_size=config.encode.batch_size,
-    )
-    shards = read_plan(cache.path).groupby(["split", "shard"])
-    return pickle.dumps(
-        (job, [ShardTask(split, int(shard), tuple(planned_clips(rows))) for (split, shard), rows in shards])
-    )
+def content(job: EncodeJob, tasks: list[ShardTask]) -> bytes:
+    """The pickled job and its tasks."""
+    return pickle.dumps((job, tasks))
 
 
 def share(content: bytes, together: Barrier, told: Queue[tuple[int, int]], dies: bool) -> None:
@@ -77,11 +55,6 @@ def run_together(content: bytes, *dies: bool) -> list[tuple[int, int]]:
         run.kill()
     assert [run.exitcode for run in runs] == [-signal.SIGKILL if dying else 0 for dying in dies]
     return [told.get() for dying in dies if not dying]
-
-
-def shards_of(cache_dir: Path) -> dict[str, bytes]:
-    """Every file of its shards; temporary ones too."""
-    return {name: content for name, content in tree(cache_dir).items() if "/" in name}
 
 
 def test_two_runs_share_the_work_and_give_the_bytes_of_one(content: bytes, encoded: Path, tmp_path: Path) -> None:

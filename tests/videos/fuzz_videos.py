@@ -29,7 +29,10 @@ MAX_BYTES = 256 * 2**20
 MEMORY_LIMIT = 3 * MAX_BYTES + 3 * 2**30
 """What a worker may map: its libraries, and what DecodePool allows beside them."""
 _BOXES = (b"moov", b"trak", b"mdia", b"stbl", b"stsz", b"stco", b"stts", b"ctts", b"stss", b"stsc", b"tkhd", b"avc1")
-_OF_PYTHON = (".so", ".py", "pyvenv.cfg", "/dev/null", "/dev/urandom", "/proc/", "/sys/", "/usr/", "/lib/")
+_OF_PYTHON = (
+    *(".so", ".py", "pyvenv.cfg", "/dev/null", "/dev/urandom", "/proc/", "/sys/", "/usr/", "/lib/"),
+    "/etc/locale.alias",
+)
 _LATER_S = 0.5
 """Between two clips of a file: the second is read on from the first."""
 _OWN_MEMORY = "/memfd:flcache-frames"
