@@ -23,14 +23,15 @@ from torch import Tensor
 
 from flcache.cache import CacheSpec, Calibrator, EncodedClip, ShardWriter, is_calibrated, make_spec
 from flcache.config import Config
-from flcache.engines import ClipDone, EncodeJob, EncoderTimes, Event, ShardTask, local
+from flcache.engines import ClipDone, EncoderTimes, Event, ShardTask, local
 from flcache.engines.cores import available_cores
 from flcache.engines.lane import open_lane
 from flcache.errors import ConfigError, DataError
 from flcache.videos import DecodedClip, DecodePool, PlannedClip, VideoFolder, decode_planned, planned_clips
 
-from ..setup.clips import read_split
+from ..setup.clips import open_pool, read_split
 from ..setup.encoder import hard_spec, load_configured_encoder
+from ..setup.encoding import encode_job
 from ..setup.engine import decode_workers
 from .videos import write_videos
 
@@ -107,7 +108,7 @@ class _Bench:
         else:
             self._model, hard = StandIn(stand_in), StandIn.hard_fields(config.cache.codec)
         self._videos, self._clips = _clips_of(config, clips)
-        with self._pool(config) as pool:
+        with open_pool(config) as pool:
             self._decoded = [clip for _, clip in self._decode(pool, _WARM_UP) if isinstance(clip, DecodedClip)]
             if not self._decoded:
                 raise DataError(f"{config.dataset.root}: none of the first {_WARM_UP} clips can be decoded")
@@ -129,9 +130,6 @@ class _Bench:
             busy=times.busy,
             held_back_by=times.held_back_by or "encode",
         )
-
-    def _pool(self, config: Config) -> DecodePool:
-        return DecodePool(self.workers, config.encode.decode_timeout_s, max_bytes=config.clip.max_bytes)
 
     def _decode(self, pool: DecodePool, count: int) -> Iterator[tuple[PlannedClip, Any]]:
         return decode_planned(pool, self._videos, self._clips[:count])
@@ -180,26 +178,11 @@ class _Bench:
             if isinstance(event, ClipDone):
                 stored_at.append(time.perf_counter())
 
-        times = local.run(self._job(), tasks, note, model=self._model)
+        job = encode_job(self._folder / "cache", self._config, self._spec, self._model)
+        times = local.run(job, tasks, note, model=self._model)
         if len(stored_at) < 2:
             raise DataError(f"{self._config.dataset.root}: too few of the {len(self._clips)} clips can be decoded")
         return (len(stored_at) - 1) / (stored_at[-1] - stored_at[0]), times
-
-    def _job(self) -> EncodeJob:
-        encode = self._config.encode
-        return EncodeJob(
-            cache=self._folder / "cache",
-            video_root=self._videos.root,
-            other_case=self._videos.other_case,
-            spec=self._spec,
-            encoder=self._config.encoder,
-            context=encode.context,
-            device=str(self._model.device),
-            decode_workers=self.workers,
-            decode_timeout_s=encode.decode_timeout_s,
-            max_clip_bytes=self._config.clip.max_bytes,
-            batch_size=encode.batch_size,
-        )
 
     def _spec_of(self, hard: dict[str, Any]) -> CacheSpec:
         if is_calibrated(hard):
@@ -219,7 +202,8 @@ def _clips_of(config: Config, count: int) -> tuple[VideoFolder, list[PlannedClip
     if not found:
         raise ConfigError(f"{config.dataset.train}: no clip to measure with")
     return split.folder, [
-        replace(clip, clip_id=f"{clip.clip_id}-{number}") for number, clip in enumerate(islice(cycle(found), count))
+        replace(clip, clip_id=f"{clip.clip_id}-{number}", file=split.folder.find(clip.video))
+        for number, clip in enumerate(islice(cycle(found), count))
     ]
 
 

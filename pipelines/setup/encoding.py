@@ -52,7 +52,7 @@ def encode_missing(
     """
     spec = open_cache(location, config, model, planning)
     plan = finish_planning(planning, spec.latent_shape)
-    job = _job(location, config, spec, model)
+    job = encode_job(location, config, spec, model)
     settle(location)
     failed = FailedShards(planning, plan, part) if retry_failed else None
     _encode(config, engine, job, MissingShards(planning, plan, part), model)
@@ -99,11 +99,12 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _job(location: Location, config: Config, spec: CacheSpec, model: LatentVideoModel) -> EncodeJob:
+def encode_job(location: Location, config: Config, spec: CacheSpec, model: LatentVideoModel) -> EncodeJob:
+    """The job whose tasks know the files of their clips."""
     return EncodeJob(
         cache=location,
         video_root=Path(config.require("dataset.root")),
-        other_case={},  # every task knows its files
+        other_case={},
         spec=spec,
         encoder=replace(config.encoder, dtype=pick_dtype(config.encoder.dtype, str(model.device))),
         context=config.encode.context,
