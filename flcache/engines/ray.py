@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import pickle
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from functools import lru_cache
 from typing import Any
@@ -36,14 +36,21 @@ def run(
     *,
     options: RayOptions,
     address: str | None = None,
+    on_notice: Callable[[str], None] = lambda notice: None,
 ) -> EncoderTimes:
     """Encode and commit every task of `job` on the cluster at `address`; without one Ray looks for a cluster, and
     starts one on this machine if there is none.
 
-    The events of a shard come together, once it is committed. Raises CacheError where writing fails.
+    The events of a shard come together, once it is committed. `on_notice` is told if no node has what a task needs: a
+    cluster that grows may get one. Raises CacheError where writing fails.
     """
     ray = _ray()
     ray.init(address=address, ignore_reinit_error=True, log_to_driver=False, include_dashboard=False)
+    if not fits(options, ray.nodes()):
+        on_notice(
+            f"no node of the Ray cluster has the {options.cpus} CPUs and {options.gpus:g} GPUs of a task: waiting for "
+            'one to join. "ray status" shows the nodes; encode.ray.cpus and encode.ray.gpus ask for less'
+        )
     encode = ray.remote(num_cpus=options.cpus, num_gpus=options.gpus, max_retries=RETRIES)(_encode)
     shared, waiting = ray.put(job), iter(tasks)
     times: list[EncoderTimes] = []
@@ -67,6 +74,16 @@ def _ray() -> Any:
     except ImportError:
         raise ConfigError('--engine ray: Ray is not installed; pip install "flcache[ray]"') from None
     return ray
+
+
+def fits(options: RayOptions, nodes: Iterable[Mapping[str, Any]]) -> bool:
+    """Whether one of `nodes`, as `ray.nodes()` lists them, is large enough for a task."""
+    return any(
+        node["Alive"]
+        and node["Resources"].get("CPU", 0) >= options.cpus
+        and node["Resources"].get("GPU", 0) >= options.gpus
+        for node in nodes
+    )
 
 
 def _slots(ray: Any, options: RayOptions) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Literal
@@ -40,7 +41,9 @@ class Engine:
         if self.name == "ray":
             from flcache.engines import ray
 
-            return ray.run(job, tasks, on_event, options=config.encode.ray, address=self.address)
+            return ray.run(
+                job, tasks, on_event, options=config.encode.ray, address=self.address, on_notice=_print_notice
+            )
         devices = encode_devices(config)
         if len(devices) == 1:
             return local.run(job, tasks, on_event, model=model)
@@ -49,6 +52,10 @@ class Engine:
 
 
 LOCAL = Engine()
+
+
+def _print_notice(notice: str) -> None:
+    print(f"Notice: {notice}", file=sys.stderr)
 
 
 def encode_devices(config: Config) -> list[str]:

@@ -15,7 +15,7 @@ from small_run import flcache, shards_of, tree
 
 from flcache.cache import LatentCache
 from flcache.config import load_config
-from flcache.engines import EncodeJob, Event, ShardCommitted, ShardTask, processes
+from flcache.engines import EncodeJob, Event, RayOptions, ShardCommitted, ShardTask, processes, ray
 from flcache.errors import CacheError, ConfigError
 from flcache.pipelines import encode
 from flcache.pipelines.setup.engine import Engine
@@ -76,6 +76,15 @@ def test_ray_that_is_not_installed_is_one_line(config_file: Path, monkeypatch: p
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(ConfigError, match=r"Ray is not installed; pip install \"flcache\[ray\]\""):
         encode.run(load_config(config_file), engine=Engine("ray"))
+
+
+@pytest.mark.parametrize(
+    ("cpus", "gpus", "alive", "fit"),
+    [(8, 1, True, True), (8, 1, False, False), (7, 1, True, False), (8, 0, True, False)],
+)
+def test_a_node_that_is_too_small_for_a_task_is_noticed(cpus: int, gpus: int, alive: bool, fit: bool) -> None:
+    nodes = [{"Alive": True, "Resources": {"CPU": 2.0}}, {"Alive": alive, "Resources": {"CPU": cpus, "GPU": gpus}}]
+    assert ray.fits(RayOptions(cpus=8, gpus=1), nodes) is fit
 
 
 def test_an_address_without_ray_is_a_wrong_usage(config_file: Path) -> None:
