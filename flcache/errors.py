@@ -8,6 +8,7 @@ FlcacheError
 ├── CacheError             a cache that cannot be read or written
 │   ├── SpecMismatch       the cache holds latents of another spec
 │   └── DamagedError       bytes on disk are not the bytes that were committed
+├── PredictorError         a saved predictor that cannot be loaded, or was asked for what it cannot do
 ├── LeakError              a context that has seen the future it is asked to predict
 └── TrainingError          a run that cannot go on: non-finite loss, collapse, foreign checkpoint
 
@@ -79,6 +80,10 @@ class SpecMismatch(CacheError):
 
 class DamagedError(CacheError):
     """Bytes on disk are not the bytes that were committed."""
+
+
+class PredictorError(FlcacheError):
+    """A saved predictor cannot be loaded, or was asked for what it cannot do."""
 
 
 class LeakError(FlcacheError):

@@ -250,6 +250,21 @@ def report(directory: str, out: str | None, overrides: tuple[str, ...]) -> None:
     stage.run(Path(directory), overrides, out=Path(out) if out else None)
 
 
+@cli.command()
+@click.argument("checkpoint", metavar="CHECKPOINT")
+@click.argument("directory", metavar="DIR")
+@_OVERRIDES
+def export(checkpoint: str, directory: str, overrides: tuple[str, ...]) -> None:
+    """Write a trained predictor and its encoder as folders that can be taken away.
+
+    CHECKPOINT is a checkpoint, or a training.dir, whose newest is taken. DIR/predictor is what
+    flcache.predictor.load_predictor opens; DIR/encoder is a Hugging Face folder, for encoder.name.
+    """
+    from . import export as stage
+
+    stage.run(Path(checkpoint), Path(directory), overrides)
+
+
 @cli.group()
 def bench() -> None:
     """Measure this machine."""

@@ -23,6 +23,7 @@ FLOORS = {
     "batch": 0,
     "bounds": 0,
     "lazy": 0,
+    "sealed": 0,
     "sampling": 1,
     "videos": 2,
     "encoder": 2,

@@ -11,6 +11,7 @@ which has seen all frames of the range.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
@@ -52,6 +53,17 @@ class ContextRule:
         """The `context` of a spec, for clips of `num_steps` steps."""
         repeated = {"repeat_frames": True} if self.repeat_frames else {}
         return {"mode": self.mode, **repeated, "seen_until": seen_until(self, num_steps)}
+
+    @classmethod
+    def from_dict(cls, context: Mapping[str, Any]) -> ContextRule:
+        """The rule whose `as_dict` is the `context` of a spec."""
+        mode, first = context["mode"], int(context["seen_until"][0]) + 1  # steps that the first pass has seen
+        return cls(
+            mode=mode,
+            window=first if mode == "window" else None,
+            prefix_steps=first if mode == "prefix" else None,
+            repeat_frames=bool(context.get("repeat_frames", False)),
+        )
 
 
 @dataclass(frozen=True)

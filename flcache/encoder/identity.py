@@ -84,6 +84,12 @@ def hard_keys(model: LatentVideoModel) -> dict[str, Any]:
     }
 
 
+def without_origin(hard: Mapping[str, Any]) -> dict[str, Any]:
+    """`hard` without where its encoder came from and how it ran, which a copy of the encoder has not."""
+    encoder = {name: value for name, value in hard["encoder"].items() if name not in ("revision", "compiled")}
+    return {**hard, "encoder": encoder}
+
+
 def architecture_fields(config: Any) -> dict[str, Any]:
     """The fields of a loaded model's Hugging Face `config` that decide its latents, as JSON values.
 

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from flcache.predictor.memory import training_memory_bytes
     from flcache.predictor.options import PREDICTORS, PRESETS, FlowOptions, PredictorOptions, PredictorShape
     from flcache.predictor.registry import build_predictor, predictor_class, register_predictor
+    from flcache.predictor.saved import PredictorCard, SavedPredictor, load_predictor, save_predictor
 else:
     __getattr__ = load_on_demand(__name__, __file__)
 
@@ -22,10 +23,14 @@ __all__ = [
     "FlowOptions",
     "Forecast",
     "Predictor",
+    "PredictorCard",
     "PredictorOptions",
     "PredictorShape",
+    "SavedPredictor",
     "build_predictor",
+    "load_predictor",
     "predictor_class",
     "register_predictor",
+    "save_predictor",
     "training_memory_bytes",
 ]

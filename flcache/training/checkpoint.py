@@ -16,8 +16,6 @@ A killed run may leave a folder with a temporary name; it is never read, and the
 
 from __future__ import annotations
 
-import json
-import os
 import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
@@ -27,22 +25,17 @@ from pathlib import Path
 from typing import Any
 
 import safetensors.torch
-import xxhash
 from accelerate import Accelerator
 from accelerate.utils import gather_object
-from safetensors import SafetensorError
 from torch import Tensor
 
 from flcache.errors import TrainingError
+from flcache.sealed import OF_BAD_CONTENT, check_seal, file_digest, flush, one_line, plain_file, read_json, sealed
 
 PREFIX = "step-"
 TEMPORARY = "writing-"
 MODEL, OPTIMISER, STATE = "model.safetensors", "optimizer.safetensors", "state.json"
 CONFIG, RUN = "config.yaml", "run.json"
-_OF_BAD_CONTENT = (OSError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RuntimeError)
-"""What parsing content of the wrong form may raise, beside SafetensorError."""
-MAX_TEXT_BYTES = 16 * 2**20
-"""Larger JSON files are not read: flcache writes none."""
 
 
 @dataclass(frozen=True)
@@ -68,27 +61,27 @@ class Checkpoint:
     def json(self, name: str) -> dict[str, Any]:
         with self.reading(name):
             self._check(name)
-            return _json_object(_read_small(self.folder / name))
+            return read_json(self.folder / name)
 
     def tensors(self, name: str) -> dict[str, Tensor]:
         """The tensors of a safetensors file, on the CPU."""
         with self.reading(name):
             self._check(name)
-            return safetensors.torch.load_file(_regular(self.folder / name))
+            return safetensors.torch.load_file(plain_file(self.folder / name))
 
     @contextmanager
     def reading(self, name: str) -> Iterator[None]:
         """Turns an error from the content of file `name` into a TrainingError that names the file."""
         try:
             yield
-        except (*_OF_BAD_CONTENT, SafetensorError) as error:
+        except OF_BAD_CONTENT as error:
             raise TrainingError(
-                f"{self.folder / name}: damaged, or not of flcache: {_one_line(error)}; remove {self.folder} to go on "
+                f"{self.folder / name}: damaged, or not of flcache: {one_line(error)}; remove {self.folder} to go on "
                 f'from the checkpoint before it, or start anew in another "training.dir"'
             ) from error
 
     def _check(self, name: str) -> None:
-        if self.digests is not None and self.digests[name] != _digest(self.folder / name):
+        if self.digests is not None and self.digests[name] != file_digest(self.folder / name):
             raise ValueError("its bytes are not those that were written")
 
 
@@ -105,9 +98,9 @@ def save_checkpoint(
     write(temporary)
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
-        digests = {path.name: _digest(path) for path in sorted(temporary.iterdir()) if path.name != CONFIG}
-        (temporary / RUN).write_text(_sealed({**asdict(record), "files": digests}), encoding="utf-8")
-        _flush(temporary)
+        digests = {path.name: file_digest(path) for path in sorted(temporary.iterdir()) if path.name != CONFIG}
+        (temporary / RUN).write_text(sealed({**asdict(record), "files": digests}), encoding="utf-8")
+        flush(temporary)
         if final.exists():
             shutil.rmtree(final)
         temporary.rename(final)
@@ -145,11 +138,10 @@ def agreed_checkpoint(accelerator: Accelerator, folder: Path) -> Path | None:
 def open_checkpoint(folder: Path) -> Checkpoint:
     """The checkpoint in `folder`. Raises TrainingError where there is none, or its `run.json` is damaged."""
     with Checkpoint(folder, RunRecord(0, "", (0, 0, 0, 0), False), None).reading(RUN):
-        content = _json_object(_read_small(folder / RUN))
+        content = read_json(folder / RUN)
         digests = None
         if "files" in content or "xxh3_64" in content:
-            if content.pop("xxh3_64") != _seal(content):
-                raise ValueError("its bytes are not those that were written")
+            check_seal(content)
             digests = dict(content.pop("files"))
         return Checkpoint(folder, _record(content), digests)
 
@@ -194,66 +186,12 @@ def _checkpoints(folder: Path) -> list[Path]:
     return sorted((path for path in found if path.is_dir()), key=lambda path: int(path.name.removeprefix(PREFIX)))
 
 
-def _regular(path: Path) -> Path:
-    """`path`. Raises ValueError unless it is a plain file: opening a pipe would block for ever."""
-    if not path.is_file():
-        raise ValueError("no such file" if not path.exists() else "not a plain file")
-    return path
-
-
-def _read_small(path: Path) -> bytes:
-    with _regular(path).open("rb") as stream:
-        content = stream.read(MAX_TEXT_BYTES + 1)
-    if len(content) > MAX_TEXT_BYTES:
-        raise ValueError(f"larger than {MAX_TEXT_BYTES} bytes")
-    return content
-
-
-def _json_object(raw: bytes) -> dict[str, Any]:
-    content = json.loads(raw)
-    if not isinstance(content, dict):
-        raise ValueError("no JSON object")
-    return content
-
-
-def _digest(path: Path) -> dict[str, Any]:
-    digest, size = xxhash.xxh3_64(), 0
-    with _regular(path).open("rb") as stream:
-        while block := stream.read(2**20):
-            digest.update(block)
-            size += len(block)
-    return {"bytes": size, "xxh3_64": digest.hexdigest()}
-
-
 def _digest_or_none(path: Path) -> str | None:
     """None for a file that cannot be read."""
     try:
-        return str(_digest(path)["xxh3_64"])
+        return str(file_digest(path)["xxh3_64"])
     except (OSError, ValueError):
         return None
-
-
-def _seal(content: dict[str, Any]) -> str:
-    """The digest of a record without its seal; independent of the order of its keys."""
-    return xxhash.xxh3_64_hexdigest(json.dumps(content, sort_keys=True).encode())
-
-
-def _sealed(content: dict[str, Any]) -> str:
-    return json.dumps({**content, "xxh3_64": _seal(content)}, indent=1) + "\n"
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300] or type(error).__name__
-
-
-def _flush(folder: Path) -> None:
-    """fsync every file of `folder` and the folder itself: a rename must never reach the disk before them."""
-    for path in [*folder.iterdir(), folder]:
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
 
 
 def _remove_old(folder: Path, keep: int) -> None:

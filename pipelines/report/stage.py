@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -12,10 +11,11 @@ from typing import Any
 from rich.filesize import decimal
 
 from flcache.cache import summary
-from flcache.config import Config, load_config, to_yaml
+from flcache.config import Config, to_yaml
 from flcache.evaluation.report import Report, write_report
 from flcache.training import RunRecord, latest_checkpoint, open_checkpoint, read_metrics
 
+from ..setup.run_config import run_config
 from .player import gather_pictures
 
 
@@ -27,7 +27,7 @@ def run(directory: Path, overrides: Sequence[str] = (), out: Path | None = None)
     training = directory if (directory / "checkpoints").is_dir() else directory / "training"
     checkpoint = latest_checkpoint(training / "checkpoints")
     record = open_checkpoint(checkpoint).record
-    config = _read_config(checkpoint, training, overrides)
+    config = run_config(checkpoint, training, overrides)
     kept = training / "evaluation.json"
     evaluation = json.loads(kept.read_text(encoding="utf-8")) if kept.exists() else None
     home = training.resolve()
@@ -47,27 +47,6 @@ def run(directory: Path, overrides: Sequence[str] = (), out: Path | None = None)
     path = out or directory / "report.html"
     write_report(page, path)
     print(f"{path}: {decimal(path.stat().st_size)}; open it in a browser")
-
-
-def _read_config(checkpoint: Path, training: Path, overrides: Sequence[str]) -> Config:
-    """The checkpoint's configuration. Where its videos or cache do not exist, those beside the run are taken.
-
-    A file that came with a run must not make us execute code: `encoder.trust_remote_code` is false unless overridden.
-    """
-    config = load_config(checkpoint / "config.yaml", ["encoder.trust_remote_code=false", *overrides])
-    home = training.resolve().parent
-    return replace(
-        config,
-        dataset=replace(config.dataset, root=_existing(config.dataset.root, home / "videos")),
-        cache=replace(config.cache, dir=_existing(config.cache.dir, home / "cache")),
-        training=replace(config.training, dir=str(training)),
-    )
-
-
-def _existing(configured: str | None, beside: Path) -> str | None:
-    if configured is not None and not Path(configured).exists() and beside.is_dir():
-        return str(beside)
-    return configured
 
 
 def _provenance(config: Config, record: RunRecord, checkpoint: Path) -> dict[str, str]:

@@ -8,10 +8,18 @@ from typing import Any
 
 import torch
 
-from flcache.cache import reduced_shape, reduction_fields, without_times
+from flcache.cache import CacheSpec, latent_differences, reduced_shape, reduction_fields, without_times
 from flcache.config import Config
-from flcache.encoder import LatentVideoModel, first_form, hard_keys, has_bfloat16, load_encoder, pick_dtype
-from flcache.errors import ConfigError
+from flcache.encoder import (
+    LatentVideoModel,
+    first_form,
+    hard_keys,
+    has_bfloat16,
+    load_encoder,
+    pick_dtype,
+    without_origin,
+)
+from flcache.errors import ConfigError, SpecMismatch
 
 from .progress import is_main_process
 
@@ -54,6 +62,20 @@ def hard_spec(config: Config, model: LatentVideoModel) -> dict[str, Any]:
         "codec": config.cache.codec,
         **({"keep": keep} if keep else {}),
     }
+
+
+def check_encoder(hard: Mapping[str, Any], model: LatentVideoModel, where: str) -> None:
+    """Raises SpecMismatch if `model` is not the encoder of the spec `hard`, wherever it was loaded from."""
+    kept, now = without_origin(hard), without_origin(hard_keys(model))
+    spec, found = (CacheSpec({part: of[part] for part in ("encoder", "processor")}, {}) for of in (kept, now))
+    if different := latent_differences(spec, found):
+        names = ", ".join(line.partition(":")[0] for line in different)
+        raise SpecMismatch(f"{where}: made by another encoder than this one: {names} differ; name the one that made it")
+
+
+def with_weights(hard: Mapping[str, Any], digest: str) -> dict[str, Any]:
+    """`hard` once its encoder has other weights, and so no revision."""
+    return {**hard, "encoder": {**hard["encoder"], "revision": None, "weights": digest}}
 
 
 def earlier_forms(hard: Mapping[str, Any]) -> list[dict[str, Any]]:

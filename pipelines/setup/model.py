@@ -15,6 +15,7 @@ from flcache.errors import TrainingError
 from flcache.predictor import build_predictor
 from flcache.training import WorldModel, legal_training_boundaries, load_weights, open_checkpoint
 
+from .encoder import with_weights
 from .source import LatentSource
 
 
@@ -48,6 +49,6 @@ def evaluated_latents(source: LatentSource, model: WorldModel, trained: str) -> 
     if model.encoder is None or model.target_encoder is None:
         return trained, {}
     target, online = (weight_digest(encoder.encoder) for encoder in (model.target_encoder, model.encoder))
-    hard = {**source.hard, "encoder": {**source.hard["encoder"], "weights": target}}
+    hard = with_weights(source.hard, target)
     said = {"trained_from": trained, "target_weights": target, "online_weights": online}
     return CacheSpec(hard, {}).fingerprint, {"end_to_end": said}

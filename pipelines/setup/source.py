@@ -82,6 +82,26 @@ class Reading:
         return {"batch_size": self.batch_size, "rank": self.rank, "world_size": self.world_size, "seed": seed, **whole}
 
 
+class NoBatches:
+    """The batches of a source that is only described."""
+
+    def __iter__(self) -> Iterator[LatentBatch]:
+        return iter(())
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        pass
+
+
+def describe_source(config: Config, *, device: str) -> LatentSource:
+    """What the latents of a run are, without any of them: no video and no annotation needs to be there."""
+    if config.training.source == "cache":
+        return replace(_cached(config, Reading("train", 1, shuffle=False), device), batches=NoBatches())
+    return _described_live(config, device)
+
+
 @contextmanager
 def open_source(
     config: Config, reading: Reading, *, device: str, beside: LatentSource | None = None
@@ -158,29 +178,42 @@ def _cached(config: Config, reading: Reading, device: str) -> LatentSource:
 
 
 def _live(config: Config, reading: Reading, pool: DecodePool, device: str) -> LatentSource:
+    source = _described_live(config, device)
+    model, latent_shape = source.encoder, source.latent_shape
+    assert model is not None
+    spec = CacheSpec(dict(source.hard), {})
+
+    @cache
+    def statistics() -> ChannelStatistics:
+        return _known_statistics(config, spec.fingerprint) or _calibrate(config, model, pool, latent_shape)
+
+    batches = _live_batches(config, reading, pool, model, spec, source.context_steps)
+    return replace(source, batches=batches, statistics=statistics)
+
+
+def _described_live(config: Config, device: str) -> LatentSource:
     model = load_configured_encoder(config, trainable=config.encoder_trainable, device=device)
     frames = config.clip.frames
     latent_shape, seen_until = model.latent_shape(frames), model.seen_until(frames)
     context_steps = _context_steps(config, seen_until)
     leak = check_boundary(seen_until, context_steps, allow_leak=config.allow_leak)
     spec = _live_spec(config, model)
-
-    @cache
-    def statistics() -> ChannelStatistics:
-        return _known_statistics(config, spec.fingerprint) or _calibrate(config, model, pool, latent_shape)
-
     return LatentSource(
-        batches=_live_batches(config, reading, pool, model, spec, context_steps),
+        batches=NoBatches(),
         hard=spec.hard,
         fingerprint=spec.fingerprint,
         latent_shape=latent_shape,
         seen_until=tuple(seen_until),
         context_steps=context_steps,
         leak=leak,
-        statistics=statistics,
+        statistics=_no_statistics,
         encoder=model,
         precision=config.training.precision,
     )
+
+
+def _no_statistics() -> ChannelStatistics:
+    raise AssertionError("a source that is only described has no clips to take statistics of")
 
 
 def _live_batches(

@@ -126,6 +126,12 @@ def test_seen_until(rule: ContextRule, expected: list[int]) -> None:
     assert kept == list(range(STEPS))
 
 
+@pytest.mark.parametrize("rule", RULES, ids=name)
+def test_a_rule_comes_back_from_a_spec(rule: ContextRule) -> None:
+    again = ContextRule.from_dict(rule.as_dict(STEPS))
+    assert passes(again, STEPS) == passes(rule, STEPS) and again.repeat_frames == rule.repeat_frames
+
+
 def test_windows_and_prefixes_are_what_their_frames_give_alone() -> None:
     frames = random_frames(1)
     full = build(ContextRule("full"))

@@ -14,7 +14,7 @@ from flcache.config import Config, load_config
 from flcache.errors import CacheError, SpecMismatch, TrainingError
 from flcache.pipelines import audit, encode, evaluate, repair, train
 from flcache.pipelines.setup.encoder import earlier_forms
-from flcache.training.checkpoint import _sealed
+from flcache.sealed import sealed
 
 STORED = Path(__file__).parent.parent / "fixtures" / "b98e9e3"
 
@@ -88,7 +88,7 @@ def test_a_checkpoint_goes_on_from_videos(earlier: Path, cache: str) -> None:
     run_json = sorted(earlier.glob("live/checkpoints/step-*/run.json"))[-1]
     record = json.loads(run_json.read_text(encoding="utf-8")) | {"fingerprint": fingerprint}
     del record["xxh3_64"]
-    run_json.write_text(_sealed(record), encoding="utf-8")
+    run_json.write_text(sealed(record), encoding="utf-8")
     with pytest.raises(TrainingError, match="fingerprint was"):
         train.run(configured("training.steps=6", "encoder.architecture.layer_norm_eps=0.1", *live), resume=True)
     train.run(configured("training.steps=6", *live), resume=True)

@@ -19,7 +19,7 @@ from flcache.errors import TrainingError
 from flcache.evaluation.report import TargetMoments
 from flcache.pipelines import evaluate, report, train
 from flcache.pipelines.report.player import gather_pictures
-from flcache.pipelines.report.stage import _read_config
+from flcache.pipelines.setup.run_config import run_config
 from flcache.training import latest_checkpoint
 
 
@@ -121,5 +121,5 @@ def test_the_configuration_of_a_checkpoint_cannot_ask_for_remote_code(tmp_path: 
     config = to_yaml(Config()).replace("trust_remote_code: false", "trust_remote_code: true")
     (tmp_path / "config.yaml").write_text(config, encoding="utf-8")
     assert load_config(tmp_path / "config.yaml").encoder.trust_remote_code
-    assert not _read_config(tmp_path, tmp_path, []).encoder.trust_remote_code
-    assert _read_config(tmp_path, tmp_path, ["encoder.trust_remote_code=true"]).encoder.trust_remote_code
+    assert not run_config(tmp_path, tmp_path, []).encoder.trust_remote_code
+    assert run_config(tmp_path, tmp_path, ["encoder.trust_remote_code=true"]).encoder.trust_remote_code

@@ -25,6 +25,7 @@ from torch import nn
 from flcache.cache import LatentCache, LatentLoader
 from flcache.errors import TrainingError
 from flcache.predictor import PredictorOptions, build_predictor
+from flcache.sealed import file_digest, sealed
 from flcache.training import (
     Objective,
     Run,
@@ -37,7 +38,6 @@ from flcache.training import (
     open_checkpoint,
     warmup_cosine,
 )
-from flcache.training.checkpoint import _digest, _sealed
 from flcache.training.state import _scaler
 
 STORED = Path(__file__).parent.parent / "fixtures" / "b98e9e3"
@@ -150,9 +150,9 @@ def seal_anew(folder: Path) -> None:
     content = json.loads(path.read_bytes())
     del content["xxh3_64"]
     content["files"] = {
-        file.name: _digest(file) for file in folder.iterdir() if file.name not in ("run.json", "config.yaml")
+        file.name: file_digest(file) for file in folder.iterdir() if file.name not in ("run.json", "config.yaml")
     }
-    path.write_text(_sealed(content), encoding="utf-8")
+    path.write_text(sealed(content), encoding="utf-8")
 
 
 def test_both_forms_resume_to_the_same_state(tmp_path: Path) -> None:
