@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from flcache.encoder.audit import change_future, distance
     from flcache.encoder.context import ContextRule, seen_until
     from flcache.encoder.digest import weight_digest
+    from flcache.encoder.families import Family, register_family
     from flcache.encoder.identity import first_form, hard_keys, without_origin
     from flcache.encoder.loading import describe_encoder, has_bfloat16, load_encoder, pick_dtype
     from flcache.encoder.model import LatentVideoModel
@@ -20,6 +21,7 @@ else:
 __all__ = [
     "ContextRule",
     "EncoderSource",
+    "Family",
     "LatentVideoModel",
     "change_future",
     "describe_encoder",
@@ -30,6 +32,7 @@ __all__ = [
     "load_encoder",
     "load_own_predictor",
     "pick_dtype",
+    "register_family",
     "save_encoder",
     "seen_until",
     "weight_digest",

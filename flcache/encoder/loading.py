@@ -35,7 +35,7 @@ def load_encoder(
     """
     source = replace(source, dtype=pick_dtype(source.dtype, device, trains=bool(trainable)))
     model, missing = load_pretrained(source) if source.name else (_random(source), [])
-    family = family_of(model.config.model_type)
+    family = family_of(model.config.model_type, source.leading_tokens)
     check_stated(source.architecture, model.config)
     _check_complete(source, family, missing)
     loaded = _latent_model(model, source, context, trainable).eval().to(device)
@@ -45,8 +45,11 @@ def load_encoder(
 
 
 def load_pretrained(source: EncoderSource) -> tuple[Any, list[str]]:
-    """The whole model that `source.name` names, and the sorted names of the weights that its checkpoint lacks."""
+    """The whole model that `source.name` names, or its image tower if it has two, and the sorted names of the weights
+    that its checkpoint lacks."""
     options = {"dtype": dtype_of(source.dtype), "output_loading_info": True}
+    tower = _image_tower(_load(import_transformers().AutoConfig, source))
+    options |= {"config": tower} if tower else {}
     model, information = _load(import_transformers().AutoModel, source, **options)
     return model, sorted(information["missing_keys"])
 
@@ -59,9 +62,10 @@ def describe_encoder(
     Raises EncoderError where its processor does not fit it.
     """
     if source.architecture:
-        source, config = replace(source, name=None), _stated_config(source.architecture)
+        source, config = replace(source, name=None), _stated_config(source)
     else:
         config = _load(import_transformers().AutoConfig, source)
+        config = _image_tower(config) or config
     with torch.device("meta"):
         model = import_transformers().AutoModel.from_config(config)
     described = _latent_model(model, source, context, trainable)
@@ -73,7 +77,7 @@ def _latent_model(
     model: Any, source: EncoderSource, context: ContextRule | None, trainable: bool | Sequence[str]
 ) -> LatentVideoModel:
     """The part of `model` that encodes, with its processor."""
-    family = family_of(model.config.model_type)
+    family = family_of(model.config.model_type, source.leading_tokens)
     encoder = model.get_submodule(family.submodule or "")
     processor = load_processor(family, model.config, source)
     return LatentVideoModel(encoder, processor, family, context=context, trainable=trainable)
@@ -90,15 +94,23 @@ def check_stated(architecture: dict[str, Any], config: Any) -> None:
         raise EncoderError(f"encoder: the loaded model is not the stated one: {'; '.join(wrong)}")
 
 
-def _stated_config(architecture: dict[str, Any]) -> Any:
-    fields = dict(architecture)
+def _image_tower(config: Any) -> Any:
+    """The config of the image tower in that of a model of two towers, such as CLIP; None for any other model."""
+    tower = getattr(config, "vision_config", None)
+    if tower is not None:
+        tower._commit_hash = getattr(config, "_commit_hash", None)
+    return tower
+
+
+def _stated_config(source: EncoderSource) -> Any:
+    fields = dict(source.architecture)
     model_type = fields.pop("model_type", None)
     if model_type is None:
         raise EncoderError(
             'encoder: neither "encoder.name" nor "encoder.architecture.model_type" is set; name a model of the hub, a '
             "local folder, or state an architecture to build with random weights"
         )
-    family_of(model_type)
+    family_of(model_type, source.leading_tokens)
     try:
         return import_transformers().AutoConfig.for_model(model_type, **fields)
     except (TypeError, ValueError) as error:
@@ -106,7 +118,7 @@ def _stated_config(architecture: dict[str, Any]) -> Any:
 
 
 def _random(source: EncoderSource) -> Any:
-    config = _stated_config(source.architecture)
+    config = _stated_config(source)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(source.seed)
         model = import_transformers().AutoModel.from_config(config)

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 from flcache.batch import send
 from flcache.encoder.context import ContextRule, Pass, passes, seen_until
-from flcache.encoder.families import Family, check_pixels, patch_shape, to_grid
+from flcache.encoder.families import Family, check_pixels, latent_width, patch_shape, to_grid
 from flcache.encoder.processing import output_size
-from flcache.encoder.trainable import set_trainable
+from flcache.encoder.trainable import set_trainable, used_parameters
 from flcache.errors import EncoderError
 
 Clips = Tensor | Sequence[Tensor]
@@ -56,7 +56,7 @@ class LatentVideoModel(nn.Module):
         self.config: Any = encoder.config
         self.tubelet_size = 1 if self.context.repeat_frames else patch_shape(self.config)[0]
         """Frames of the clip per step."""
-        set_trainable(encoder, trainable, family.unused)
+        set_trainable(encoder, trainable, used_parameters(encoder, family) if trainable else ())
         self.compiled = False
         self.trainable = any(parameter.requires_grad for parameter in encoder.parameters())
         self.train(self.training)
@@ -91,7 +91,7 @@ class LatentVideoModel(nn.Module):
         _, patch_height, patch_width = patch_shape(self.config)
         height, width = output_size(self.processor)
         grid = (height // patch_height, width // patch_width)
-        return (self.num_steps(num_frames), *grid, int(self.config.hidden_size))
+        return (self.num_steps(num_frames), *grid, latent_width(self.config))
 
     def seen_until(self, num_frames: int) -> list[int]:
         """For each step of such a clip the last step whose pixels could have influenced it."""
@@ -143,7 +143,7 @@ class LatentVideoModel(nn.Module):
         """How many of the passes in `pixels` (B * passes, F, 3, h, w) go through the encoder together."""
         if pixels.device.type != "cpu":
             return len(pixels)
-        return max(1, CPU_VALUES // (prod(self._shape(pixels)) * int(self.config.hidden_size)))
+        return max(1, CPU_VALUES // (prod(self._shape(pixels)) * latent_width(self.config)))
 
     def _shape(self, pixels: Tensor) -> tuple[int, int, int]:
         """(T, H, W) of one forward pass over `pixels` (B, F, 3, h, w)."""

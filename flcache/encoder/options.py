@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from flcache.bounds import Count
+
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
 
@@ -20,6 +22,9 @@ class EncoderSource:
     """`model_type` and fields of the Hugging Face config; a loaded model must agree with every field stated here."""
     processor: dict[str, Any] = field(default_factory=dict)
     """Fields of the processor to set, such as `crop_size`; for random weights, over the family's defaults."""
+    leading_tokens: Count | None = None
+    """For an image encoder of a `model_type` that has no entry in `families.py`: how many tokens, class token and
+    registers, come before its patches."""
     seed: int = 0
     """Seed of random weights."""
     dtype: Dtype = "auto"

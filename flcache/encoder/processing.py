@@ -121,5 +121,5 @@ def _sized(family: Family, config: Any) -> Any:
     target = stated_size(config)
     if "crop_size" not in default:
         return processor_class(size={"height": target, "width": target})
-    edge = default["size"]["shortest_edge"] * target // default["crop_size"]["height"]
-    return processor_class(size={"shortest_edge": edge}, crop_size={"height": target, "width": target})
+    size = {edge: pixels * target // default["crop_size"]["height"] for edge, pixels in default["size"].items()}
+    return processor_class(size=size, crop_size={"height": target, "width": target})

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from flcache.encoder import ContextRule, EncoderSource, LatentVideoModel, describe_encoder, hard_keys, load_encoder
+from flcache.encoder.families import FAMILIES
 from flcache.errors import EncoderError
 
 SMALL = {"hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
@@ -33,18 +34,40 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "dinov3_vit": {**IMAGE, "model_type": "dinov3_vit", "num_register_tokens": 4},
     "vit": {**IMAGE, "model_type": "vit"},
     "ijepa": {**IMAGE, "model_type": "ijepa"},
+    "siglip_vision_model": {**IMAGE, "model_type": "siglip_vision_model"},
+    "clip_vision_model": {**IMAGE, "model_type": "clip_vision_model"},
+    "beit": {**IMAGE, "model_type": "beit"},
+    "deit": {**IMAGE, "model_type": "deit"},
 }
-ONE_FRAME_A_STEP = {"timesformer", "dinov2", "dinov2_with_registers", "dinov3_vit", "vit", "ijepa"}
+LEADING_TOKENS = {"beit": 1, "deit": 2}
+"""Of encoders that have no entry in `families.py`."""
+UNUSED = {
+    "vit": {"pooler"},
+    "siglip_vision_model": {"head"},
+    "clip_vision_model": {"post_layernorm"},
+    "beit": {"pooler"},
+    "deit": {"pooler"},
+}
+"""Modules that no latent depends on."""
+ONE_FRAME_A_STEP = set(ARCHITECTURES) - {"vjepa2", "videomae", "vivit"}
 FIXED_FRAMES = {"videomae", "vivit", "timesformer"}
 
 
 def build(architecture: dict[str, Any], **options: Any) -> LatentVideoModel:
-    return load_encoder(EncoderSource(architecture=architecture), **options)
+    return load_encoder(source(architecture), **options)
+
+
+def source(architecture: dict[str, Any]) -> EncoderSource:
+    return EncoderSource(architecture=architecture, leading_tokens=LEADING_TOKENS.get(architecture["model_type"]))
 
 
 def random_frames(*shape: int, seed: int = 0) -> torch.Tensor:
     generator = torch.Generator().manual_seed(seed)
     return torch.randint(0, 256, (*shape, 3), dtype=torch.uint8, generator=generator)
+
+
+def test_every_family_is_built() -> None:
+    assert set(ARCHITECTURES) == set(FAMILIES) | set(LEADING_TOKENS)
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +77,7 @@ def vjepa2() -> LatentVideoModel:
 
 @pytest.mark.parametrize("family", ARCHITECTURES)
 def test_latents_have_the_described_shape(family: str) -> None:
-    description = describe_encoder(EncoderSource(architecture=ARCHITECTURES[family]))
+    description = describe_encoder(source(ARCHITECTURES[family]))
     model = build(ARCHITECTURES[family], context=ContextRule("full"))
     latents = model(random_frames(2, 8, 40, 56))
     steps = 8 if family in ONE_FRAME_A_STEP else 4
@@ -147,6 +170,20 @@ def test_a_checkpoint_that_lacks_weights_is_refused(tmp_path: Path, vjepa2: Late
     save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(EncoderError, match=r"lacks 1 weights, encoder\.layer\.1\.mlp\.fc1\.weight"):
         load_encoder(EncoderSource(name=str(tmp_path)))
+
+
+@pytest.mark.parametrize("family", ARCHITECTURES)
+def test_what_trains_is_what_gets_a_gradient(family: str) -> None:
+    """Parameters without one would stop data parallelism; the others must not be frozen."""
+    model = build(ARCHITECTURES[family], context=ContextRule("full"), trainable=True)
+    trains = {name for name, parameter in model.encoder.named_parameters() if parameter.requires_grad}
+    model.encoder.requires_grad_(True)
+    model(random_frames(1, 8, 32, 32)).square().sum().backward()
+    assert trains == {name for name, parameter in model.encoder.named_parameters() if parameter.grad is not None}
+    if family in UNUSED:
+        assert {name.split(".")[0] for name, _ in model.encoder.named_parameters() if name not in trains} == UNUSED[
+            family
+        ]
 
 
 def test_frozen_stays_frozen_under_train(vjepa2: LatentVideoModel) -> None:

@@ -27,6 +27,15 @@ def test_a_saved_encoder_gives_the_same_bits(family: str, tmp_path: Path) -> Non
     assert (tmp_path / "config.json").exists() and len(list(tmp_path.glob("*processor_config.json"))) == 1
 
 
+def test_one_that_is_described_by_its_leading_tokens_comes_back_by_them(tmp_path: Path) -> None:
+    architecture = {"model_type": "deit", "image_size": 16, "patch_size": 8, "hidden_size": 24, "num_hidden_layers": 1}
+    model = load_encoder(EncoderSource(architecture={**architecture, "num_attention_heads": 3}, leading_tokens=2))
+    save_encoder(model, tmp_path)
+    again = load_encoder(EncoderSource(name=str(tmp_path), leading_tokens=2))
+    assert hard_keys(again) == hard_keys(model)
+    assert torch.equal(again(frames()), model(frames()))
+
+
 def test_its_precision_and_the_fields_of_its_processor_are_saved(tmp_path: Path) -> None:
     architecture = load("vit").config.to_dict()
     stated = {name: architecture[name] for name in ("model_type", "hidden_size", "image_size", "patch_size")}

@@ -51,7 +51,12 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "dinov3_vit": {**IMAGE, "num_register_tokens": 2},
     "vit": IMAGE,
     "ijepa": IMAGE,
+    "siglip_vision_model": IMAGE,
+    "clip_vision_model": IMAGE,
+    "deit": IMAGE,
 }
+LEADING_TOKENS = {"deit": 2}
+"""Of encoders that have no entry in `families.py`."""
 
 
 class Clips:
@@ -99,7 +104,8 @@ def main(folder: Path) -> None:
     loop.time = SimpleNamespace(perf_counter=map(float, count()).__next__)  # type: ignore[assignment]
     for family, fields in ARCHITECTURES.items():
         for trainable in (True, False):
-            source = EncoderSource(architecture={"model_type": family, **fields})
+            architecture = {"model_type": family, **fields}
+            source = EncoderSource(architecture=architecture, leading_tokens=LEADING_TOKENS.get(family))
             encoder = load_encoder(source, context=ContextRule("full"), trainable=trainable)
             name = f"{family}, {'trainable' if trainable else 'frozen'}"
             found[name] = train(accelerator, encoder, folder / family / str(trainable))
