@@ -265,6 +265,30 @@ def export(checkpoint: str, directory: str, overrides: tuple[str, ...]) -> None:
     stage.run(Path(checkpoint), Path(directory), overrides)
 
 
+@cli.command()
+@click.argument("videos", metavar="VIDEO...", nargs=-1, required=True)
+@click.option("--model", required=True, metavar="DIR", help="A folder that flcache export has written.")
+@click.option("--out", default="predictions", show_default=True, metavar="DIR", help="Where the results go.")
+@click.option(
+    "--every",
+    default=1,
+    show_default=True,
+    metavar="N",
+    type=click.IntRange(min=1),
+    help="Steps from one context to the next: how far ahead each step is predicted at most.",
+)
+@click.option("--device", default="auto", show_default=True, metavar="D", help="auto, cpu, mps, cuda or cuda:1.")
+def predict(videos: tuple[str, ...], model: str, out: str, every: int, device: str) -> None:
+    """Predict the latents of videos, window after window, with an exported model.
+
+    Writes latents and predictions as .npz, and one HTML page: how surprising every step was, beside
+    copying the last, and a player.
+    """
+    from . import predict as stage
+
+    stage.run([Path(video) for video in videos], Path(model), Path(out), every=every, device=device)
+
+
 @cli.group()
 def bench() -> None:
     """Measure this machine."""

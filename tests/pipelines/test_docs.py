@@ -8,10 +8,14 @@ from pathlib import Path
 
 import click
 import pytest
+from small_run import flcache
 
+from flcache.cache import LatentCache
 from flcache.config import load_config
 from flcache.pipelines import encode
 from flcache.pipelines.cli import cli
+from flcache.predictor import load_predictor
+from flcache.videos import write_dataset
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -56,3 +60,25 @@ def test_the_guides_configuration_and_code_run(videos: Path, tmp_path: Path, mon
     found: dict[str, object] = {}
     exec(compile(code, "guide.md", "exec"), found)
     assert len(found["cache"]) == 24 and found["batch"].target.shape == (8, 8, 4, 4, 64)  # type: ignore
+
+
+def test_the_finetuning_example_runs_as_typed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On fewer videos of the demo, and for fewer steps."""
+    page = ROOT / "docs" / "finetune.md"
+    monkeypatch.chdir(tmp_path)
+    write_dataset(Path("flcache-demo/videos"), train_videos=16, val_videos=4)
+    video = next(Path("flcache-demo/videos").rglob("v*.mp4"))
+    lines = [line.split() for line in re.findall(r"^ {4}flcache (.*)$", page.read_text(encoding="utf-8"), re.MULTILINE)]
+    assert [line[0] for line in lines] == ["train", "export", "encode", *["train", "evaluate"] * 2, "export", "predict"]
+    for line in lines:
+        few = ["training.steps=2"] if line[0] == "train" else []
+        done = flcache(*(str(video) if word == "VIDEO" else word for word in line), *few)
+        assert done.returncode == 0, done.stderr
+    (code,) = blocks(page, "python")
+    found: dict[str, object] = {}
+    exec(compile(code, "finetune.md", "exec"), found)
+    assert found["future"].shape == (1, 8, 4, 4, 64)  # type: ignore[attr-defined]
+    first = load_predictor("tuned/model/predictor")
+    assert first.card.fingerprint == LatentCache("tuned/cache").fingerprint
+    assert first(found["context"]).shape == found["future"].shape  # type: ignore[attr-defined]
+    assert {path.name for path in Path("tuned/predictions").iterdir()} == {f"{video.stem}.npz", "predictions.html"}

@@ -134,6 +134,27 @@ def loss_chart(losses: Sequence[Mapping[str, float]]) -> Chart | None:
     )
 
 
+def surprise_chart(name: str, seconds: Sequence[float], error: Sequence[float], copy_error: Sequence[float]) -> Chart:
+    """Errors of the prediction and of copying over the `seconds` of a video."""
+    both = {"loss/prediction": error, "loss/copy_last": copy_error}
+    logged = [{"step": at, **{key: of[place] for key, of in both.items()}} for place, at in enumerate(seconds)]
+    lines = [
+        _Series(line, line.replace(" ", "-"), _thinned(logged, key))
+        for line, key in zip(("prediction", "copy last"), both, strict=True)
+    ]
+    y_ticks = nice_ticks(0.0, max([*error, *copy_error]))
+    scale = _Scale((0.0, seconds[-1]), (y_ticks[0], y_ticks[-1]))
+    return Chart(
+        name=name,
+        description=f"Error over time: at most {max(error):.3f} predicting, {max(copy_error):.3f} copying.",
+        x_title="seconds into the video",
+        x_ticks=tuple(Tick(scale.left(x), f"{x:g}") for x in nice_ticks(0.0, seconds[-1]) if x <= seconds[-1]),
+        y_ticks=_y_ticks(y_ticks, scale),
+        zero=None,
+        lines=_separate_labels([_line(line, scale) for line in lines]),
+    )
+
+
 def nice_ticks(low: float, high: float) -> list[float]:
     """Round numbers that enclose `low` and `high`."""
     ticks = MaxNLocator(nbins=6, steps=[1, 2, 2.5, 5, 10]).tick_values(low, max(high, low + 1e-6))

@@ -48,24 +48,14 @@ class Report:
 
 def write_report(report: Report, path: Path) -> None:
     """Write the page; `path` is replaced only once it is complete."""
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(render(report), encoding="utf-8")
-    partial.replace(path)
+    write_page(render(report), path)
 
 
 def render(report: Report) -> str:
     """The page as HTML."""
-    environment = Environment(
-        loader=PackageLoader("flcache.evaluation.report", "template"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"number": number, "size": decimal, "count": _count, "spoken": spoken}
-    environment.globals |= {name: getattr(verdict, name) for name in ("interval", "outcome", "strongest")}
     rows = verdict.evaluated_rows(report.evaluation)
-    return environment.get_template("page.html").render(
+    return fill_template(
+        "page.html",
         report=report,
         verdict=verdict.verdict(report.evaluation, leak=report.leak),
         rows=rows,
@@ -76,13 +66,32 @@ def render(report: Report) -> str:
         loss_chart=charts.loss_chart(report.losses),
         quality=quality_table(rows),
         motion=motion_table(rows),
-        heat_stops=heat_stops(),
         colour_clips=MAX_CLIPS,
         failure_kinds=_failure_kinds(report.cache),
         max_failures=MAX_FAILURES,
-        style=_inline("page.css"),
-        script=_inline("page.js"),
     )
+
+
+def fill_template(name: str, **values: Any) -> str:
+    """The HTML of a template, with all that its page needs inside."""
+    environment = Environment(
+        loader=PackageLoader("flcache.evaluation.report", "template"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"number": number, "size": decimal, "count": _count, "spoken": spoken}
+    environment.globals |= {name: getattr(verdict, name) for name in ("interval", "outcome", "strongest")}
+    inside = {"style": _inline("page.css"), "script": _inline("page.js"), "heat_stops": heat_stops()}
+    return environment.get_template(name).render(**values, **inside)
+
+
+def write_page(html: str, path: Path) -> None:
+    """Write a page; `path` is replaced only once it is complete."""
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(html, encoding="utf-8")
+    partial.replace(path)
 
 
 def _failure_kinds(cache: Mapping[str, Any] | None) -> list[tuple[str, int]]:
