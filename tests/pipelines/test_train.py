@@ -23,6 +23,14 @@ from flcache.pipelines.setup.model import load_trained
 from flcache.pipelines.setup.source import Reading, latent_batches, open_source
 from flcache.training import latest_checkpoint, read_metrics
 
+UNFROZEN = [
+    "training.source=videos",
+    "encoder_trainable=[layer.1, layernorm]",
+    "training.encoder_learning_rate=1e-4",
+    "training.layer_decay=0.5",
+    "encoder.checkpoint_activations=true",
+]
+
 
 def losses(directory: Path) -> list[tuple[float, float]]:
     """Step and loss of every logged step."""
@@ -48,8 +56,9 @@ def assert_equal_weights(first: dict[str, torch.Tensor], second: dict[str, torch
         ["predictor.kind=parallel", "predictor.attention=factorised", "predictor.checkpoint_activations=true"],
         ["predictor.kind=cross_attention", "training.loss=cosine"],
         ["predictor.kind=flow_matching", "training.loss=l2"],
+        UNFROZEN,
     ],
-    ids=["cache", "videos", "rollout", "parallel", "cross_attention", "flow_matching"],
+    ids=["cache", "videos", "rollout", "parallel", "cross_attention", "flow_matching", "unfrozen"],
 )
 def test_resumed_equals_uninterrupted(encoded: Path, tmp_path: Path, settings: list[str]) -> None:
     common = [*settings, "training.accumulate=2"]
