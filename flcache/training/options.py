@@ -50,11 +50,25 @@ class Objective:
 
 
 @dataclass(frozen=True)
+class Augmentation:
+    """Random changes of live clips in training, the same for all frames of a clip."""
+
+    crop: Share = 1.0
+    """Least part of a frame's area that is kept; 1 keeps all of it. The place and the part are drawn for each clip."""
+    flip: bool = False
+    """Mirror every second clip, drawn at random."""
+
+    def __bool__(self) -> bool:
+        return self.crop != 1 or self.flip
+
+
+@dataclass(frozen=True)
 class TrainingOptions:
     dir: OptionalPath = None
     """Folder of checkpoints, metrics and evaluation."""
     source: Literal["cache", "videos"] = "cache"
     """`cache` reads latents; `videos` decodes and encodes on the fly, end to end if the encoder trains."""
+    augment: Augmentation = field(default_factory=Augmentation)
     steps: Positive = 10_000
     """Optimiser steps."""
     batch_size: Positive = 8

@@ -29,6 +29,8 @@ UNFROZEN = [
     "training.encoder_learning_rate=1e-4",
     "training.layer_decay=0.5",
     "encoder.checkpoint_activations=true",
+    "training.augment.crop=0.5",
+    "training.augment.flip=true",
 ]
 
 
@@ -220,6 +222,13 @@ def test_the_newest_checkpoints_are_kept(encoded: Path, tmp_path: Path) -> None:
 def test_a_cache_trains_no_encoder(encoded: Path) -> None:
     with pytest.raises(ConfigError, match=r"training\.source=videos"):
         train.run(load_config(encoded, ["encoder_trainable=true"]))
+
+
+def test_latents_are_not_augmented(encoded: Path) -> None:
+    with pytest.raises(ConfigError, match=r"no pixels to crop; set training\.source=videos"):
+        train.run(load_config(encoded, ["training.augment.flip=true"]))
+    with pytest.raises(ConfigError, match="a cache keeps one form of each clip"):
+        encode.run(load_config(encoded, ["training.augment.crop=0.5", "training.source=videos"]))
 
 
 def test_a_loss_that_is_not_finite_stops_with_the_clip(encoded: Path, tmp_path: Path) -> None:
