@@ -41,6 +41,7 @@ Count = Annotated[int, Bound("of at least 0", lambda value: value >= 0)]
 NonNegative = Annotated[float, Bound("of at least 0", lambda value: 0 <= value < float("inf"))]
 PositiveFloat = Annotated[float, Bound("above 0", lambda value: 0 < value < float("inf"))]
 Fraction = Annotated[float, Bound("from 0 to 1", lambda value: 0 <= value <= 1)]
+Share = Annotated[float, Bound("above 0 and at most 1", lambda value: 0 < value <= 1)]
 Decay = Annotated[float, Bound("of at least 0 and below 1", lambda value: 0 <= value < 1)]
 _DEVICES = ("auto", "cpu", "mps", "cuda")
 OptionalPath = Annotated[str, Bound("(a path)", lambda path: path != "")] | None

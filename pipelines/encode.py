@@ -8,6 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from flcache.config import Config
+from flcache.errors import ConfigError
 
 from .setup.encoder import load_configured_encoder
 from .setup.encoding import encode_missing, report_encoding
@@ -24,8 +25,14 @@ def run(
 ) -> None:
     """Encode the shards without a commit; with `shards=(i, n)` only part i of n, counted from 0.
 
-    With `retry_failed` also clips that failed, where the reason may have gone.
+    With `retry_failed` also clips that failed, where the reason may have gone. Raises ConfigError for a configuration
+    that augments.
     """
+    if config.training.augment:
+        raise ConfigError(
+            "training.augment: a cache keeps one form of each clip, so every epoch would see one crop; encode with "
+            "training.augment.crop=1 training.augment.flip=false, or train with training.source=videos"
+        )
     cache_dir = Path(config.require("cache.dir"))
     planning = begin_planning(cache_dir, config)
     model = load_configured_encoder(config, device=config.encode.device)

@@ -42,6 +42,8 @@ def run(config: Config, resume: bool = False) -> None:
     directory = Path(config.require("training.dir"))
     if config.encoder_trainable and config.training.source == "cache":
         raise ConfigError("encoder_trainable: latents in a cache train no encoder; set training.source=videos")
+    if config.training.augment and config.training.source == "cache":
+        raise ConfigError("training.augment: latents in a cache have no pixels to crop; set training.source=videos")
     accelerator = _accelerator(config)
     newest = agreed_checkpoint(accelerator, directory / "checkpoints")
     if newest is not None:

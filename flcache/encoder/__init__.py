@@ -7,6 +7,7 @@ from flcache.lazy import load_on_demand
 if TYPE_CHECKING:
     from flcache.encoder.audit import change_future, distance
     from flcache.encoder.context import ContextRule, seen_until
+    from flcache.encoder.depth import layers_above
     from flcache.encoder.digest import weight_digest
     from flcache.encoder.families import Family, register_family
     from flcache.encoder.identity import first_form, hard_keys, without_origin
@@ -29,6 +30,7 @@ __all__ = [
     "first_form",
     "hard_keys",
     "has_bfloat16",
+    "layers_above",
     "load_encoder",
     "load_own_predictor",
     "pick_dtype",

@@ -39,6 +39,8 @@ def load_encoder(
     check_stated(source.architecture, model.config)
     _check_complete(source, family, missing)
     loaded = _latent_model(model, source, context, trainable).eval().to(device)
+    if source.checkpoint_activations and loaded.trainable:
+        _checkpoint_activations(model)
     if compile:
         loaded.compile_encoder()
     return loaded
@@ -81,6 +83,17 @@ def _latent_model(
     encoder = model.get_submodule(family.submodule or "")
     processor = load_processor(family, model.config, source)
     return LatentVideoModel(encoder, processor, family, context=context, trainable=trainable)
+
+
+def _checkpoint_activations(model: Any) -> None:
+    """Of the whole `model`: a part of it has no such method. Dropout is the same when computed again."""
+    if not model.supports_gradient_checkpointing:
+        raise EncoderError(
+            f'encoder.checkpoint_activations: transformers has none for model_type "{model.config.model_type}"; set it '
+            "to false"
+        )
+    new_name = getattr(model, "activation_checkpointing_enable", None)  # of transformers 5.24
+    (new_name or model.gradient_checkpointing_enable)({"use_reentrant": False})
 
 
 def check_stated(architecture: dict[str, Any], config: Any) -> None:

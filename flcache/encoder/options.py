@@ -31,3 +31,5 @@ class EncoderSource:
     """`auto` is bfloat16 on CUDA devices that have it, float32 elsewhere and for an encoder that trains."""
     trust_remote_code: bool = False
     """Run Python code that comes with a model of the hub."""
+    checkpoint_activations: bool = False
+    """While it trains: compute activations again in the backward pass instead of keeping them."""

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from flcache.training.loop import Run, Source
     from flcache.training.objective import legal_training_boundaries
     from flcache.training.optimiser import build_optimiser, parameter_lines, warmup_cosine
-    from flcache.training.options import Objective, TrainingOptions
+    from flcache.training.options import Augmentation, Objective, TrainingOptions
     from flcache.training.sources import VideoSource
     from flcache.training.state import load_weights
     from flcache.training.world_model import WorldModel
@@ -18,6 +18,7 @@ else:
     __getattr__ = load_on_demand(__name__, __file__)
 
 __all__ = [
+    "Augmentation",
     "Objective",
     "Run",
     "RunRecord",

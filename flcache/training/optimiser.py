@@ -10,18 +10,21 @@ from torch import nn
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from flcache.encoder import LatentVideoModel, layers_above
 from flcache.errors import TrainingError
 from flcache.training.options import TrainingOptions
 
 
 def build_optimiser(parts: Mapping[str, nn.Module], options: TrainingOptions) -> AdamW:
-    """AdamW over the trainable parameters of `parts`, each once, in a group that decays and one that does not.
+    """AdamW over the trainable parameters of `parts`, each once, for each learning rate in a group that decays and one
+    that does not.
 
-    Matrices named `weight` decay. Biases, norms, embeddings, and bare parameters such as mask tokens do not.
+    Parameters of an encoder have rates of their own (`encoder_learning_rate`, `layer_decay`). Matrices named `weight`
+    decay. Biases, norms, embeddings, and bare parameters such as mask tokens do not.
     Raises TrainingError if nothing is trainable, and for weights too coarse to train.
     """
-    decaying: list[nn.Parameter] = []
-    staying: list[nn.Parameter] = []
+    found: dict[float, tuple[list[nn.Parameter], list[nn.Parameter]]] = {}
+    rates = _encoder_rates(parts, options)
     for owner, name, parameter in _trainable(parts):
         if parameter.dtype != torch.float32:  # steps below 1/256 of a weight would be lost in bfloat16
             raise TrainingError(
@@ -29,15 +32,31 @@ def build_optimiser(parts: Mapping[str, nn.Module], options: TrainingOptions) ->
                 "encoder.dtype=float32, and training.precision=bf16 to compute in bfloat16"
             )
         decays = parameter.ndim >= 2 and name == "weight" and not isinstance(owner, nn.Embedding)
-        (decaying if decays else staying).append(parameter)
-    if not decaying and not staying:
+        found.setdefault(rates.get(parameter, options.learning_rate), ([], []))[0 if decays else 1].append(parameter)
+    if not found:
         raise TrainingError(
             f"nothing to train: every parameter of {', '.join(parts)} is frozen; unfreeze some, for example with "
             '"encoder_trainable=true"'
         )
-    groups = [{"params": decaying, "weight_decay": options.weight_decay}, {"params": staying, "weight_decay": 0.0}]
-    used = [group for group in groups if group["params"]]
-    return AdamW(used, lr=options.learning_rate, betas=options.betas, fused=True)
+    groups = [
+        {"params": parameters, "lr": rate, "weight_decay": decay}
+        for rate, kinds in found.items()
+        for parameters, decay in zip(kinds, (options.weight_decay, 0.0), strict=True)
+        if parameters
+    ]
+    return AdamW(groups, lr=options.learning_rate, betas=options.betas, fused=True)
+
+
+def _encoder_rates(parts: Mapping[str, nn.Module], options: TrainingOptions) -> dict[nn.Parameter, float]:
+    """Learning rates after the warm-up of the parameters of encoders among `parts`."""
+    highest, decay = options.encoder_learning_rate or options.learning_rate, options.layer_decay
+    rates: dict[nn.Parameter, float] = {}
+    for part in parts.values():
+        if isinstance(part, LatentVideoModel):
+            rates |= dict.fromkeys(part.parameters(), highest)
+            if part.trainable and decay != 1:
+                rates |= {parameter: highest * decay**above for parameter, above in layers_above(part).items()}
+    return rates
 
 
 def warmup_cosine(optimiser: Optimizer, options: TrainingOptions) -> LambdaLR:

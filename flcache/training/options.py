@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
-from flcache.bounds import Count, Decay, Device, Fraction, NonNegative, OptionalPath, Positive, PositiveFloat
+from flcache.bounds import Count, Decay, Device, Fraction, NonNegative, OptionalPath, Positive, PositiveFloat, Share
 from flcache.errors import ConfigError
 
 Distance = Literal["l1", "l2", "smooth_l1", "cosine"]
@@ -50,11 +50,25 @@ class Objective:
 
 
 @dataclass(frozen=True)
+class Augmentation:
+    """Random changes of live clips in training, the same for all frames of a clip."""
+
+    crop: Share = 1.0
+    """Least part of a frame's area that is kept; 1 keeps all of it. The place and the part are drawn for each clip."""
+    flip: bool = False
+    """Mirror every second clip, drawn at random."""
+
+    def __bool__(self) -> bool:
+        return self.crop != 1 or self.flip
+
+
+@dataclass(frozen=True)
 class TrainingOptions:
     dir: OptionalPath = None
     """Folder of checkpoints, metrics and evaluation."""
     source: Literal["cache", "videos"] = "cache"
     """`cache` reads latents; `videos` decodes and encodes on the fly, end to end if the encoder trains."""
+    augment: Augmentation = field(default_factory=Augmentation)
     steps: Positive = 10_000
     """Optimiser steps."""
     batch_size: Positive = 8
@@ -66,6 +80,10 @@ class TrainingOptions:
     objective: Objective = field(default_factory=Objective, metadata={"inline": True})
     learning_rate: PositiveFloat = 5e-4
     """The rate after the warm-up."""
+    encoder_learning_rate: PositiveFloat | None = None
+    """The same for an encoder that trains; null is `learning_rate`. Warm-up and cosine are those of `learning_rate`."""
+    layer_decay: Share = 1.0
+    """An encoder that trains: the rate of each layer relative to the layer above it."""
     min_learning_rate_fraction: Fraction = 0.01
     """The part of `learning_rate` at which the cosine ends."""
     warmup_steps: Count = 200

@@ -6,10 +6,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import KW_ONLY, dataclass, field
 
 import torch
+from torch import Tensor
 
 from flcache.batch import VideoBatch, step_times, step_valid
 from flcache.cache import EpochSampler
 from flcache.errors import DataError
+from flcache.training.augment import augmented
+from flcache.training.options import Augmentation
 from flcache.videos import DecodedClip, DecodePool, PlannedClip, VideoFolder, decode_planned
 
 BLACK_SIZE = 64
@@ -22,7 +25,7 @@ class VideoSource:
 
     A clip that cannot be decoded is left out of its batch and listed in `failures` with its reason, never replaced. An
     empty batch is skipped; with several processes it is yielded as a batch of no clips. Raises DataError once more than
-    `max_failed_fraction` of the clips have failed.
+    `max_failed_fraction` of the clips have failed. `augment` changes the frames, anew in every epoch.
     """
 
     clips: Sequence[PlannedClip]
@@ -34,6 +37,7 @@ class VideoSource:
     tubelet_size: int
     max_failed_fraction: float
     nominal_times: bool = True
+    augment: Augmentation | None = None
     failures: dict[str, str] = field(default_factory=dict, init=False)
 
     def __iter__(self) -> Iterator[VideoBatch]:
@@ -42,11 +46,12 @@ class VideoSource:
         decoding = decode_planned(self.pool, self.folder, clips)
         for share in shares:
             decoded = [next(decoding) for _ in share]
+            epoch = self.sampler.epoch
             self.sampler.advance()
             good = [(clip, item) for clip, item in decoded if isinstance(item, DecodedClip)]
             self._note_failures([(clip, item) for clip, item in decoded if not isinstance(item, DecodedClip)])
             if good:
-                yield self._batch(good)
+                yield self._batch(good, epoch)
             elif self.sampler.world_size > 1:  # other processes wait for the gradients of this one
                 yield self._empty_batch(clips[0].request.frames)
 
@@ -56,17 +61,23 @@ class VideoSource:
     def load_state_dict(self, state: dict[str, int]) -> None:
         self.sampler.load_state_dict(state)
 
-    def _batch(self, clips: Sequence[tuple[PlannedClip, DecodedClip]]) -> VideoBatch:
+    def _batch(self, clips: Sequence[tuple[PlannedClip, DecodedClip]], epoch: int) -> VideoBatch:
         sampled = [decoded.sampled(nominal=self.nominal_times) for _, decoded in clips]
         times = [step_times(seconds, self.tubelet_size) for seconds in sampled]
         valid = [step_valid(decoded.mask, self.tubelet_size) for _, decoded in clips]
         return VideoBatch(
-            frames=tuple(torch.from_numpy(decoded.frames) for _, decoded in clips),
+            frames=tuple(self._frames(clip.clip_id, decoded, epoch) for clip, decoded in clips),
             times=torch.stack([torch.from_numpy(seconds) for seconds in times]),
             valid=torch.stack([torch.from_numpy(steps) for steps in valid]),
             ids=tuple(clip.clip_id for clip, _ in clips),
             context_steps=self.context_steps,
         )
+
+    def _frames(self, clip_id: str, decoded: DecodedClip, epoch: int) -> Tensor:
+        frames = torch.from_numpy(decoded.frames)
+        if not self.augment:
+            return frames
+        return augmented(frames, self.augment, seed=self.sampler.seed, epoch=epoch, clip_id=clip_id)
 
     def _empty_batch(self, num_frames: int) -> VideoBatch:
         """A black clip that passes through the model without effect on the loss: no step of it is valid."""

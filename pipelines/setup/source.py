@@ -229,6 +229,7 @@ def _live_batches(
         tubelet_size=model.tubelet_size,
         max_failed_fraction=config.encode.max_failed_fraction,
         nominal_times=spec.nominal_times,
+        augment=config.training.augment if reading.shuffle else None,  # evaluation is on clips as they are
     )
 
 

@@ -23,6 +23,16 @@ from flcache.pipelines.setup.model import load_trained
 from flcache.pipelines.setup.source import Reading, latent_batches, open_source
 from flcache.training import latest_checkpoint, read_metrics
 
+UNFROZEN = [
+    "training.source=videos",
+    "encoder_trainable=[layer.1, layernorm]",
+    "training.encoder_learning_rate=1e-4",
+    "training.layer_decay=0.5",
+    "encoder.checkpoint_activations=true",
+    "training.augment.crop=0.5",
+    "training.augment.flip=true",
+]
+
 
 def losses(directory: Path) -> list[tuple[float, float]]:
     """Step and loss of every logged step."""
@@ -48,8 +58,9 @@ def assert_equal_weights(first: dict[str, torch.Tensor], second: dict[str, torch
         ["predictor.kind=parallel", "predictor.attention=factorised", "predictor.checkpoint_activations=true"],
         ["predictor.kind=cross_attention", "training.loss=cosine"],
         ["predictor.kind=flow_matching", "training.loss=l2"],
+        UNFROZEN,
     ],
-    ids=["cache", "videos", "rollout", "parallel", "cross_attention", "flow_matching"],
+    ids=["cache", "videos", "rollout", "parallel", "cross_attention", "flow_matching", "unfrozen"],
 )
 def test_resumed_equals_uninterrupted(encoded: Path, tmp_path: Path, settings: list[str]) -> None:
     common = [*settings, "training.accumulate=2"]
@@ -211,6 +222,13 @@ def test_the_newest_checkpoints_are_kept(encoded: Path, tmp_path: Path) -> None:
 def test_a_cache_trains_no_encoder(encoded: Path) -> None:
     with pytest.raises(ConfigError, match=r"training\.source=videos"):
         train.run(load_config(encoded, ["encoder_trainable=true"]))
+
+
+def test_latents_are_not_augmented(encoded: Path) -> None:
+    with pytest.raises(ConfigError, match=r"no pixels to crop; set training\.source=videos"):
+        train.run(load_config(encoded, ["training.augment.flip=true"]))
+    with pytest.raises(ConfigError, match="a cache keeps one form of each clip"):
+        encode.run(load_config(encoded, ["training.augment.crop=0.5", "training.source=videos"]))
 
 
 def test_a_loss_that_is_not_finite_stops_with_the_clip(encoded: Path, tmp_path: Path) -> None:
