@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from flcache.training.options import Objective, TrainingOptions
     from flcache.training.sources import VideoSource
     from flcache.training.state import load_weights
+    from flcache.training.validation import Validate, Validation
     from flcache.training.world_model import WorldModel
 else:
     __getattr__ = load_on_demand(__name__, __file__)
@@ -23,6 +24,8 @@ __all__ = [
     "RunRecord",
     "Source",
     "TrainingOptions",
+    "Validate",
+    "Validation",
     "VideoSource",
     "WorldModel",
     "agreed_checkpoint",

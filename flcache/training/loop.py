@@ -36,6 +36,7 @@ from flcache.training.log import Means, MetricsLog
 from flcache.training.options import TrainingOptions
 from flcache.training.state import Position, Trained, read_state, restore, write_state
 from flcache.training.stopping import Asked, Stopping, never
+from flcache.training.validation import Validate
 from flcache.training.world_model import Batch, WorldModel
 
 OnStep = Callable[[int, dict[str, float]], None]
@@ -118,9 +119,15 @@ class Run:
     def _trained(self) -> Trained:
         return Trained(self.model, self._optimiser, self.schedule, self.accelerator.scaler)
 
-    def fit(self, options: TrainingOptions, on_step: OnStep, asked_to_stop: Asked = never) -> int:
+    def fit(
+        self,
+        options: TrainingOptions,
+        on_step: OnStep,
+        asked_to_stop: Asked = never,
+        validate: Validate | None = None,
+    ) -> int:
         """Train to `options.steps`, or until `asked_to_stop` gives another number than 0 on any process, which is
-        returned once a checkpoint has been written.
+        returned once a checkpoint has been written. Without `validate` nothing is validated.
 
         Raises TrainingError on a loss that is not finite and on collapsing latents.
         """
@@ -132,8 +139,10 @@ class Run:
             while self.step < options.steps and not stopped:
                 self._optimise(batches, options)
                 values: dict[str, float] = {}
-                if self.step % options.log_every == 0 or self.step in (1, options.steps):
+                if options.logs_at(self.step):
                     values = self._logged()
+                    if validate and options.validates_at(self.step):
+                        values |= self._validated(validate)
                     if log:
                         log.write(self.step, values)
                 on_step(self.step, values)
@@ -215,6 +224,13 @@ class Run:
         metrics["clips_per_s"] *= self.accelerator.num_processes / step_s
         metrics["data_wait_fraction"] /= step_s
         return metrics
+
+    def _validated(self, validate: Validate) -> dict[str, float]:
+        """Metrics of a validation. What steps draw at random follows from seed and step, so none of them changes."""
+        self.model.eval()
+        found = validate()
+        self.model.train()
+        return found.metrics()
 
     def _log(self) -> AbstractContextManager[MetricsLog | None]:
         """The log on the main process, None on the others."""
