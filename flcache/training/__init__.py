@@ -5,7 +5,13 @@ from typing import TYPE_CHECKING
 from flcache.lazy import load_on_demand
 
 if TYPE_CHECKING:
-    from flcache.training.checkpoint import RunRecord, agreed_checkpoint, latest_checkpoint, open_checkpoint
+    from flcache.training.checkpoint import (
+        RunRecord,
+        agreed_checkpoint,
+        chosen_checkpoint,
+        latest_checkpoint,
+        open_checkpoint,
+    )
     from flcache.training.log import read_metrics
     from flcache.training.loop import Run, Source
     from flcache.training.objective import legal_training_boundaries
@@ -30,6 +36,7 @@ __all__ = [
     "WorldModel",
     "agreed_checkpoint",
     "build_optimiser",
+    "chosen_checkpoint",
     "latest_checkpoint",
     "legal_training_boundaries",
     "load_weights",

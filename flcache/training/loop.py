@@ -5,6 +5,7 @@ Accelerate does devices, precision, data parallelism and accumulation.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
@@ -77,6 +78,7 @@ class Run:
         self.step = self._logged_step = 0
         self._means, self._losses = Means(), LossCheck()
         self._health: LatentHealth | None = None
+        self._best: float | None = None
         _check_whole(self.accelerator)
         self._wrapped: Any
         self._wrapped, self._optimiser = self.accelerator.prepare(self.model, optimiser)
@@ -99,19 +101,19 @@ class Run:
             except FlcacheError as error:
                 raise TrainingError(f"{checkpoint.folder}: {error}") from error
         restore(saved, self._trained())
-        self.step, self._health = saved.position.step, saved.position.health
+        self.step, self._health, self._best = saved.position.step, saved.position.health, saved.position.best
 
-    def save(self, keep: int) -> Path:
-        """Write a checkpoint of the present step, and keep the newest `keep`.
+    def save(self, keep: int, best: bool = False) -> Path:
+        """Write a checkpoint of the present step, as the `best` or as the newest, and keep the newest `keep`.
 
         Raises TrainingError, and writes none, if a loss was not finite.
         """
         self._losses.settle()
         record = replace(self.record, step=self.step)
-        return save_checkpoint(self.accelerator, self.checkpoints, record, self._write, keep=keep)
+        return save_checkpoint(self.accelerator, self.checkpoints, record, self._write, keep=keep, best=best)
 
     def _write(self, folder: Path) -> None:
-        position = Position(self.step, self.source.state_dict(), self._health)
+        position = Position(self.step, self.source.state_dict(), self._health, self._best)
         write_state(folder, self._trained(), position, process=self.accelerator.process_index)
         if self.accelerator.is_main_process:
             (folder / CONFIG).write_text(self.config, encoding="utf-8")
@@ -142,7 +144,7 @@ class Run:
                 if options.logs_at(self.step):
                     values = self._logged()
                     if validate and options.validates_at(self.step):
-                        values |= self._validated(validate)
+                        values |= self._validated(validate, options.keep_checkpoints)
                     if log:
                         log.write(self.step, values)
                 on_step(self.step, values)
@@ -225,11 +227,17 @@ class Run:
         metrics["data_wait_fraction"] /= step_s
         return metrics
 
-    def _validated(self, validate: Validate) -> dict[str, float]:
-        """Metrics of a validation. What steps draw at random follows from seed and step, so none of them changes."""
+    def _validated(self, validate: Validate, keep: int) -> dict[str, float]:
+        """Metrics of a validation, after which the best checkpoint is the best.
+
+        What steps draw at random follows from seed and step, so no step changes.
+        """
         self.model.eval()
         found = validate()
         self.model.train()
+        if math.isfinite(found.score) and (self._best is None or found.score > self._best):
+            self._best = found.score
+            self.save(keep, best=True)
         return found.metrics()
 
     def _log(self) -> AbstractContextManager[MetricsLog | None]:

@@ -12,7 +12,8 @@ from safetensors.torch import load_file
 from small_run import flcache
 
 from flcache.config import load_config
-from flcache.pipelines import evaluate, train
+from flcache.errors import TrainingError
+from flcache.pipelines import evaluate, report, train
 from flcache.pipelines.setup.source import Reading, open_source
 from flcache.training import read_metrics
 
@@ -65,16 +66,40 @@ def test_it_finds_what_evaluate_finds_and_changes_nothing(
     assert ("validation/ridge" in found[6]) == bool(fitted)
 
 
-def test_resumed_equals_uninterrupted(encoded: Path, tmp_path: Path) -> None:
-    """Also when it was interrupted between two validations."""
-    for name, first in (("whole", 6), ("parts", 3)):
-        for steps in sorted({first, 6}):
-            settings = ["training.validate_every=2", f"training.steps={steps}", f"training.dir={tmp_path / name}"]
-            schedule = ["training.min_learning_rate_fraction=1.0"]  # or it would follow the number of steps
-            train.run(load_config(encoded, [*settings, *schedule]), resume=steps > first)
-    whole, parts = skills(tmp_path / "whole"), skills(tmp_path / "parts")
-    assert parts.pop(3), "after the last step of the first part"
-    assert parts == whole and list(whole) == [2, 4, 6]
+@pytest.mark.parametrize("learning_rate", [0.003, 0.1], ids=["rising", "falling"])
+def test_the_best_checkpoint_is_kept_also_when_resumed(
+    encoded: Path, tmp_path: Path, learning_rate: float, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The last validation is the best one, or it is worse than one before the interruption."""
+    common = ["training.validate_every=2", "training.keep_checkpoints=1", f"training.learning_rate={learning_rate}"]
+    common += ["training.min_learning_rate_fraction=1.0"]  # or the rate would follow the number of steps
+    for name, parts in (("whole", (6,)), ("parts", (4, 6))):
+        for steps in parts:
+            settings = [*common, f"training.steps={steps}", f"training.dir={tmp_path / name}"]
+            train.run(load_config(encoded, settings), resume=steps != parts[0])
+    found = skills(tmp_path / "whole")
+    assert skills(tmp_path / "parts") == found and list(found) == [2, 4, 6]
+    scores = {step: metrics["validation/copy_last"] for step, metrics in found.items()}
+    best = max(scores, key=scores.__getitem__)
+    assert (best == 6) == (learning_rate < 0.1)
+    capsys.readouterr()
+    config = load_config(encoded, [*common, f"training.dir={tmp_path / 'parts'}"])
+    evaluate.run(config, Path("best"), as_json=True)
+    result = json.loads(capsys.readouterr().out)
+    assert result["step"] == best
+    mean = sum(row["skill"]["copy_last"] for row in result["horizons"]) / 2
+    assert mean == pytest.approx(scores[best], rel=1e-6)
+    files = [load_file(tmp_path / name / "checkpoints" / "best" / "model.safetensors") for name in ("whole", "parts")]
+    assert all(torch.equal(tensor, files[1][name]) for name, tensor in files[0].items())
+    kept = sorted(path.name for path in (tmp_path / "parts" / "checkpoints").iterdir())
+    assert kept == ["best", "step-00000006"]
+    report.run(tmp_path / "parts", checkpoint=Path("best"))
+    assert f"{best} steps of 4 clips" in (tmp_path / "parts" / "report.html").read_text(encoding="utf-8")
+
+
+def test_a_run_without_validations_has_no_best(encoded: Path, trained: Path) -> None:
+    with pytest.raises(TrainingError, match=r"no best checkpoint; .*training\.validate_every"):
+        evaluate.run(load_config(encoded, [f"training.dir={trained}"]), Path("best"))
 
 
 @pytest.mark.parametrize("source", ["cache", "frozen"])
