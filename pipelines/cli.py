@@ -30,7 +30,7 @@ _CHECKPOINT = click.option(
     "--checkpoint",
     metavar="P",
     callback=lambda *given: Path(given[2]) if given[2] else None,
-    help="A checkpoint folder; the last one in training.dir by default.",
+    help="A checkpoint folder, or best; the last one in training.dir by default.",
 )
 
 
@@ -239,15 +239,16 @@ def import_latents(manifest: str, root: str, out: str, spec: str | None, **optio
 @cli.command()
 @click.argument("directory", metavar="DIR")
 @click.option("--out", metavar="FILE", help="Where to write the page; DIR/report.html by default.")
+@_CHECKPOINT
 @_OVERRIDES
-def report(directory: str, out: str | None, overrides: tuple[str, ...]) -> None:
+def report(directory: str, out: str | None, checkpoint: Path | None, overrides: tuple[str, ...]) -> None:
     """Write a trained run as one HTML page: skill, losses, pictures of predictions, what failed.
 
     DIR is a training.dir, or the folder that holds it as "training". The page holds everything it shows.
     """
     from . import report as stage
 
-    stage.run(Path(directory), overrides, out=Path(out) if out else None)
+    stage.run(Path(directory), overrides, out=Path(out) if out else None, checkpoint=checkpoint)
 
 
 @cli.command()

@@ -19,7 +19,7 @@ from flcache.evaluation import (
     plot_skill,
     samples_table,
 )
-from flcache.training import latest_checkpoint, open_checkpoint
+from flcache.training import chosen_checkpoint, open_checkpoint
 
 from .setup.baselines import fitted_baselines
 from .setup.model import evaluated_latents, load_trained
@@ -30,7 +30,7 @@ from .setup.source import Reading, known_videos, latent_batches, open_source
 def run(config: Config, checkpoint: Path | None = None, as_json: bool = False) -> None:
     """Roll the newest checkpoint, or the named one, out over `evaluation.split` and compare it with every baseline."""
     directory = Path(config.require("training.dir"))
-    checkpoint = checkpoint or latest_checkpoint(directory / "checkpoints")
+    checkpoint = chosen_checkpoint(directory / "checkpoints", checkpoint)
     with evaluating_processes(config.training.device) as (processes, device):
         result, said = _evaluate(config, checkpoint, processes, device)
     if not processes.main:

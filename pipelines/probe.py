@@ -15,7 +15,7 @@ from flcache.batch import LatentBatch
 from flcache.config import Config
 from flcache.errors import DataError
 from flcache.evaluation import Accuracy, Labelled, ProbeTest, clip_seeds, copy_last, plain, train_probes, true_context
-from flcache.training import WorldModel, latest_checkpoint
+from flcache.training import WorldModel, chosen_checkpoint
 
 from .setup.encoder import pick_device
 from .setup.model import load_trained
@@ -33,7 +33,7 @@ def run(config: Config, checkpoint: Path | None = None, as_json: bool = False) -
     """Train probes on the true targets of the training split; test them on `evaluation.split`: on its true targets, on
     the predictions of the newest or the named checkpoint, and on copies of the last context step."""
     directory = Path(config.require("training.dir"))
-    checkpoint = checkpoint or latest_checkpoint(directory / "checkpoints")
+    checkpoint = chosen_checkpoint(directory / "checkpoints", checkpoint)
     device = pick_device(config.training.device)
     names, train_classes, test_classes = _classes(config, config.evaluation.split)
     options = config.probe

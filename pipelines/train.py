@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -32,6 +33,7 @@ from .setup.model import build_world_model
 from .setup.progress import Progress
 from .setup.signals import EndedBy, announced_end
 from .setup.source import LatentSource, Reading, open_source
+from .setup.validation import open_validation
 
 
 def run(config: Config, resume: bool = False) -> None:
@@ -59,7 +61,7 @@ def run(config: Config, resume: bool = False) -> None:
         training_run = _build(config, accelerator, source, directory)
         if newest is not None:
             training_run.resume(newest)
-        stopped = _fit(config, training_run)
+        stopped = _fit(config, training_run, source)
         if stopped:
             accelerator.print(f"step {training_run.step}: checkpoint written; go on with --resume")
     accelerator.end_training()
@@ -129,19 +131,31 @@ def _build(config: Config, accelerator: Accelerator, source: LatentSource, direc
     )
 
 
-def _fit(config: Config, training_run: Run) -> int:
+def _fit(config: Config, training_run: Run, source: LatentSource) -> int:
     """Train; the number of the signal that ended it early, or 0."""
-    title, steps = "Training", config.training.steps
-    with announced_end() as asked, Progress(title, steps, "steps", done=training_run.step) as progress:
+    title, steps, skill = "Training", config.training.steps, ""
+    with (
+        open_validation(config, training_run.accelerator, training_run.model, source) as validate,
+        announced_end() as asked,
+        Progress(title, steps, "steps", done=training_run.step) as progress,
+    ):
 
         def on_step(step: int, metrics: dict[str, float]) -> None:
-            progress.advance(note=_describe(metrics))
+            nonlocal skill
+            skill = _describe_skill(metrics) or skill
+            progress.advance(note=_describe(metrics) + skill if metrics else "")
 
-        return training_run.fit(config.training, on_step, asked)
+        return training_run.fit(config.training, on_step, asked, validate)
 
 
 def _describe(metrics: dict[str, float]) -> str:
-    if not metrics:
-        return ""
     copied = metrics.get("loss/copy_last_shown", metrics["loss/copy_last"])  # of a flow, on its own terms
     return f"loss {metrics['loss']:.4f}, copying the last step {copied:.4f}"
+
+
+def _describe_skill(metrics: dict[str, float]) -> str:
+    """Mean skill over copying, and over the strongest baseline; empty without a validation."""
+    means = {name.split("/")[1]: value for name, value in metrics.items() if re.fullmatch("validation/[^/]+", name)}
+    shown = dict.fromkeys(["copy_last", min(means, key=means.__getitem__)]) if means else {}
+    said = " and ".join(f"{means[name]:.3f} over {name.replace('_', ' ')}" for name in shown)
+    return f", validation skill {said}" if said else ""

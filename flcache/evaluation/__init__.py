@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from flcache.evaluation.probe import Accuracy, Labelled, ProbeTest, train_probes
     from flcache.evaluation.processes import ALONE, Processes
     from flcache.evaluation.result import Errors, EvaluationResult, HorizonResult, plain
-    from flcache.evaluation.rollout import evaluate
+    from flcache.evaluation.rollout import evaluate, skill_by_horizon
     from flcache.evaluation.sampling import Sampling, clip_seeds
     from flcache.evaluation.table import baselines_table, detail_table, evaluation_table, samples_table
 else:
@@ -43,6 +43,7 @@ __all__ = [
     "plain",
     "plot_skill",
     "samples_table",
+    "skill_by_horizon",
     "train_probes",
     "true_context",
 ]

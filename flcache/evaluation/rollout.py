@@ -9,12 +9,21 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
+from torch import Tensor
 
 from flcache.batch import LatentBatch
 from flcache.errors import DataError
 from flcache.evaluation.baselines import BASELINES, Predict, copy_last, true_context
 from flcache.evaluation.bootstrap import number_videos
-from flcache.evaluation.metrics import ChannelVariance, join, mean_square, score
+from flcache.evaluation.metrics import (
+    ChannelVariance,
+    join,
+    mean_over_clips,
+    mean_square,
+    noise_level,
+    score,
+    skill,
+)
 from flcache.evaluation.processes import ALONE, Processes
 from flcache.evaluation.result import EvaluationResult
 from flcache.evaluation.retrieval import Gallery
@@ -65,6 +74,60 @@ def evaluate(
     num_samples = sampling.num_samples if sampling else 0
     horizon_results = summarise(scores, videos, num_samples, retrieval, found.spread.finish())
     return EvaluationResult(horizon_results, leak, fingerprint, variance)
+
+
+@torch.no_grad()
+def skill_by_horizon(
+    predict: Predict,
+    batches: Iterable[LatentBatch],
+    *,
+    horizons: int | None = None,
+    baselines: Mapping[str, Predict] = BASELINES,
+    sampling: Sampling | None = None,
+    device: torch.device | str = "cpu",
+    processes: Processes = ALONE,
+) -> dict[str, dict[int, float]]:
+    """The skills that `evaluate` finds, over each baseline at each horizon that has clips, on every process.
+
+    Nothing else is computed: this is for validation while training. Raises DataError if there are no batches.
+    """
+    own = []
+    for first, batch in _in_turn(batches, processes, sampling.max_clips if sampling else None):
+        own.append((first, _errors(batch.to(device), horizons, predict, baselines, sampling)))
+    gathered = [part for theirs in processes.gather(own) for part in theirs]
+
+    def compare() -> dict[str, dict[int, float]]:
+        if not gathered:
+            raise DataError("no clips to validate on")
+        found = join([errors for _, errors in sorted(gathered, key=lambda part: part[0])])
+        valid = found.pop("valid")
+        means = {name: mean_over_clips(errors, valid) for name, errors in found.items()}
+        prediction, noise = means["prediction"], noise_level(means["power"])
+        skills = {name: skill(prediction, means[name], noise).tolist() for name in baselines}
+        counted = [horizon for horizon, count in enumerate(valid.sum(0).tolist(), start=1) if count]
+        return {name: {horizon: values[horizon - 1] for horizon in counted} for name, values in skills.items()}
+
+    return processes.share(compare)
+
+
+def _errors(
+    batch: LatentBatch,
+    horizons: int | None,
+    predict: Predict,
+    baselines: Mapping[str, Predict],
+    sampling: Sampling | None,
+) -> dict[str, Tensor]:
+    """(B, K) of the prediction and of each baseline; the targets' `power`, and which steps are `valid`."""
+    target, times = batch.target[:, :horizons], batch.target_times[:, :horizons]
+    given = batch.context, batch.context_times, times
+    if sampling is None:
+        error = mean_square(predict(*given).float() - target.float())
+    else:
+        error = score_samples(sampling.samples(*given, batch.ids), target).expected
+    true_given = true_context(batch), batch.context_times, times
+    others = {name: mean_square(baseline(*true_given) - target) for name, baseline in baselines.items()}
+    valid = batch.target_valid[:, :horizons].cpu()
+    return {**others, "prediction": error, "power": mean_square(target), "valid": valid}
 
 
 def _in_turn(

@@ -5,7 +5,13 @@ from typing import TYPE_CHECKING
 from flcache.lazy import load_on_demand
 
 if TYPE_CHECKING:
-    from flcache.training.checkpoint import RunRecord, agreed_checkpoint, latest_checkpoint, open_checkpoint
+    from flcache.training.checkpoint import (
+        RunRecord,
+        agreed_checkpoint,
+        chosen_checkpoint,
+        latest_checkpoint,
+        open_checkpoint,
+    )
     from flcache.training.log import read_metrics
     from flcache.training.loop import Run, Source
     from flcache.training.objective import legal_training_boundaries
@@ -13,6 +19,7 @@ if TYPE_CHECKING:
     from flcache.training.options import Augmentation, Objective, TrainingOptions
     from flcache.training.sources import VideoSource
     from flcache.training.state import load_weights
+    from flcache.training.validation import Validate, Validation
     from flcache.training.world_model import WorldModel
 else:
     __getattr__ = load_on_demand(__name__, __file__)
@@ -24,10 +31,13 @@ __all__ = [
     "RunRecord",
     "Source",
     "TrainingOptions",
+    "Validate",
+    "Validation",
     "VideoSource",
     "WorldModel",
     "agreed_checkpoint",
     "build_optimiser",
+    "chosen_checkpoint",
     "latest_checkpoint",
     "legal_training_boundaries",
     "load_weights",

@@ -7,6 +7,8 @@
         config.yaml             the configuration of the run; may be edited
         run.json                step, fingerprint, latent shape, whether the context leaked; size and digest of the rest
 
+`checkpoints/best` is such a folder too: that of the validation with the most skill over copying the last step.
+
 No file is unpickled, and a file that is not listed here is never opened. Every file but `config.yaml` is checked
 against its digest in `run.json`, and `run.json` against its own, before use. `earlier.py` reads checkpoints from before
 this format, which have pickles and no digests.
@@ -34,6 +36,7 @@ from flcache.sealed import OF_BAD_CONTENT, check_seal, file_digest, flush, one_l
 
 PREFIX = "step-"
 TEMPORARY = "writing-"
+BEST = "best"
 MODEL, OPTIMISER, STATE = "model.safetensors", "optimizer.safetensors", "state.json"
 CONFIG, RUN = "config.yaml", "run.json"
 
@@ -86,10 +89,19 @@ class Checkpoint:
 
 
 def save_checkpoint(
-    accelerator: Accelerator, folder: Path, record: RunRecord, write: Callable[[Path], None], *, keep: int
+    accelerator: Accelerator,
+    folder: Path,
+    record: RunRecord,
+    write: Callable[[Path], None],
+    *,
+    keep: int,
+    best: bool = False,
 ) -> Path:
-    """Let `write` fill a new checkpoint below `folder`; keep the newest `keep`. Call it on every process."""
-    final = folder / f"{PREFIX}{record.step:08d}"
+    """Let `write` fill a new checkpoint below `folder`, the `best` one or the newest; keep the newest `keep`.
+
+    Call it on every process.
+    """
+    final = folder / (BEST if best else f"{PREFIX}{record.step:08d}")
     temporary = folder / f"{TEMPORARY}{record.step:08d}"
     if accelerator.is_main_process:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -102,7 +114,7 @@ def save_checkpoint(
         (temporary / RUN).write_text(sealed({**asdict(record), "files": digests}), encoding="utf-8")
         flush(temporary)
         if final.exists():
-            shutil.rmtree(final)
+            final.rename(temporary.with_suffix(".old"))
         temporary.rename(final)
         _remove_old(folder, keep)
     accelerator.wait_for_everyone()
@@ -115,6 +127,17 @@ def latest_checkpoint(folder: Path) -> Path:
     if not found:
         raise TrainingError(f'{folder}: no checkpoint; run "flcache train" first, or name one with --checkpoint')
     return found[-1]
+
+
+def chosen_checkpoint(folder: Path, chosen: Path | None) -> Path:
+    """`chosen`, where `best` is the best below `folder`; None is the newest. Raises TrainingError for one that is not."""
+    if chosen is None:
+        return latest_checkpoint(folder)
+    if chosen != Path(BEST):
+        return chosen
+    if not (folder / BEST).is_dir():
+        raise TrainingError(f"{folder}: no best checkpoint; a run keeps one if training.validate_every is set")
+    return folder / BEST
 
 
 def agreed_checkpoint(accelerator: Accelerator, folder: Path) -> Path | None:

@@ -5,6 +5,7 @@ Accelerate does devices, precision, data parallelism and accumulation.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
@@ -36,6 +37,7 @@ from flcache.training.log import Means, MetricsLog
 from flcache.training.options import TrainingOptions
 from flcache.training.state import Position, Trained, read_state, restore, write_state
 from flcache.training.stopping import Asked, Stopping, never
+from flcache.training.validation import Validate
 from flcache.training.world_model import Batch, WorldModel
 
 OnStep = Callable[[int, dict[str, float]], None]
@@ -76,6 +78,7 @@ class Run:
         self.step = self._logged_step = 0
         self._means, self._losses = Means(), LossCheck()
         self._health: LatentHealth | None = None
+        self._best: float | None = None
         _check_whole(self.accelerator)
         self._wrapped: Any
         self._wrapped, self._optimiser = self.accelerator.prepare(self.model, optimiser)
@@ -98,19 +101,19 @@ class Run:
             except FlcacheError as error:
                 raise TrainingError(f"{checkpoint.folder}: {error}") from error
         restore(saved, self._trained())
-        self.step, self._health = saved.position.step, saved.position.health
+        self.step, self._health, self._best = saved.position.step, saved.position.health, saved.position.best
 
-    def save(self, keep: int) -> Path:
-        """Write a checkpoint of the present step, and keep the newest `keep`.
+    def save(self, keep: int, best: bool = False) -> Path:
+        """Write a checkpoint of the present step, as the `best` or as the newest, and keep the newest `keep`.
 
         Raises TrainingError, and writes none, if a loss was not finite.
         """
         self._losses.settle()
         record = replace(self.record, step=self.step)
-        return save_checkpoint(self.accelerator, self.checkpoints, record, self._write, keep=keep)
+        return save_checkpoint(self.accelerator, self.checkpoints, record, self._write, keep=keep, best=best)
 
     def _write(self, folder: Path) -> None:
-        position = Position(self.step, self.source.state_dict(), self._health)
+        position = Position(self.step, self.source.state_dict(), self._health, self._best)
         write_state(folder, self._trained(), position, process=self.accelerator.process_index)
         if self.accelerator.is_main_process:
             (folder / CONFIG).write_text(self.config, encoding="utf-8")
@@ -118,9 +121,15 @@ class Run:
     def _trained(self) -> Trained:
         return Trained(self.model, self._optimiser, self.schedule, self.accelerator.scaler)
 
-    def fit(self, options: TrainingOptions, on_step: OnStep, asked_to_stop: Asked = never) -> int:
+    def fit(
+        self,
+        options: TrainingOptions,
+        on_step: OnStep,
+        asked_to_stop: Asked = never,
+        validate: Validate | None = None,
+    ) -> int:
         """Train to `options.steps`, or until `asked_to_stop` gives another number than 0 on any process, which is
-        returned once a checkpoint has been written.
+        returned once a checkpoint has been written. Without `validate` nothing is validated.
 
         Raises TrainingError on a loss that is not finite and on collapsing latents.
         """
@@ -132,8 +141,10 @@ class Run:
             while self.step < options.steps and not stopped:
                 self._optimise(batches, options)
                 values: dict[str, float] = {}
-                if self.step % options.log_every == 0 or self.step in (1, options.steps):
+                if options.logs_at(self.step):
                     values = self._logged()
+                    if validate and options.validates_at(self.step):
+                        values |= self._validated(validate, options.keep_checkpoints)
                     if log:
                         log.write(self.step, values)
                 on_step(self.step, values)
@@ -215,6 +226,19 @@ class Run:
         metrics["clips_per_s"] *= self.accelerator.num_processes / step_s
         metrics["data_wait_fraction"] /= step_s
         return metrics
+
+    def _validated(self, validate: Validate, keep: int) -> dict[str, float]:
+        """Metrics of a validation, after which the best checkpoint is the best.
+
+        What steps draw at random follows from seed and step, so no step changes.
+        """
+        self.model.eval()
+        found = validate()
+        self.model.train()
+        if math.isfinite(found.score) and (self._best is None or found.score > self._best):
+            self._best = found.score
+            self.save(keep, best=True)
+        return found.metrics()
 
     def _log(self) -> AbstractContextManager[MetricsLog | None]:
         """The log on the main process, None on the others."""

@@ -102,6 +102,16 @@ class TrainingOptions:
     """How many of the newest are kept; older ones are removed."""
     log_every: Positive = 20
     """Steps from one line of metrics to the next."""
+    validate_every: Positive | None = None
+    """Steps from one validation to the next, also after the last step; null is none."""
+    validate_clips: Positive = 64
+    """Clips of the val split, the first of the plan, that every validation uses."""
     ema_decay: Fraction = 0.998
     """Decay of the moving average of a trainable encoder that the targets come from."""
     device: Device = "auto"
+
+    def validates_at(self, step: int) -> bool:
+        return self.validate_every is not None and (step % self.validate_every == 0 or step == self.steps)
+
+    def logs_at(self, step: int) -> bool:
+        return step % self.log_every == 0 or step in (1, self.steps) or self.validates_at(step)

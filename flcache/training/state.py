@@ -47,6 +47,8 @@ class Position:
     step: int
     source: dict[str, Any]
     health: LatentHealth | None
+    best: float | None = None
+    """The best score of a validation so far."""
 
 
 @dataclass(frozen=True)
@@ -120,6 +122,7 @@ def _state_json(trained: Trained, position: Position) -> dict[str, Any]:
         "step": position.step,
         "source": position.source,
         "health": health and [health.deviation, health.rank, health.change],
+        "best": position.best,
         "groups": [{name: group[name] for name in (*_RATES, "betas")} for group in trained.optimiser.param_groups],
         "scaler": scaler and scaler.state_dict(),
     }
@@ -145,7 +148,10 @@ def _position(state: dict[str, Any], step: int) -> Position:
     if health is not None:
         deviation, rank, *change = map(finite_number, health)  # the first checkpoints have no change
         health = LatentHealth(deviation, rank, *change or [0.0])
-    return Position(step, state["source"], health)
+    best = state.get("best")  # not in checkpoints from before there were validations
+    if best is not None and (type(best) not in (int, float) or not math.isfinite(best)):
+        raise ValueError("the best score of a validation is no number")
+    return Position(step, state["source"], health, best)
 
 
 def _group(found: dict[str, Any]) -> dict[str, Any]:

@@ -13,19 +13,21 @@ from rich.filesize import decimal
 from flcache.cache import summary
 from flcache.config import Config, to_yaml
 from flcache.evaluation.report import Report, write_report
-from flcache.training import RunRecord, latest_checkpoint, open_checkpoint, read_metrics
+from flcache.training import RunRecord, chosen_checkpoint, open_checkpoint, read_metrics
 
 from ..setup.run_config import run_config
 from .player import gather_pictures
 
 
-def run(directory: Path, overrides: Sequence[str] = (), out: Path | None = None) -> None:
+def run(
+    directory: Path, overrides: Sequence[str] = (), out: Path | None = None, checkpoint: Path | None = None
+) -> None:
     """Write `report.html` of the run in `directory`, a `training.dir` or the folder that holds it as `training`.
 
-    The configuration is the one that the newest checkpoint was trained with, under `overrides`.
+    The configuration is the one that the newest checkpoint, or the named one, was trained with, under `overrides`.
     """
     training = directory if (directory / "checkpoints").is_dir() else directory / "training"
-    checkpoint = latest_checkpoint(training / "checkpoints")
+    checkpoint = chosen_checkpoint(training / "checkpoints", checkpoint)
     record = open_checkpoint(checkpoint).record
     config = run_config(checkpoint, training, overrides)
     kept = training / "evaluation.json"
@@ -79,7 +81,7 @@ def _notes(evaluation: dict[str, Any] | None, record: RunRecord, unread: dict[st
         )
     elif evaluation and evaluation["step"] != record.step:
         notes.append(
-            f"evaluation.json is of step {evaluation['step']}, the newest checkpoint of step {record.step}: "
+            f"evaluation.json is of step {evaluation['step']}, the checkpoint of step {record.step}: "
             f"run flcache evaluate again."
         )
     if unread:

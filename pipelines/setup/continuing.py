@@ -16,6 +16,7 @@ from flcache.errors import TrainingError
 MAY_CHANGE = (
     "training.steps",
     "training.*_every",
+    "training.validate_clips",
     "training.keep_checkpoints",
     "training.dir",
     "training.device",

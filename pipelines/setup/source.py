@@ -75,6 +75,8 @@ class Reading:
     shuffle: bool
     rank: int = 0
     world_size: int = 1
+    most: int | None = None
+    """No more than this many clips, the first of the split; None is all."""
 
     def order(self, seed: int) -> dict[str, Any]:
         """Arguments of `EpochSampler` and `LatentLoader`. Only a shuffled reading leaves out an incomplete batch."""
@@ -160,6 +162,8 @@ def _equal(one: ChannelStatistics, other: ChannelStatistics) -> bool:
 
 def _cached(config: Config, reading: Reading, device: str) -> LatentSource:
     cache = LatentCache(config.require("cache.dir"), reading.split)
+    if reading.most is not None and reading.most < len(cache):
+        cache = cache.select(ids=[cache.clip_id(index) for index in range(reading.most)])
     context_steps = _context_steps(config, cache.seen_until)
     order = reading.order(config.seed)
     loader = LatentLoader(cache, context_steps=context_steps, allow_leak=config.allow_leak, device=device, **order)
@@ -220,6 +224,7 @@ def _live_batches(
     config: Config, reading: Reading, pool: DecodePool, model: LatentVideoModel, spec: CacheSpec, context_steps: int
 ) -> VideoSource:
     clips, folder = _live_clips(config, reading.split, spec.latent_shape)
+    clips = clips[: reading.most]
     return VideoSource(
         clips,
         folder,

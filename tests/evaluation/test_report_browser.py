@@ -99,7 +99,7 @@ def test_every_figure_is_drawn_and_nothing_goes_wrong(open_page: Open, size: tup
     assert {f"tile-{name}" for name in ("video", "truth", "prediction", "error", "copy", "copy_error")} <= set(painted)
     assert len(painted) == 6 + 3
     lines = page.find_elements(By.CSS_SELECTOR, "svg .line")
-    assert len(lines) == 5 + 5 + 2
+    assert len(lines) == 5 + 5 + 2 + 5
     assert all(line.size["width"] > 100 for line in lines)
     assert all(table.size["height"] > 50 for table in page.find_elements(By.TAG_NAME, "table"))
     overflow = page.execute_script("return document.documentElement.scrollWidth - window.innerWidth")
@@ -113,7 +113,7 @@ def test_every_figure_is_drawn_and_nothing_goes_wrong(open_page: Open, size: tup
 def test_the_name_of_no_skill_covers_no_axis(open_page: Open, size: tuple[int, int], lowest: float) -> None:
     skills = [dict.fromkeys(BASELINES, 0.7 - (0.7 - lowest) * step / 4) for step in range(HORIZONS)]
     page = open_page(example_report(evaluation=evaluation(skills)), size)
-    assert len(page.find_elements(By.CLASS_NAME, "zero-label")) == 2
+    assert len(page.find_elements(By.CLASS_NAME, "zero-label")) == 3
     assert page.execute_script(COVERED_BY_ZERO_LABELS) == []
 
 

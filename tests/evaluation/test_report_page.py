@@ -37,7 +37,7 @@ from flcache.evaluation.report import (
     seen_region,
     write_report,
 )
-from flcache.evaluation.report.charts import loss_chart, reference_chart, skill_chart
+from flcache.evaluation.report.charts import loss_chart, reference_chart, skill_chart, validation_chart
 from flcache.evaluation.report.verdict import horizon_words, verdict
 
 
@@ -167,6 +167,21 @@ def test_long_runs_are_thinned_and_empty_ones_have_no_chart() -> None:
     chart = loss_chart(losses)
     assert chart is not None and all(line.path.count("L") == 239 for line in chart.lines)
     assert loss_chart([]) is None and loss_chart([{"step": 1.0, "loss": 2.0}]) is None
+
+
+def test_validation_skills_have_the_colours_of_their_baselines_and_one_line_each() -> None:
+    logged = [
+        {"step": 1.0, "loss/prediction": 1.0},
+        {"step": 5.0, "validation/linear": -3.0, "validation/copy_last": 0.25, "validation/copy_last/1": 0.9},
+        {"step": 10.0, "validation/linear": 0.125, "validation/copy_last": 0.5, "validation/copy_last/1": 0.9},
+    ]
+    chart = validation_chart(logged, ["copy_last", "ridge", "linear"])
+    assert chart is not None
+    assert [(line.key, line.name) for line in chart.lines] == [("1", "copy last"), ("3", "linear")]
+    assert chart.lines[0].path == "M50,29.167L100,8.333" and chart.y_ticks[0].text == "\N{MINUS SIGN}0.6"
+    assert "copy last 0.500, linear 0.125" in chart.description
+    assert validation_chart(logged[:1], ["copy_last"]) is None
+    assert (unnamed := validation_chart(logged, [])) and [line.key for line in unnamed.lines] == ["1", "2"]
 
 
 def test_the_basis_is_the_principal_components_of_all_targets() -> None:

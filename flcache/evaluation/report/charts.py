@@ -118,18 +118,38 @@ def loss_chart(losses: Sequence[Mapping[str, float]]) -> Chart | None:
     lines = [line for line in lines if line.points]
     if not lines:
         return None
-    points = [point for line in lines for point in line.points]
-    last_step = max(step for step, _ in points)
-    y_ticks = nice_ticks(0.0, max(loss for _, loss in points))
+    y_ticks = nice_ticks(0.0, max(loss for line in lines for _, loss in line.points))
+    return _step_chart("loss", "Training loss over steps", lines, y_ticks)
+
+
+def validation_chart(logged: Sequence[Mapping[str, float]], names: Sequence[str]) -> Chart | None:
+    """Skill on the validation clips over steps, over each baseline, a mean over horizons; None without validations.
+
+    Baselines have the colours that they have in an evaluation of `names`.
+    """
+    found = dict.fromkeys(key.split("/")[1] for line in logged for key in line if key.startswith("validation/"))
+    numbered = enumerate(dict.fromkeys([*names, *found]), start=1)
+    lines = [_Series(spoken(name), str(number), _thinned(logged, f"validation/{name}")) for number, name in numbered]
+    lines = [line for line in lines if line.points]
+    if not lines:
+        return None
+    values = [value for line in lines for _, value in line.points]
+    y_ticks = nice_ticks(max(FLOOR, min(0.0, *values)), min(1.0, max(0.1, *values)))
+    return _step_chart("validation", "Validation skill over training steps, over each baseline", lines, y_ticks)
+
+
+def _step_chart(name: str, description: str, lines: Sequence[_Series], y_ticks: Sequence[float]) -> Chart:
+    """Lines over training steps; a line of no skill where skill may be negative."""
+    last_step = max(step for line in lines for step, _ in line.points)
     scale = _Scale((0.0, last_step), (y_ticks[0], y_ticks[-1]))
     latest = ", ".join(f"{line.name} {line.points[-1][1]:.3f}" for line in lines)
     return Chart(
-        name="loss",
-        description=f"Training loss over steps. At the last logged step: {latest}.",
+        name=name,
+        description=f"{description}. At the last logged step: {latest}.",
         x_title="training steps",
         x_ticks=tuple(Tick(scale.left(x), f"{x:,.0f}") for x in nice_ticks(0.0, last_step) if x <= last_step),
         y_ticks=_y_ticks(y_ticks, scale),
-        zero=None,
+        zero=None if name == "loss" else scale.top(0),
         lines=_separate_labels([_line(line, scale) for line in lines]),
     )
 
