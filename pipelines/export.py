@@ -74,10 +74,9 @@ def _card(
     config: Config, source: LatentSource, encoders: Mapping[str, LatentVideoModel], checkpoint: Path
 ) -> PredictorCard:
     record = open_checkpoint(checkpoint).record
-    hard, fingerprint, target = dict(source.hard), record.fingerprint, encoders.get("target_encoder")
+    hard, target = dict(source.hard), encoders.get("target_encoder")
     if target is not None:  # the encoder was trained, so its latents are others than the run began with
         hard = with_weights(hard, weight_digest(encoders["encoder"].encoder))
-        fingerprint = CacheSpec(hard, {}).fingerprint
     return PredictorCard(
         options=config.predictor,
         latent_shape=source.latent_shape,
@@ -85,7 +84,7 @@ def _card(
         seen_until=source.seen_until,
         context_steps=source.context_steps,
         leak=record.leak,
-        fingerprint=fingerprint,
+        fingerprint=CacheSpec(hard, {}).fingerprint,
         latents=hard,
         target_weights=weight_digest(target.encoder) if target else None,
         precision=config.training.precision,

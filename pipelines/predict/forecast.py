@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from flcache.errors import PredictorError
 from flcache.evaluation import EvaluationOptions, clip_seeds
 from flcache.evaluation.metrics import noise_level, skill
 from flcache.evaluation.report import PredictedVideo, RolledClip
@@ -54,11 +55,19 @@ class Forecast:
     """N"""
 
     def add(self, model: ExportedModel, steps: Steps) -> Tensor:
-        """Predict the window `steps`. Its targets that are nearest to it, standardised, (k, H, W, D)."""
+        """Predict the window `steps`. Its targets that are nearest to it, standardised, (k, H, W, D).
+
+        Raises PredictorError for numbers that are not finite.
+        """
         boundary = model.context_steps
         rolled, prediction = roll_out(model, steps, f"{self.name}-{len(self.windows)}")
         truths = rolled.target.square().mean((1, 2, 3))
         errors = rolled.prediction_error.mean((1, 2)), rolled.copy_error.mean((1, 2)), truths
+        if not all(each.isfinite().all() for each in errors):
+            raise PredictorError(
+                f"{self.name}: latents or prediction are not finite at {steps.seconds[0, 0]:.2f} s, in the precision "
+                f"of its training ({model.predictor.card.precision}); try another --device"
+            )
         valid = steps.valid[boundary:]
         self.windows.append(Window(float(steps.seconds[0, 0]), valid, prediction, *(each.numpy() for each in errors)))
         nearest = np.flatnonzero(valid[: self.every])

@@ -12,8 +12,9 @@ import torch
 from flcache.cache import LatentCache, create_or_check
 from flcache.config import Config, load_config
 from flcache.errors import CacheError, SpecMismatch, TrainingError
-from flcache.pipelines import audit, encode, evaluate, repair, train
+from flcache.pipelines import audit, encode, evaluate, export, predict, repair, train
 from flcache.pipelines.setup.encoder import earlier_forms
+from flcache.predictor import load_predictor
 from flcache.sealed import sealed
 
 STORED = Path(__file__).parent.parent / "fixtures" / "b98e9e3"
@@ -105,3 +106,12 @@ def test_a_checkpoint_is_evaluated_on_a_cache_encoded_anew(earlier: Path) -> Non
     encode.run(configured("cache.dir=relu", "encoder.architecture.hidden_act=relu"))
     with pytest.raises(TrainingError, match="trained on latents"):
         evaluate.run(configured("cache.dir=relu"))
+
+
+@pytest.mark.parametrize("source", ["cache", "videos"])
+def test_a_checkpoint_is_exported_and_predicts(earlier: Path, source: str) -> None:
+    export.run(Path("training"), Path("model"), [f"training.source={source}", "cache.dir=float16"])
+    assert load_predictor("model/predictor").card.fingerprint == recorded(earlier / "training")
+    (video,) = list(earlier.glob("videos/*/v0000007a82*.mp4"))
+    predict.run([video], Path("model"), Path("predictions"), device="cpu")
+    assert Path("predictions", f"{video.stem}.npz").exists()

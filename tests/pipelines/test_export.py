@@ -141,6 +141,15 @@ def test_an_encoder_that_did_not_make_the_latents_is_refused(encoded: Path, trai
     assert "\n" not in str(refused.value) and not list(tmp_path.iterdir())
 
 
+def test_the_best_checkpoint_is_exported_by_its_folder(encoded: Path, tmp_path: Path) -> None:
+    settings = [f"training.dir={tmp_path / 'training'}", "training.steps=2", "training.validate_every=1"]
+    train.run(load_config(encoded, settings))
+    export.run(tmp_path / "training" / "checkpoints" / "best", tmp_path / "model")
+    found = load_file(tmp_path / "model" / "predictor" / "predictor.safetensors")
+    best = load_file(tmp_path / "training" / "checkpoints" / "best" / "model.safetensors")
+    assert found.keys() == best.keys() and all(torch.equal(found[name], best[name]) for name in best)
+
+
 def test_a_folder_that_exists_is_never_written_to(trained: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="exists already"):
         export.run(trained, tmp_path)

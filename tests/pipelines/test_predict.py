@@ -241,6 +241,13 @@ def test_a_model_that_is_not_whole_is_refused_in_one_line(model: Path, long_vide
     assert not (tmp_path / "out").exists()
 
 
+def test_numbers_that_are_not_finite_are_an_error(model: Path, long_videos: list[Path]) -> None:
+    opened = open_model(model, "cpu")
+    opened.predictor.statistics.std.zero_()
+    with pytest.raises(PredictorError, match=r"video: latents or prediction are not finite at 0\.00 s"):
+        predictions_of(opened, all_frames(long_videos[0], 8))
+
+
 @pytest.mark.parametrize("width", [1280, 390])
 def test_the_page_in_a_browser(predicted: Path, browser: Chrome, width: int) -> None:
     screen = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width == 390}
