@@ -174,6 +174,8 @@ class Run:
         self.schedule.step()
         self.step += 1
         self.model.update_target(options.ema_decay)
+        if options.ema is not None:
+            self.model.update_average(options.ema, self.step)
         self._watch(batch)
         elapsed = time.perf_counter() - started
         self._means.add({"clips_per_s": clips, "data_wait_fraction": waited, "step_s": elapsed})

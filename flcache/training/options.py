@@ -106,6 +106,10 @@ class TrainingOptions:
     """Steps from one validation to the next, also after the last step; null is none."""
     validate_clips: Positive = 64
     """Clips of the val split, the first of the plan, that every validation uses."""
+    ema: Decay | None = None
+    """Decay of a moving average of the predictor's weights, such as 0.999: it is what is validated and evaluated. Null
+    is none. In the first steps the decay is (1 + step) / (10 + step), so that the untrained weights are soon forgotten.
+    """
     ema_decay: Fraction = 0.998
     """Decay of the moving average of a trainable encoder that the targets come from."""
     device: Device = "auto"

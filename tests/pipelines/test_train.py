@@ -59,8 +59,9 @@ def assert_equal_weights(first: dict[str, torch.Tensor], second: dict[str, torch
         ["predictor.kind=cross_attention", "training.loss=cosine"],
         ["predictor.kind=flow_matching", "training.loss=l2"],
         UNFROZEN,
+        ["training.ema=0.9"],
     ],
-    ids=["cache", "videos", "rollout", "parallel", "cross_attention", "flow_matching", "unfrozen"],
+    ids=["cache", "videos", "rollout", "parallel", "cross_attention", "flow_matching", "unfrozen", "averaged"],
 )
 def test_resumed_equals_uninterrupted(encoded: Path, tmp_path: Path, settings: list[str]) -> None:
     common = [*settings, "training.accumulate=2"]
@@ -141,6 +142,28 @@ def test_end_to_end_trains_the_encoder_against_a_moving_average(
     evaluate.run(config, as_json=True)
     result = json.loads(capsys.readouterr().out)
     assert [row["clips"] for row in result["horizons"]] == [6, 6]
+
+
+def test_an_average_of_weights_is_kept_and_is_what_is_evaluated(encoded: Path, trained: Path, tmp_path: Path) -> None:
+    settings = ["training.ema=0.4", "training.checkpoint_every=1", "training.keep_checkpoints=6"]
+    config = load_config(encoded, [*settings, f"training.dir={tmp_path}"])
+    train.run(config)
+    assert losses(tmp_path) == losses(trained), "training itself is as without"
+    found = [weights(tmp_path, step) for step in range(1, 7)]
+    names = [name for name in found[0] if name.startswith("predictor.")]
+    for name in names:
+        average = found[0][name.replace("predictor.", "average.", 1)]
+        for step, now in enumerate(found[1:], start=2):
+            average = average.lerp(now[name], 1 - min(0.4, (1 + step) / (10 + step)))
+        assert torch.equal(average, found[-1][name.replace("predictor.", "average.", 1)]), name
+    moved = [name for name in names if not torch.equal(found[-1][name], found[-1][f"average.{name[10:]}"])]
+    assert moved, "an average of weights that move lags behind"
+    with open_source(config, Reading("val", 6, shuffle=False), device="cpu") as source:
+        model = load_trained(config, source, latest_checkpoint(tmp_path / "checkpoints"))
+    evaluated = model.predictor.state_dict()
+    assert all(torch.equal(evaluated[name[10:]], found[-1][f"average.{name[10:]}"]) for name in names)
+    with pytest.raises(TrainingError, match=r"training\.ema was 0\.4, is None"):
+        train.run(load_config(encoded, [f"training.dir={tmp_path}", "training.steps=9"]), resume=True)
 
 
 def test_evaluation_is_kept_and_its_json_is_what_scripts_rely_on(
