@@ -11,6 +11,7 @@ from flcache.errors import ConfigError
 
 Distance = Literal["l1", "l2", "smooth_l1", "cosine"]
 Targets = Literal["raw", "layer_norm"]
+Schedule = Literal["cosine", "wsd", "constant"]
 
 
 @dataclass(frozen=True)
@@ -81,11 +82,16 @@ class TrainingOptions:
     learning_rate: PositiveFloat = 5e-4
     """The rate after the warm-up."""
     encoder_learning_rate: PositiveFloat | None = None
-    """The same for an encoder that trains; null is `learning_rate`. Warm-up and cosine are those of `learning_rate`."""
+    """The same for an encoder that trains; null is `learning_rate`. Warm-up and schedule are those of `learning_rate`."""
     layer_decay: Share = 1.0
     """An encoder that trains: the rate of each layer relative to the layer above it."""
+    schedule: Schedule = "cosine"
+    """After the warm-up: `cosine` falls along one to the last step, `wsd` is stable and falls linearly at the end,
+    `constant` stays."""
+    decay_fraction: Fraction = 0.2
+    """The part of all steps, at the end, over which `wsd` falls."""
     min_learning_rate_fraction: Fraction = 0.01
-    """The part of `learning_rate` at which the cosine ends."""
+    """The part of `learning_rate` at which `cosine` and `wsd` end."""
     warmup_steps: Count = 200
     """Steps of rising learning rate."""
     weight_decay: NonNegative = 0.04

@@ -235,6 +235,18 @@ def test_metrics_are_means_over_the_logged_steps(encoded: Path, tmp_path: Path) 
         assert [line[name] for line in some] == pytest.approx(means, rel=1e-5), name
 
 
+def test_a_stable_rate_is_extended_as_if_asked_for_at_first(encoded: Path, tmp_path: Path) -> None:
+    common = ["training.schedule=wsd", "training.checkpoint_every=3", "training.keep_checkpoints=9"]
+    whole, extended = ([*common, f"training.dir={tmp_path / name}"] for name in ("whole", "extended"))
+    train.run(load_config(encoded, [*whole, "training.steps=9"]))
+    train.run(load_config(encoded, [*extended, "training.steps=6"]))
+    rates = [read_metrics(tmp_path / name / "metrics.jsonl")[5]["learning_rate"] for name in ("whole", "extended")]
+    assert rates == pytest.approx([5e-4, 5e-6]), "the last one had fallen"
+    shutil.rmtree(tmp_path / "extended" / "checkpoints" / "step-00000006")
+    train.run(load_config(encoded, [*extended, "training.steps=9"]), resume=True)
+    assert losses(tmp_path / "extended") == losses(tmp_path / "whole")
+
+
 def test_the_newest_checkpoints_are_kept(encoded: Path, tmp_path: Path) -> None:
     settings = ["training.checkpoint_every=1", "training.keep_checkpoints=3", f"training.dir={tmp_path}"]
     train.run(load_config(encoded, [*settings, "training.steps=4"]))
