@@ -118,7 +118,15 @@ class TrainingOptions:
     """
     ema_decay: Fraction = 0.998
     """Decay of the moving average of a trainable encoder that the targets come from."""
+    ema_decay_end: Fraction | None = None
+    """What `ema_decay` rises or falls to, linearly to the last step, such as V-JEPA's 1.0; null leaves it as it is."""
     device: Device = "auto"
+
+    def ema_decay_at(self, step: int) -> float:
+        """The decay of the encoder's average after `step` of `steps` steps."""
+        if self.ema_decay_end is None:
+            return self.ema_decay
+        return self.ema_decay + (self.ema_decay_end - self.ema_decay) * min(1.0, step / self.steps)
 
     def validates_at(self, step: int) -> bool:
         return self.validate_every is not None and (step % self.validate_every == 0 or step == self.steps)

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -142,6 +143,23 @@ def test_end_to_end_trains_the_encoder_against_a_moving_average(
     evaluate.run(config, as_json=True)
     result = json.loads(capsys.readouterr().out)
     assert [row["clips"] for row in result["horizons"]] == [6, 6]
+
+
+def test_the_decay_of_the_moving_average_follows_its_schedule(encoded: Path, tmp_path: Path) -> None:
+    """From checkpoints of every step: 0.4 rises to 1.0 at the last step, which moves nothing; resumed in between."""
+    settings = ["training.source=videos", "encoder_trainable=[layer.1]", f"training.dir={tmp_path}"]
+    settings += ["training.ema_decay=0.4", "training.ema_decay_end=1.0", "training.checkpoint_every=1"]
+    config = load_config(encoded, [*settings, "training.keep_checkpoints=6"])
+    train.run(config)
+    shutil.rmtree(tmp_path / "checkpoints" / "step-00000006")
+    train.run(config, resume=True)
+    name = "encoder.encoder.layer.1.mlp.fc1.weight"
+    found = [weights(tmp_path, step) for step in range(1, 7)]
+    for step, (before, now) in enumerate(pairwise(found), start=2):
+        expected = before[f"target_{name}"].lerp(now[name], 1 - (0.4 + 0.6 * step / 6))
+        torch.testing.assert_close(now[f"target_{name}"], expected, rtol=1e-6, atol=1e-9)
+    assert torch.equal(found[5][f"target_{name}"], found[4][f"target_{name}"])
+    assert not torch.equal(found[4][f"target_{name}"], found[3][f"target_{name}"])
 
 
 def test_an_average_of_weights_is_kept_and_is_what_is_evaluated(encoded: Path, trained: Path, tmp_path: Path) -> None:
