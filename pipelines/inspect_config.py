@@ -115,7 +115,10 @@ def _memory(config: Config, encoder: LatentVideoModel, shape: Shape) -> str:
     if config.allow_leak or not boundaries:
         boundaries = list(range(1, steps))
     rollout_steps = config.training.objective.steps_rolled_out(boundaries, steps)
-    memory = training_memory_bytes(config.predictor, shape, batch_size=batch_size, rollout_steps=rollout_steps)
+    averaged = config.training.ema is not None
+    memory = training_memory_bytes(
+        config.predictor, shape, batch_size=batch_size, rollout_steps=rollout_steps, averaged=averaged
+    )
     return f"training   {decimal(memory)} for the predictor with {batch_size} clips a step, in float32"
 
 

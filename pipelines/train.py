@@ -22,9 +22,9 @@ from flcache.training import (
     RunRecord,
     agreed_checkpoint,
     build_optimiser,
+    learning_rate_schedule,
     open_checkpoint,
     parameter_lines,
-    warmup_cosine,
 )
 
 from .setup.continuing import as_begun, check_settings
@@ -123,7 +123,7 @@ def _build(config: Config, accelerator: Accelerator, source: LatentSource, direc
         model,
         source.batches,
         optimiser,
-        warmup_cosine(optimiser, config.training),
+        learning_rate_schedule(optimiser, config.training),
         directory=directory,
         record=RunRecord(0, source.fingerprint, source.latent_shape, source.leak),
         config=to_yaml(config),

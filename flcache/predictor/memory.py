@@ -1,6 +1,6 @@
 """How much memory a training step of a predictor takes, before any of it is allocated.
 
-Counted in float32: weights, their gradients and AdamW's two moments, and `Predictor.kept_numbers`.
+Counted in float32: weights, their gradients, AdamW's two moments and a moving average, and `Predictor.kept_numbers`.
 Measured on a CPU by `tests/benchmarks/predictor_step.py`.
 """
 
@@ -20,14 +20,15 @@ ALLOCATOR = 1.15
 
 
 def training_memory_bytes(
-    options: PredictorOptions, latent_shape: LatentShape, *, batch_size: int, rollout_steps: int
+    options: PredictorOptions, latent_shape: LatentShape, *, batch_size: int, rollout_steps: int, averaged: bool = False
 ) -> int:
     """Bytes at the peak of a training step on `batch_size` clips of `latent_shape` (T, H, W, D), in float32.
 
+    `averaged` if a moving average of the weights is kept.
     Not counted: the batch itself, the encoder, and about 100 MB that torch takes.
     """
     with torch.device("meta"):
         predictor = build_predictor(options, latent_shape)
     parameters = sum(weight.numel() for weight in predictor.parameters())
     kept = batch_size * predictor.kept_numbers(latent_shape, rollout_steps)
-    return FLOAT_BYTES * (STATES * parameters + round(ALLOCATOR * kept))
+    return FLOAT_BYTES * ((STATES + averaged) * parameters + round(ALLOCATOR * kept))

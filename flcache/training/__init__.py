@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from flcache.training.log import read_metrics
     from flcache.training.loop import Run, Source
     from flcache.training.objective import legal_training_boundaries
-    from flcache.training.optimiser import build_optimiser, parameter_lines, warmup_cosine
+    from flcache.training.optimiser import build_optimiser, learning_rate_schedule, parameter_lines
     from flcache.training.options import Augmentation, Objective, TrainingOptions
     from flcache.training.sources import VideoSource
     from flcache.training.state import load_weights
@@ -39,10 +39,10 @@ __all__ = [
     "build_optimiser",
     "chosen_checkpoint",
     "latest_checkpoint",
+    "learning_rate_schedule",
     "legal_training_boundaries",
     "load_weights",
     "open_checkpoint",
     "parameter_lines",
     "read_metrics",
-    "warmup_cosine",
 ]

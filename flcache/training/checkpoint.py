@@ -1,7 +1,7 @@
 """The folder of a checkpoint: written under a temporary name, renamed when whole, read without executing anything.
 
     checkpoints/step-00000300/
-        model.safetensors       predictor, channel statistics, and the encoders when they train
+        model.safetensors       predictor and its average, channel statistics, and the encoders when they train
         optimizer.safetensors   the moments of every trained parameter
         state.json              step, position in the data, learning rates, loss scale, latents' spread at the start
         config.yaml             the configuration of the run; may be edited
@@ -130,7 +130,7 @@ def latest_checkpoint(folder: Path) -> Path:
 
 
 def chosen_checkpoint(folder: Path, chosen: Path | None) -> Path:
-    """`chosen`, where `best` is the best below `folder`; None is the newest. Raises TrainingError for one not there."""
+    """`chosen`, where `best` is the best below `folder`; None is the newest. Raises TrainingError if it is not there."""
     if chosen is None:
         return latest_checkpoint(folder)
     if chosen != Path(BEST):

@@ -173,7 +173,9 @@ class Run:
         self._means.add({"gradient_norm": norm, "learning_rate": self.schedule.get_last_lr()[0]})
         self.schedule.step()
         self.step += 1
-        self.model.update_target(options.ema_decay)
+        self.model.update_target(options.ema_decay_at(self.step))
+        if options.ema is not None:
+            self.model.update_average(options.ema, self.step)
         self._watch(batch)
         elapsed = time.perf_counter() - started
         self._means.add({"clips_per_s": clips, "data_wait_fraction": waited, "step_s": elapsed})

@@ -1,4 +1,4 @@
-"""The optimiser: AdamW with and without weight decay, warm-up and cosine; parameter counts."""
+"""The optimiser: AdamW with and without weight decay, warm-up and schedules; parameter counts."""
 
 from __future__ import annotations
 
@@ -59,15 +59,24 @@ def _encoder_rates(parts: Mapping[str, nn.Module], options: TrainingOptions) -> 
     return rates
 
 
-def warmup_cosine(optimiser: Optimizer, options: TrainingOptions) -> LambdaLR:
-    """Rise linearly over `warmup_steps`, then fall along a cosine to `min_learning_rate_fraction` at the last step."""
-    warmup, least = options.warmup_steps, options.min_learning_rate_fraction
+def learning_rate_schedule(optimiser: Optimizer, options: TrainingOptions) -> LambdaLR:
+    """Rise linearly over `warmup_steps`, then follow `schedule`, down to `min_learning_rate_fraction` at the last step.
+
+    `cosine` falls from the warm-up on, `wsd` linearly over the last `decay_fraction` of all steps (warm-up, stable,
+    decay: MiniCPM, arXiv 2404.06395), `constant` not at all.
+    """
+    warmup, least, last = options.warmup_steps, options.min_learning_rate_fraction, options.steps - 1
 
     def fraction(step: int) -> float:
         if step < warmup:
             return (step + 1) / warmup
-        progress = min(1.0, (step - warmup) / max(1, options.steps - 1 - warmup))
-        return least + (1 - least) * (1 + math.cos(math.pi * progress)) / 2
+        if options.schedule == "constant":
+            return 1.0
+        if options.schedule == "cosine":
+            progress = min(1.0, (step - warmup) / max(1, last - warmup))
+            return least + (1 - least) * (1 + math.cos(math.pi * progress)) / 2
+        left = max(0, last - step) / max(1, round(options.decay_fraction * options.steps))
+        return least + (1 - least) * min(1.0, left)
 
     return LambdaLR(optimiser, fraction)
 

@@ -11,6 +11,7 @@ from flcache.errors import ConfigError
 
 Distance = Literal["l1", "l2", "smooth_l1", "cosine"]
 Targets = Literal["raw", "layer_norm"]
+Schedule = Literal["cosine", "wsd", "constant"]
 
 
 @dataclass(frozen=True)
@@ -81,11 +82,16 @@ class TrainingOptions:
     learning_rate: PositiveFloat = 5e-4
     """The rate after the warm-up."""
     encoder_learning_rate: PositiveFloat | None = None
-    """The same for an encoder that trains; null is `learning_rate`. Warm-up and cosine are those of `learning_rate`."""
+    """The same for an encoder that trains; null is `learning_rate`. Warm-up and schedule are those of `learning_rate`."""
     layer_decay: Share = 1.0
     """An encoder that trains: the rate of each layer relative to the layer above it."""
+    schedule: Schedule = "cosine"
+    """After the warm-up: `cosine` falls along one to the last step, `wsd` is stable and falls linearly at the end,
+    `constant` stays."""
+    decay_fraction: Fraction = 0.2
+    """The part of all steps, at the end, over which `wsd` falls."""
     min_learning_rate_fraction: Fraction = 0.01
-    """The part of `learning_rate` at which the cosine ends."""
+    """The part of `learning_rate` at which `cosine` and `wsd` end."""
     warmup_steps: Count = 200
     """Steps of rising learning rate."""
     weight_decay: NonNegative = 0.04
@@ -106,9 +112,21 @@ class TrainingOptions:
     """Steps from one validation to the next, also after the last step; null is none."""
     validate_clips: Positive = 64
     """Clips of the val split, the first of the plan, that every validation uses."""
+    ema: Decay | None = None
+    """Decay of a moving average of the predictor's weights, such as 0.999: it is what is validated and evaluated. Null
+    is none. In the first steps the decay is (1 + step) / (10 + step), so that the untrained weights are soon forgotten.
+    """
     ema_decay: Fraction = 0.998
     """Decay of the moving average of a trainable encoder that the targets come from."""
+    ema_decay_end: Fraction | None = None
+    """What `ema_decay` rises or falls to, linearly to the last step, such as V-JEPA's 1.0; null leaves it as it is."""
     device: Device = "auto"
+
+    def ema_decay_at(self, step: int) -> float:
+        """The decay of the encoder's average after `step` of `steps` steps."""
+        if self.ema_decay_end is None:
+            return self.ema_decay
+        return self.ema_decay + (self.ema_decay_end - self.ema_decay) * min(1.0, step / self.steps)
 
     def validates_at(self, step: int) -> bool:
         return self.validate_every is not None and (step % self.validate_every == 0 or step == self.steps)

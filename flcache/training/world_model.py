@@ -25,9 +25,11 @@ Batch = LatentBatch | VideoBatch
 class WorldModel(nn.Module):
     """Predictor, channel statistics and, when it trains, the encoder with its moving average.
 
-    `boundaries` are where a context may end (`legal_training_boundaries`). `forward` takes a `LatentBatch` of
-    standardised latents or a `VideoBatch` of frames, and the boundaries in order of preference, and returns the loss. A
-    frozen encoder is kept outside the module tree, so that neither checkpoints nor data-parallel wrappers include it.
+    With `averaged`, a moving average of the predictor's weights is kept in `average`; `evaluated` is that, or the
+    predictor itself. `boundaries` are where a context may end (`legal_training_boundaries`). `forward` takes a
+    `LatentBatch` of standardised latents or a `VideoBatch` of frames, and the boundaries in order of preference, and
+    returns the loss. A frozen encoder is kept outside the module tree, so that neither checkpoints nor data-parallel
+    wrappers include it.
     Raises ConfigError if the predictor cannot learn from the objective.
     """
 
@@ -42,10 +44,12 @@ class WorldModel(nn.Module):
         boundaries: Sequence[int],
         objective: Objective,
         encoder: LatentVideoModel | None = None,
+        averaged: bool = False,
     ) -> None:
         super().__init__()
         predictor.check_objective(objective.distance, objective.targets)
         self.predictor = predictor
+        self.average: Predictor | None = copy.deepcopy(predictor).requires_grad_(False) if averaged else None
         self.boundaries = list(boundaries)
         self.objective = objective
         self.register_buffer("mean", statistics.mean.clone())
@@ -62,6 +66,10 @@ class WorldModel(nn.Module):
     @property
     def statistics(self) -> ChannelStatistics:
         return ChannelStatistics(self.mean, self.std)
+
+    @property
+    def evaluated(self) -> Predictor:
+        return self.predictor if self.average is None else self.average
 
     def forward(self, batch: Batch, boundaries: Sequence[int] | None = None) -> PredictionLoss:
         latents = self.to_latents(batch)
@@ -84,16 +92,28 @@ class WorldModel(nn.Module):
                 targets = self.statistics.standardise(self.target_encoder(batch.frames))
         return LatentBatch(latents, targets, batch.times, batch.valid, batch.ids, batch.context_steps)
 
-    @torch.no_grad()
     def update_target(self, decay: float) -> None:
         """Move the target encoder towards the trained one: target = decay * target + (1 - decay) * encoder."""
-        if self.encoder is None or self.target_encoder is None:
-            return
-        for target, online in zip(self.target_encoder.parameters(), self.encoder.parameters(), strict=True):
-            target.lerp_(online, 1 - decay)
+        if self.encoder is not None and self.target_encoder is not None:
+            _move(self.target_encoder, self.encoder, decay)
+
+    def update_average(self, decay: float, step: int) -> None:
+        """Move the average towards the predictor after `step` steps, as `update_target` does the encoder's.
+
+        Early steps weigh more, by the rule of TensorFlow's `ExponentialMovingAverage`: min(decay, (1 + n) / (10 + n)).
+        """
+        if self.average is not None:
+            _move(self.average, self.predictor, min(decay, (1 + step) / (10 + step)))
 
     def train(self, mode: bool = True) -> WorldModel:
         super().train(mode)
-        if self.target_encoder is not None:
-            self.target_encoder.eval()
+        for copied in (self.target_encoder, self.average):
+            if copied is not None:
+                copied.eval()
         return self
+
+
+@torch.no_grad()
+def _move(average: nn.Module, online: nn.Module, decay: float) -> None:
+    for target, weight in zip(average.parameters(), online.parameters(), strict=True):
+        target.lerp_(weight, 1 - decay)

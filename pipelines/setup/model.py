@@ -23,13 +23,21 @@ def build_world_model(config: Config, source: LatentSource, statistics: ChannelS
     """A fresh predictor for the latents of `source`, with its encoder where `source` holds frames."""
     boundaries = legal_training_boundaries(source.seen_until, allow_leak=config.allow_leak)
     predictor = build_predictor(config.predictor, source.latent_shape)
-    objective = config.training.objective
-    statistics = statistics or source.statistics()
-    return WorldModel(predictor, statistics, boundaries=boundaries, objective=objective, encoder=source.encoder)
+    return WorldModel(
+        predictor,
+        statistics or source.statistics(),
+        boundaries=boundaries,
+        objective=config.training.objective,
+        encoder=source.encoder,
+        averaged=config.training.ema is not None,
+    )
 
 
 def load_trained(config: Config, source: LatentSource, checkpoint: Path) -> WorldModel:
-    """The model of `checkpoint` in eval mode. Raises TrainingError if it does not fit or is damaged."""
+    """The model of `checkpoint` in eval mode; its predictor is the average of weights where the run kept one.
+
+    Raises TrainingError if it does not fit or is damaged.
+    """
     opened = open_checkpoint(checkpoint)
     trained = opened.record.fingerprint
     if trained != source.known_as(trained).fingerprint:
@@ -40,6 +48,7 @@ def load_trained(config: Config, source: LatentSource, checkpoint: Path) -> Worl
     unknown = torch.ones(source.latent_shape[-1])  # the weights include the statistics
     model = build_world_model(config, source, ChannelStatistics(unknown, unknown))
     load_weights(opened, model)
+    model.predictor, model.average = model.evaluated, None
     return model.eval()
 
 

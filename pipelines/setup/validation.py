@@ -34,7 +34,7 @@ def open_validation(
     if accelerator.is_fsdp2:
         raise ConfigError("training.validate_every: weights are sharded; set it to null, and evaluate checkpoints")
     device, processes = str(accelerator.device), _processes(accelerator)
-    predictor, precision = model.predictor, as_trained(config.training.precision, device)
+    predictor, precision = model.evaluated, as_trained(config.training.precision, device)
     most, batch_size = config.training.validate_clips, config.evaluation.batch_size
     reading = Reading("val", batch_size, False, processes.rank, processes.count, most)
     baselines = BASELINES

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -59,8 +60,9 @@ def assert_equal_weights(first: dict[str, torch.Tensor], second: dict[str, torch
         ["predictor.kind=cross_attention", "training.loss=cosine"],
         ["predictor.kind=flow_matching", "training.loss=l2"],
         UNFROZEN,
+        ["training.ema=0.9"],
     ],
-    ids=["cache", "videos", "rollout", "parallel", "cross_attention", "flow_matching", "unfrozen"],
+    ids=["cache", "videos", "rollout", "parallel", "cross_attention", "flow_matching", "unfrozen", "averaged"],
 )
 def test_resumed_equals_uninterrupted(encoded: Path, tmp_path: Path, settings: list[str]) -> None:
     common = [*settings, "training.accumulate=2"]
@@ -143,6 +145,45 @@ def test_end_to_end_trains_the_encoder_against_a_moving_average(
     assert [row["clips"] for row in result["horizons"]] == [6, 6]
 
 
+def test_the_decay_of_the_moving_average_follows_its_schedule(encoded: Path, tmp_path: Path) -> None:
+    """From checkpoints of every step: 0.4 rises to 1.0 at the last step, which moves nothing; resumed in between."""
+    settings = ["training.source=videos", "encoder_trainable=[layer.1]", f"training.dir={tmp_path}"]
+    settings += ["training.ema_decay=0.4", "training.ema_decay_end=1.0", "training.checkpoint_every=1"]
+    config = load_config(encoded, [*settings, "training.keep_checkpoints=6"])
+    train.run(config)
+    shutil.rmtree(tmp_path / "checkpoints" / "step-00000006")
+    train.run(config, resume=True)
+    name = "encoder.encoder.layer.1.mlp.fc1.weight"
+    found = [weights(tmp_path, step) for step in range(1, 7)]
+    for step, (before, now) in enumerate(pairwise(found), start=2):
+        expected = before[f"target_{name}"].lerp(now[name], 1 - (0.4 + 0.6 * step / 6))
+        torch.testing.assert_close(now[f"target_{name}"], expected, rtol=1e-6, atol=1e-9)
+    assert torch.equal(found[5][f"target_{name}"], found[4][f"target_{name}"])
+    assert not torch.equal(found[4][f"target_{name}"], found[3][f"target_{name}"])
+
+
+def test_an_average_of_weights_is_kept_and_is_what_is_evaluated(encoded: Path, trained: Path, tmp_path: Path) -> None:
+    settings = ["training.ema=0.4", "training.checkpoint_every=1", "training.keep_checkpoints=6"]
+    config = load_config(encoded, [*settings, f"training.dir={tmp_path}"])
+    train.run(config)
+    assert losses(tmp_path) == losses(trained), "training itself is as without"
+    found = [weights(tmp_path, step) for step in range(1, 7)]
+    names = [name for name in found[0] if name.startswith("predictor.")]
+    for name in names:
+        average = found[0][name.replace("predictor.", "average.", 1)]
+        for step, now in enumerate(found[1:], start=2):
+            average = average.lerp(now[name], 1 - min(0.4, (1 + step) / (10 + step)))
+        assert torch.equal(average, found[-1][name.replace("predictor.", "average.", 1)]), name
+    moved = [name for name in names if not torch.equal(found[-1][name], found[-1][f"average.{name[10:]}"])]
+    assert moved, "an average of weights that move lags behind"
+    with open_source(config, Reading("val", 6, shuffle=False), device="cpu") as source:
+        model = load_trained(config, source, latest_checkpoint(tmp_path / "checkpoints"))
+    evaluated = model.predictor.state_dict()
+    assert all(torch.equal(evaluated[name[10:]], found[-1][f"average.{name[10:]}"]) for name in names)
+    with pytest.raises(TrainingError, match=r"training\.ema was 0\.4, is None"):
+        train.run(load_config(encoded, [f"training.dir={tmp_path}", "training.steps=9"]), resume=True)
+
+
 def test_evaluation_is_kept_and_its_json_is_what_scripts_rely_on(
     encoded: Path, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -210,6 +251,18 @@ def test_metrics_are_means_over_the_logged_steps(encoded: Path, tmp_path: Path) 
         steps = [line[name] for line in each]
         means = [steps[0], sum(steps[1:3]) / 2, sum(steps[3:]) / 3]
         assert [line[name] for line in some] == pytest.approx(means, rel=1e-5), name
+
+
+def test_a_stable_rate_is_extended_as_if_asked_for_at_first(encoded: Path, tmp_path: Path) -> None:
+    common = ["training.schedule=wsd", "training.checkpoint_every=3", "training.keep_checkpoints=9"]
+    whole, extended = ([*common, f"training.dir={tmp_path / name}"] for name in ("whole", "extended"))
+    train.run(load_config(encoded, [*whole, "training.steps=9"]))
+    train.run(load_config(encoded, [*extended, "training.steps=6"]))
+    rates = [read_metrics(tmp_path / name / "metrics.jsonl")[5]["learning_rate"] for name in ("whole", "extended")]
+    assert rates == pytest.approx([5e-4, 5e-6]), "the last one had fallen"
+    shutil.rmtree(tmp_path / "extended" / "checkpoints" / "step-00000006")
+    train.run(load_config(encoded, [*extended, "training.steps=9"]), resume=True)
+    assert losses(tmp_path / "extended") == losses(tmp_path / "whole")
 
 
 def test_the_newest_checkpoints_are_kept(encoded: Path, tmp_path: Path) -> None:

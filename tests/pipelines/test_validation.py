@@ -21,6 +21,7 @@ SOURCES = {
     "cache": ["training.source=cache"],
     "frozen": ["training.source=videos"],
     "trained": ["training.source=videos", "encoder_trainable=true"],
+    "averaged": ["training.ema=0.5"],
     "flow": ["predictor.kind=flow_matching", "training.loss=l2", "evaluation.samples=2"],
 }
 VALIDATING = ["training.validate_every=2", "evaluation.batch_size=4"]
@@ -58,7 +59,7 @@ def test_it_finds_what_evaluate_finds_and_changes_nothing(
         load_config(encoded, [*SOURCES[source], *VALIDATING, f"training.dir={tmp_path / 'validated'}"]), as_json=True
     )
     rows = json.loads(capsys.readouterr().out)["horizons"]
-    fitted = {"dataset_mean", "ridge"} if source in ("cache", "flow") else set()
+    fitted = {"dataset_mean", "ridge"} if source in ("cache", "averaged", "flow") else set()
     for baseline in {"copy_last", "mean_of_context", "linear"} | fitted:
         expected = {f"validation/{baseline}/{row['horizon']}": row["skill"][baseline] for row in rows}
         assert {name: found[6][name] for name in expected} == pytest.approx(expected, rel=1e-6), baseline

@@ -34,9 +34,9 @@ from flcache.training import (
     WorldModel,
     build_optimiser,
     latest_checkpoint,
+    learning_rate_schedule,
     load_weights,
     open_checkpoint,
-    warmup_cosine,
 )
 from flcache.training.state import _scaler
 
@@ -76,7 +76,7 @@ def make_run(directory: Path) -> Run:
         model,
         LatentLoader(cache, batch_size=2, context_steps=2),
         optimiser,
-        warmup_cosine(optimiser, TrainingOptions(steps=8, warmup_steps=2)),
+        learning_rate_schedule(optimiser, TrainingOptions(steps=8, warmup_steps=2)),
         directory=directory,
         record=RunRecord(0, cache.fingerprint, cache.latent_shape, False),
         config="seed: 0\n",

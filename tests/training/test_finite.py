@@ -24,7 +24,7 @@ from flcache.training import (
     WorldModel,
     build_optimiser,
     finite,
-    warmup_cosine,
+    learning_rate_schedule,
 )
 from flcache.training.finite import LossCheck
 from flcache.training.objective import prediction_loss
@@ -91,7 +91,7 @@ def a_run(kind: str, folder: Path, options: TrainingOptions) -> Run:
     objective = Objective("l2" if kind == "flow_matching" else "l1", rollout_steps=2, horizon_weights=(2.0, 1.0))
     model = WorldModel(predictor, statistics, boundaries=[1, 2], objective=objective)
     optimiser = build_optimiser({"model": model}, options)
-    schedule, record = warmup_cosine(optimiser, options), RunRecord(0, "", SHAPE, False)
+    schedule, record = learning_rate_schedule(optimiser, options), RunRecord(0, "", SHAPE, False)
     accelerator = Accelerator(cpu=True)
     return Run(accelerator, model, Latents(), optimiser, schedule, directory=folder, record=record, config="")
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import get_args
+
 import pytest
 import torch
 from torch import nn
 
 from flcache.errors import TrainingError
 from flcache.predictor import PredictorOptions, build_predictor
-from flcache.training.optimiser import build_optimiser, parameter_lines, warmup_cosine
-from flcache.training.options import TrainingOptions
+from flcache.training.optimiser import build_optimiser, learning_rate_schedule, parameter_lines
+from flcache.training.options import Schedule, TrainingOptions
 
 
 class Encoder(nn.Module):
@@ -61,7 +64,7 @@ def test_every_predictor_parameter_is_in_one_group() -> None:
 
 def test_learning_rate_rises_then_falls_along_a_cosine() -> None:
     optimiser = optimiser_of(layer=nn.Linear(1, 1))
-    schedule = warmup_cosine(optimiser, schedule_options(11, 4, 0.1))
+    schedule = learning_rate_schedule(optimiser, schedule_options(11, 4, 0.1))
     rates = []
     for _ in range(13):
         rates.append(schedule.get_last_lr()[0])
@@ -73,21 +76,40 @@ def test_learning_rate_rises_then_falls_along_a_cosine() -> None:
     assert rates[4:11] == sorted(rates[4:11], reverse=True)
 
 
+@pytest.mark.parametrize(
+    ("schedule", "rates"),
+    [
+        ("wsd", [0.5, 1, 1, 1, 1, 1, 0.775, 0.55, 0.325, 0.1, 0.1]),
+        ("constant", [0.5, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1]),
+    ],
+)
+def test_the_rate_is_stable_after_the_warm_up(schedule: Schedule, rates: list[float]) -> None:
+    """Over 10 steps, of which `wsd` falls over the last 4."""
+    options = replace(schedule_options(10, 2, 0.1), schedule=schedule, decay_fraction=0.4)
+    found = learning_rate_schedule(optimiser_of(layer=nn.Linear(1, 1)), options)
+    for rate in rates:
+        assert found.get_last_lr() == pytest.approx([rate, rate])
+        found.optimizer.step()
+        found.step()
+
+
+@pytest.mark.parametrize("schedule", get_args(Schedule))
 @pytest.mark.parametrize("warmup_steps", [0, 1, 5, 9])
-def test_any_warm_up_fits_any_length(warmup_steps: int) -> None:
+def test_any_warm_up_fits_any_length(warmup_steps: int, schedule: Schedule) -> None:
     optimiser = optimiser_of(layer=nn.Linear(1, 1))
-    schedule = warmup_cosine(optimiser, schedule_options(5, warmup_steps, 0.0))
+    options = replace(schedule_options(5, warmup_steps, 0.0), schedule=schedule)
+    found = learning_rate_schedule(optimiser, options)
     for _ in range(5):
-        assert 0 <= schedule.get_last_lr()[0] <= 1
+        assert 0 <= found.get_last_lr()[0] <= 1
         optimiser.step()
-        schedule.step()
+        found.step()
 
 
 def test_schedule_continues_from_its_state() -> None:
-    first = warmup_cosine(optimiser_of(layer=nn.Linear(1, 1)), schedule_options(20, 4, 0.1))
+    first = learning_rate_schedule(optimiser_of(layer=nn.Linear(1, 1)), schedule_options(20, 4, 0.1))
     first.optimizer.step()
     first.step()
-    second = warmup_cosine(optimiser_of(layer=nn.Linear(1, 1)), schedule_options(20, 4, 0.1))
+    second = learning_rate_schedule(optimiser_of(layer=nn.Linear(1, 1)), schedule_options(20, 4, 0.1))
     second.load_state_dict(first.state_dict())
     second.optimizer.step()
     second.step()

@@ -8,7 +8,7 @@ import torch
 from flcache.batch import ChannelStatistics, LatentBatch
 from flcache.evaluation import evaluate
 from flcache.predictor import PredictorOptions, build_predictor
-from flcache.training import Objective, TrainingOptions, WorldModel, build_optimiser, warmup_cosine
+from flcache.training import Objective, TrainingOptions, WorldModel, build_optimiser, learning_rate_schedule
 
 T, H, W, D = 8, 2, 2, 8
 STEPS = 60
@@ -33,7 +33,7 @@ def test_predictor_trained_on_static_videos_has_no_skill(kind: str, noise: float
     statistics = ChannelStatistics(torch.zeros(D), torch.ones(D))
     model = WorldModel(predictor, statistics, boundaries=range(1, T), objective=Objective("l2", "raw", 4, (1.0,)))
     optimiser = build_optimiser({"model": model}, OPTIONS)
-    schedule = warmup_cosine(optimiser, OPTIONS)
+    schedule = learning_rate_schedule(optimiser, OPTIONS)
     for step in range(STEPS):
         model(still_clips(8, step, noise)).loss.backward()
         optimiser.step()

@@ -26,8 +26,8 @@ from flcache.training import (
     TrainingOptions,
     WorldModel,
     build_optimiser,
+    learning_rate_schedule,
     loop,
-    warmup_cosine,
 )
 
 CLIPS, FRAMES, SIZE = 4, 4, 16
@@ -90,7 +90,7 @@ def train(accelerator: Accelerator, encoder: LatentVideoModel, folder: Path) -> 
     options = TrainingOptions(steps=STEPS, warmup_steps=0, learning_rate=1e-2, log_every=1, checkpoint_every=STEPS)
     optimiser = build_optimiser({"model": model}, options)
     source = Clips(shape[0], accelerator.process_index, accelerator.num_processes)
-    schedule, record = warmup_cosine(optimiser, options), RunRecord(0, "", shape, False)
+    schedule, record = learning_rate_schedule(optimiser, options), RunRecord(0, "", shape, False)
     run = Run(accelerator, model, source, optimiser, schedule, directory=folder, record=record, config="")
     logged: list[dict[str, float]] = []
     run.fit(options, lambda step, metrics: logged.append(metrics))
