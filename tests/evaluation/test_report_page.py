@@ -181,6 +181,8 @@ def test_validation_skills_have_the_colours_of_their_baselines_and_one_line_each
     assert chart.lines[0].path == "M50,29.167L100,8.333" and chart.y_ticks[0].text == "\N{MINUS SIGN}0.6"
     assert "copy last 0.500, linear 0.125" in chart.description
     assert validation_chart(logged[:1], ["copy_last"]) is None
+    single = validation_chart(logged[2:], ["copy_last"])
+    assert single is not None and single.lines[0].marks, "a line of one point would not be seen"
     assert (unnamed := validation_chart(logged, [])) and [line.key for line in unnamed.lines] == ["1", "2"]
 
 

@@ -150,7 +150,7 @@ def _step_chart(name: str, description: str, lines: Sequence[_Series], y_ticks: 
         x_ticks=tuple(Tick(scale.left(x), f"{x:,.0f}") for x in nice_ticks(0.0, last_step) if x <= last_step),
         y_ticks=_y_ticks(y_ticks, scale),
         zero=None if name == "loss" else scale.top(0),
-        lines=_separate_labels([_line(line, scale) for line in lines]),
+        lines=_separate_labels([_line(line, scale, marked=len(line.points) == 1) for line in lines]),
     )
 
 
