@@ -130,7 +130,7 @@ def latest_checkpoint(folder: Path) -> Path:
 
 
 def chosen_checkpoint(folder: Path, chosen: Path | None) -> Path:
-    """`chosen`, where `best` is the best below `folder`; None is the newest. Raises TrainingError if it is not there."""
+    """`chosen`, where `best` is the best below `folder`; None is the newest. Raises TrainingError without one."""
     if chosen is None:
         return latest_checkpoint(folder)
     if chosen != Path(BEST):

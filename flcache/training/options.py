@@ -82,7 +82,7 @@ class TrainingOptions:
     learning_rate: PositiveFloat = 5e-4
     """The rate after the warm-up."""
     encoder_learning_rate: PositiveFloat | None = None
-    """The same for an encoder that trains; null is `learning_rate`. Warm-up and schedule are those of `learning_rate`."""
+    """The same for an encoder that trains; null is `learning_rate`. Warm-up and schedule are the same."""
     layer_decay: Share = 1.0
     """An encoder that trains: the rate of each layer relative to the layer above it."""
     schedule: Schedule = "cosine"
