@@ -14,7 +14,7 @@ from flcache.batch import ChannelStatistics, VideoBatch
 from flcache.encoder import ContextRule, EncoderSource, LatentVideoModel, load_encoder
 from flcache.errors import EncoderError
 from flcache.predictor import PredictorOptions, build_predictor
-from flcache.training import Objective, TrainingOptions, WorldModel, build_optimiser, warmup_cosine
+from flcache.training import Objective, TrainingOptions, WorldModel, build_optimiser, learning_rate_schedule
 
 sys.path.insert(0, str(Path(__file__).parent))
 from train_families import ARCHITECTURES, LEADING_TOKENS, Clips
@@ -74,7 +74,7 @@ def test_a_rate_for_the_encoder_and_by_default_the_predictors() -> None:
     parts = {"predictor": nn.Linear(2, 2), "encoder": encoder}
     assert len(build_optimiser(parts, TrainingOptions()).param_groups) == 2, "as in checkpoints of earlier versions"
     optimiser = build_optimiser(parts, TrainingOptions(layer_decay=0.5, warmup_steps=4))
-    warmup_cosine(optimiser, TrainingOptions(warmup_steps=4))
+    learning_rate_schedule(optimiser, TrainingOptions(warmup_steps=4))
     assert len({group["lr"] for group in optimiser.param_groups}) == LAYERS + 2
     for group in optimiser.param_groups:
         assert group["lr"] == pytest.approx(group["initial_lr"] / 4)
