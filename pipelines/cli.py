@@ -331,6 +331,23 @@ def bench_encode(config: str | None, overrides: tuple[str, ...], stand_in: float
     stage.run(load_config(config, overrides), own_videos=config is None, stand_in=stand_in, as_json=as_json)
 
 
+@bench.command("train")
+@click.option("--config", metavar="NAME_OR_FILE", help="As of flcache train; without it videos are made here.")
+@_OVERRIDES
+@click.option("--steps", type=click.IntRange(min=3), default=20, show_default=True, help="Steps from each source.")
+@_JSON
+def bench_train(config: str | None, overrides: tuple[str, ...], steps: int, as_json: bool) -> None:
+    """Steps and clips per second of training from a cache, and from videos with the encoder frozen and trained.
+
+    One predictor and the first 64 training videos for all three. Without --config an encoder is stated by KEY=VALUE.
+    """
+    from flcache.config import load_config
+
+    from .bench import train as stage
+
+    stage.run(load_config(config, overrides), own_videos=config is None, steps=steps, as_json=as_json)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """The entry point: runs a command, and turns what went wrong into one line and an exit code."""
     if not sys.warnoptions:

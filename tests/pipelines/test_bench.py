@@ -13,7 +13,7 @@ from flcache.cache import CacheWriter
 from flcache.config import load_config
 from flcache.errors import CacheError, DataError
 from flcache.pipelines import bench
-from flcache.pipelines.bench import encode
+from flcache.pipelines.bench import encode, train
 
 
 def write_cache(path: Path, clips: int) -> Path:
@@ -63,6 +63,26 @@ def test_encoding_is_measured_with_the_configured_encoder(
     assert result.returncode == 0, result.stderr
     keys = {"decode_s", "encode_s", "store_s", "limit_clips_per_s", "clips_per_s", "busy", "held_back_by"}
     assert set(json.loads(result.stdout)) == keys
+
+
+def test_training_is_measured_from_each_source(
+    config_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = flcache("bench", "train", "--config", config_file, "--steps", "4", "--json")
+    assert result.returncode == 0, result.stderr
+    found = json.loads(result.stdout)
+    assert list(found) == ["cache", "frozen", "unfrozen"]
+    for measured in found.values():
+        assert measured["clips_per_s"] == pytest.approx(4 * measured["steps_per_s"]) and measured["steps_per_s"] > 0
+        assert 0 <= measured["data_wait_fraction"] <= 1 and 50 < measured["peak_mb"] < 20_000
+    assert not list(tmp_path.glob("flcache-bench-*")), "nothing is left behind"
+
+
+def test_a_training_that_fails_says_why(tmp_path: Path) -> None:
+    command = ["sh", "-c", "echo Notice: some; echo 'Error: 24 clips are too few' >&2; exit 1"]
+    with pytest.raises(DataError, match=rf"training from {tmp_path.name} failed: 24 clips are too few"):
+        train._peak_bytes(command, tmp_path)
 
 
 def test_an_interpreter_of_rivals_that_does_not_run_says_so(tmp_path: Path) -> None:
