@@ -98,7 +98,7 @@ def skill_by_horizon(
 
     def compare() -> dict[str, dict[int, float]]:
         if not gathered:
-            raise DataError("no clips to validate on")
+            raise DataError("no clips to validate on: mend the val split, or set training.validate_every=null")
         found = join([errors for _, errors in sorted(gathered, key=lambda part: part[0])])
         valid = found.pop("valid")
         means = {name: mean_over_clips(errors, valid) for name, errors in found.items()}

@@ -232,7 +232,7 @@ def _live_batches(
         EpochSampler(len(clips), **reading.order(config.seed)),
         context_steps=context_steps,
         tubelet_size=model.tubelet_size,
-        max_failed_fraction=config.encode.max_failed_fraction,
+        max_failed_fraction=config.encode.max_failed_fraction if reading.most is None else 1.0,  # few say little
         nominal_times=spec.nominal_times,
         augment=config.training.augment if reading.shuffle else None,  # evaluation is on clips as they are
     )

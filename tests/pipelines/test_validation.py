@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from accelerate import Accelerator, DistributedType, FullyShardedDataParallelPlugin
 from forked import command_line, run_together
 from safetensors.torch import load_file
 from small_run import flcache
 
 from flcache.config import load_config
-from flcache.errors import TrainingError
-from flcache.pipelines import evaluate, report, train
+from flcache.errors import ConfigError, DataError, TrainingError
+from flcache.pipelines import evaluate, export, report, train
+from flcache.pipelines.setup.model import build_world_model
 from flcache.pipelines.setup.source import Reading, open_source
+from flcache.pipelines.setup.validation import open_validation
 from flcache.training import read_metrics
 
 SOURCES = {
@@ -95,6 +99,8 @@ def test_the_best_checkpoint_is_kept_also_when_resumed(
     kept = sorted(path.name for path in (tmp_path / "parts" / "checkpoints").iterdir())
     assert kept == ["best", "step-00000006"]
     report.run(tmp_path / "parts", checkpoint=Path("best"))
+    export.run(tmp_path / "parts" / "checkpoints" / "best", tmp_path / "exported")
+    assert json.loads((tmp_path / "exported" / "predictor" / "predictor.json").read_text())["step"] == best
     assert f"{best} steps of 4 clips" in (tmp_path / "parts" / "report.html").read_text(encoding="utf-8")
 
 
@@ -115,6 +121,41 @@ def test_the_sample_is_the_first_clips_of_the_split_every_time(encoded: Path, so
     assert len(whole) == 6 and again == whole
     assert read(4) == [whole[:4], whole[:4]]
     assert read(64) == [whole, whole]
+
+
+def test_validation_clips_that_cannot_be_decoded_are_left_out_and_stop_no_run(
+    encoded: Path, videos: Path, tmp_path: Path
+) -> None:
+    """Two of six are more than `encode.max_failed_fraction`, but six are too few to judge a split by."""
+    shutil.copytree(videos, tmp_path / "damaged")
+    for path in sorted((tmp_path / "damaged").rglob("v0*.mp4"))[:2]:
+        path.write_bytes(b"not a video")
+    settings = ["training.source=videos", "training.steps=2", *VALIDATING, f"training.dir={tmp_path / 'some'}"]
+    train.run(load_config(encoded, [*settings, f"dataset.root={tmp_path / 'damaged'}"]))
+    train.run(load_config(encoded, [*settings, f"training.dir={tmp_path / 'all'}"]))
+    some, whole = skills(tmp_path / "some")[2], skills(tmp_path / "all")[2]
+    assert some.keys() == whole.keys() and some != whole
+    for path in (tmp_path / "damaged").rglob("v0*.mp4"):
+        path.write_bytes(b"not a video")
+    with pytest.raises(DataError, match="no clips to validate on"):
+        train.run(
+            load_config(encoded, [*settings, f"dataset.root={tmp_path / 'damaged'}", f"training.dir={tmp_path / 'no'}"])
+        )
+
+
+def test_sharded_weights_are_refused(encoded: Path) -> None:
+    """FSDP needs GPUs, so its state is set here."""
+    accelerator = Accelerator(cpu=True)
+    accelerator.state.fsdp_plugin = FullyShardedDataParallelPlugin(fsdp_version=2)
+    accelerator.state.distributed_type = DistributedType.FSDP
+    config = load_config(encoded, VALIDATING)
+    with open_source(config, Reading("train", 4, shuffle=True), device="cpu") as source:
+        model = build_world_model(config, source)
+        with (
+            pytest.raises(ConfigError, match=r"training\.validate_every: weights are sharded"),
+            open_validation(config, accelerator, model, source),
+        ):
+            pass
 
 
 def test_two_processes_find_what_one_finds(encoded: Path, tmp_path: Path) -> None:
