@@ -79,7 +79,8 @@ def _on_few_videos(config: Config, folder: Path, count: int, steps: int) -> Conf
     lines = [f"{os.path.relpath(path, root)} {number}\n" for number, path in enumerate(paths)]
     (folder / "train.csv").write_text("".join(lines), encoding="utf-8")
     dataset = replace(dataset, root=str(root.resolve()), train=str(folder / "train.csv"), val=None, labels=None)
-    training = replace(config.training, steps=steps, checkpoint_every=steps, log_every=1, augment=Augmentation())
+    training = replace(config.training, steps=steps, log_every=1, checkpoint_every=steps, validate_every=None)
+    training = replace(training, augment=Augmentation())
     cache = replace(config.cache, dir=str(folder / "latents"))
     return replace(config, dataset=dataset, cache=cache, training=training)
 
@@ -121,8 +122,8 @@ def _peak_bytes(command: list[str], folder: Path) -> int:
     with errors.open("w", encoding="utf-8") as stderr, subprocess.Popen(command, stderr=stderr) as process:
         try:
             _, status, usage = os.wait4(process.pid, 0)
-        except BaseException:  # the command was ended, and so is what it started
-            process.terminate()
+        except BaseException:  # ended by a signal; on SIGTERM the training would first write a checkpoint
+            process.kill()
             raise
         process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:

@@ -69,7 +69,7 @@ def test_training_is_measured_from_each_source(
     config_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    result = flcache("bench", "train", "--config", config_file, "--steps", "4", "--json")
+    result = flcache("bench", "train", "--config", config_file, "--steps", "4", "--json", "training.validate_every=2")
     assert result.returncode == 0, result.stderr
     found = json.loads(result.stdout)
     assert list(found) == ["cache", "frozen", "unfrozen"]
