@@ -161,8 +161,9 @@ def a_world_model(kind: str, attention: str, encoder: LatentVideoModel | None) -
 
 def an_encoder(rule: ContextRule, *, trainable: bool = False) -> LatentVideoModel:
     with CUDA:
-        model = import_transformers().AutoModel.from_config(_stated_config(ENCODER))
-        return _latent_model(model, EncoderSource(architecture=ENCODER), rule, trainable).eval()
+        source = EncoderSource(architecture=ENCODER)
+        model = import_transformers().AutoModel.from_config(_stated_config(source))
+        return _latent_model(model, source, rule, trainable).eval()
 
 
 def a_predictor(kind: str, attention: str) -> Predictor:
