@@ -39,6 +39,8 @@ def run(checkpoint: Path, directory: Path, overrides: Sequence[str] = ()) -> Non
     """
     if (checkpoint / "checkpoints").is_dir():
         checkpoint = latest_checkpoint(checkpoint / "checkpoints")
+    if not (checkpoint / "run.json").exists():
+        raise ConfigError(f"{checkpoint}: no checkpoint; name one, or a training.dir that has checkpoints")
     if directory.exists():
         raise ConfigError(f"{directory}: exists already; name a new folder, or remove it")
     config = run_config(checkpoint, checkpoint.resolve().parent.parent, overrides)

@@ -170,3 +170,8 @@ def test_a_predictor_of_imported_latents_has_no_encoder(tmp_path: Path, capsys: 
     predictor = load_predictor(tmp_path / "model" / "predictor")
     assert predictor(torch.from_numpy(latents[:, :3])).shape == (8, 1, 2, 2, 8)
     assert predictor.card.times == (0.0, 1.0, 2.0, 3.0)
+
+
+def test_a_folder_without_a_checkpoint_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=f"{tmp_path}: no checkpoint; name one"):
+        export.run(tmp_path, tmp_path / "model")
