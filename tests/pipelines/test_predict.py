@@ -155,12 +155,17 @@ def test_a_stride_is_taken_at_the_rate_of_the_video(model: Path, long_videos: li
     assert np.array_equal(frames[valid], all_frames(long_videos[0])[::3]) and valid.sum() == 20
 
 
+def export_trained(encoded: Path, settings: list[str], folder: Path) -> None:
+    """Train with `settings`, and export to `model` in `folder`."""
+    train.run(load_config(encoded, [*settings, f"training.dir={folder / 'training'}"]))
+    export.run(folder / "training", folder / "model")
+
+
 def test_a_trained_encoder_sees_contexts_and_its_average_makes_the_truth(
     encoded: Path, long_videos: list[Path], tmp_path: Path
 ) -> None:
     settings = ["training.source=videos", "encoder_trainable=true", "training.ema_decay=0.5", "training.steps=2"]
-    train.run(load_config(encoded, [*settings, f"training.dir={tmp_path / 'training'}"]))
-    export.run(tmp_path / "training", tmp_path / "model")
+    export_trained(encoded, settings, tmp_path)
     predict.run(long_videos[:1], tmp_path / "model", tmp_path / "out", every=2, device="cpu")
     found = np.load(tmp_path / "out" / f"{long_videos[0].stem}.npz")
     opened = open_model(tmp_path / "model", "cpu")
@@ -175,8 +180,7 @@ def test_a_flow_is_the_mean_of_samples_that_the_window_decides(
     encoded: Path, long_videos: list[Path], tmp_path: Path
 ) -> None:
     flow = ["predictor.kind=flow_matching", "training.loss=l2", "training.steps=2", "predictor.flow.sampler_steps=1"]
-    train.run(load_config(encoded, [*flow, f"training.dir={tmp_path / 'training'}"]))
-    export.run(tmp_path / "training", tmp_path / "model")
+    export_trained(encoded, flow, tmp_path)
     for name in ("one", "two"):
         predict.run(long_videos[:1], tmp_path / "model", tmp_path / name, every=2, device="cpu")
     assert tree(tmp_path / "one") == tree(tmp_path / "two")

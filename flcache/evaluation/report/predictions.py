@@ -50,8 +50,6 @@ class Predictions:
     provenance: Mapping[str, str]
     leak: bool
     """True if the contexts had seen the future."""
-    notes: Sequence[str] = ()
-    """What the page lacks."""
 
 
 def write_predictions(page: Predictions, path: Path) -> None:
