@@ -10,7 +10,6 @@ from pathlib import Path
 from flcache.config import Config
 from flcache.errors import ConfigError
 
-from .setup.encoder import load_configured_encoder
 from .setup.encoding import encode_missing, report_encoding
 from .setup.engine import LOCAL, Engine
 from .setup.planning import begin_planning
@@ -35,6 +34,5 @@ def run(
         )
     cache_dir = Path(config.require("cache.dir"))
     planning = begin_planning(cache_dir, config)
-    model = load_configured_encoder(config, device=config.encode.device)
-    encode_missing(cache_dir, config, model, planning, shards, retry_failed=retry_failed, engine=engine)
+    encode_missing(cache_dir, config, planning, shards, retry_failed=retry_failed, engine=engine)
     report_encoding(cache_dir, config)

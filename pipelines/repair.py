@@ -79,8 +79,7 @@ def _repair_spec(store: Store, config: Config) -> None:
 
 def _encode(store: Store, config: Config) -> None:
     planning = begin_planning(store, config)
-    model = load_configured_encoder(config, device=config.encode.device)
-    encode_missing(store, config, model, planning)
+    encode_missing(store, config, planning)
     report_encoding(store, config)
 
 

@@ -24,17 +24,17 @@ def run(
     tasks: Iterable[ShardTask],
     on_event: Callable[[Event], None] = lambda event: None,
     *,
-    model: LatentVideoModel | None = None,
+    load_model: Callable[[], LatentVideoModel] | None = None,
 ) -> EncoderTimes:
     """Encode and commit every task of `job`, calling `on_event` for each clip and shard, in one thread at a time.
 
-    Returns when all of them are committed, by this run or by another. `model` is the job's encoder if it is loaded
-    already. Failed clips are recorded and left out; raises CacheError where writing fails.
+    Returns when all of them are committed, by this run or by another. `load_model` gives the job's encoder, and is
+    called while the first clips are decoded; without it the job loads it. Failed clips are recorded and left out;
+    raises CacheError where writing fails.
     """
-    model = model or job.load_model()
     with DecodePool(job.decode_workers, job.decode_timeout_s, max_bytes=job.max_clip_bytes) as pool:
         decode = partial(decode_planned, pool, VideoFolder(job.video_root, other_case=job.other_case))
-        encoder = ShardEncoder(job, model, decode, pool.close, on_event)
+        encoder = ShardEncoder(job, load_model or job.load_model, decode, pool.close, on_event)
         passes = []
         while True:
             tasks, times = encoder.run(tasks)

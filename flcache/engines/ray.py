@@ -113,7 +113,8 @@ def _encode(job: EncodeJob, task: ShardTask) -> tuple[list[Event], EncoderTimes]
         torch.set_num_threads(max(1, min(available_cores(), job.decode_workers)))
     events: list[Event] = []
     content = pickle.dumps(job)
-    times = local.run(job, [task], events.append, model=_model(hashlib.sha256(content).digest(), content))
+    digest = hashlib.sha256(content).digest()
+    times = local.run(job, [task], events.append, load_model=lambda: _model(digest, content))
     return events, times
 
 

@@ -1,7 +1,8 @@
 """The stages of encoding, which overlap: planned clips -> decoded -> encoded -> stored -> committed, shard after shard.
 
-The encoder works in the caller's thread, every other stage in one of its own. Batches and their order follow from the
-tasks alone, so the bytes do not depend on which stage is slow. T steps.
+The encoder is loaded and works in the caller's thread, every other stage works in one of its own: the first clips are
+decoded while it is loaded. Batches and their order follow from the tasks alone, so the bytes do not depend on which
+stage is slow. T steps.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future
 from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import chain, islice
@@ -21,7 +23,7 @@ from flcache.encoder import LatentVideoModel
 from flcache.engines.figures import Clock, EncoderTimes
 from flcache.engines.handover import Handover, Stages
 from flcache.engines.job import ClipDone, ClipFailed, EncodeJob, Event, ShardCommitted, ShardTask
-from flcache.engines.lane import Encoding, open_lane
+from flcache.engines.lane import Encoding, Lane, open_lane
 from flcache.errors import DecodeError
 from flcache.videos import DecodedClip, PlannedClip
 
@@ -57,21 +59,23 @@ class _Batch:
 
 
 class ShardEncoder:
-    """Encodes shards with one model. `decode` gives clips in the order it gets them, and ends at `stop_decoding`.
+    """Encodes shards with one model, which the first run loads.
 
-    `on_event` is called by one thread at a time.
+    `decode` gives clips in the order it gets them, and ends at `stop_decoding`. `on_event` is called by one thread at a
+    time.
     """
 
     def __init__(
         self,
         job: EncodeJob,
-        model: LatentVideoModel,
+        load_model: Callable[[], LatentVideoModel],
         decode: Callable[[Iterable[PlannedClip]], Iterator[Decoded]],
         stop_decoding: Callable[[], None],
         on_event: Callable[[Event], None],
     ) -> None:
         self._job, self._decode, self._stop_decoding, self._on_event = job, decode, stop_decoding, on_event
-        self._lane = open_lane(model, job.spec)
+        self._load_model = load_model
+        self._lane: Future[Lane] = Future()
         self._telling = threading.Lock()
 
     def run(self, tasks: Iterable[ShardTask]) -> tuple[list[ShardTask], EncoderTimes]:
@@ -91,9 +95,12 @@ class ShardEncoder:
             self._stages.start("decode", lambda: self._decode_all(tasks))
             self._stages.start("store", self._store_all)
             self._stages.start("commit", self._commit_all)
+            if not self._lane.done():
+                self._lane.set_result(open_lane(self._load_model(), self._job.spec))
             self._encode_all()
         except BaseException as error:
             self._stages.fail(error)
+            self._lane.cancel()  # a stage may be waiting for it
         try:
             self._stages.join(self._stop_decoding)
         finally:
@@ -108,7 +115,8 @@ class ShardEncoder:
             shard = self._in_decoding.popleft()
             clips = chain([first], islice(decoded, len(shard.task.clips) - 1))
             while batch := list(islice(clips, self._job.batch_size)):
-                frames = [self._lane.stage(found.frames) for _, found in batch if isinstance(found, DecodedClip)]
+                lane = self._lane.result()
+                frames = [lane.stage(found.frames) for _, found in batch if isinstance(found, DecodedClip)]
                 self._decoded.put(_Batch(shard, batch, frames))
         self._decoded.close()
 
@@ -132,9 +140,9 @@ class ShardEncoder:
                 yield from task.clips
 
     def _encode_all(self) -> None:
-        encoding = None
+        lane, encoding = self._lane.result(), None
         for batch in self._clock.waits_for("decode", self._decoded):
-            encoding = self._lane.encode(batch.frames) if batch.frames else None
+            encoding = lane.encode(batch.frames) if batch.frames else None
             with self._clock.waiting("store"):
                 self._encoded.put(_Batch(batch.shard, batch.clips, batch.frames, encoding))
         if encoding is not None:

@@ -178,8 +178,8 @@ class _Bench:
             if isinstance(event, ClipDone):
                 stored_at.append(time.perf_counter())
 
-        job = encode_job(self._folder / "cache", self._config, self._spec, self._model)
-        times = local.run(job, tasks, note, model=self._model)
+        job = encode_job(self._folder / "cache", self._config, self._spec)
+        times = local.run(job, tasks, note, load_model=lambda: self._model)
         if len(stored_at) < 2:
             raise DataError(f"{self._config.dataset.root}: too few of the {len(self._clips)} clips can be decoded")
         return (len(stored_at) - 1) / (stored_at[-1] - stored_at[0]), times

@@ -24,7 +24,6 @@ from flcache.errors import ConfigError, DataError
 from flcache.training import Augmentation, read_metrics
 from flcache.videos import VideoFolder, read_annotations
 
-from ..setup.encoder import load_configured_encoder
 from ..setup.encoding import encode_missing
 from ..setup.planning import begin_planning
 from .videos import write_videos
@@ -88,7 +87,7 @@ def _on_few_videos(config: Config, folder: Path, count: int, steps: int) -> Conf
 def _encode(config: Config) -> None:
     cache_dir = Path(config.require("cache.dir"))
     planning = begin_planning(cache_dir, config)
-    encode_missing(cache_dir, config, load_configured_encoder(config, device=config.encode.device), planning, None)
+    encode_missing(cache_dir, config, planning)
 
 
 def _sources(config: Config) -> Iterator[tuple[str, Config]]:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import importlib.metadata
 import sys
+from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,9 @@ from flcache.cache import (
     remove_shard_leftovers,
     settle,
 )
-from flcache.cache.storage import Location
+from flcache.cache.format.names import SPEC
+from flcache.cache.format.spec import read_spec
+from flcache.cache.storage import Location, open_store
 from flcache.config import Config
 from flcache.encoder import LatentVideoModel, pick_dtype
 from flcache.engines import ClipFailed, EncodeJob, Event, ShardCommitted, calibrate
@@ -28,7 +31,7 @@ from flcache.errors import DataError
 from flcache.videos import decode_planned
 
 from .clips import open_pool
-from .encoder import hard_spec
+from .encoder import hard_spec, load_configured_encoder, pick_device
 from .engine import LOCAL, Engine, decode_workers
 from .planning import OF_THE_ENCODER, FailedShards, MissingShards, Planning, calibration_clips, finish_planning
 from .progress import Progress
@@ -39,7 +42,6 @@ SOFT_PACKAGES = ("flcache", "torch", "torchvision", "transformers", "decord", "a
 def encode_missing(
     location: Location,
     config: Config,
-    model: LatentVideoModel,
     planning: Planning,
     part: tuple[int, int] | None = None,
     *,
@@ -48,18 +50,39 @@ def encode_missing(
 ) -> None:
     """Encode and commit the shards without a commit; with `part=(i, n)` only every n-th shard from number i on.
 
-    With `retry_failed` also the failed clips of committed shards, where the reason may have gone.
+    With `retry_failed` also the failed clips of committed shards, where the reason may have gone. Where spec and plan
+    are there, the first clips are decoded while the encoder is loaded. Raises SpecMismatch if the cache is of other
+    latents.
     """
-    spec = open_cache(location, config, model, planning)
+
+    @lru_cache(maxsize=1)
+    def load_model() -> LatentVideoModel:
+        model = load_configured_encoder(config, device=config.encode.device)
+        open_cache(location, config, model, planning)
+        return model
+
+    if not _is_begun(location, planning):
+        load_model()
+        if not engine.is_in_process(config):
+            load_model.cache_clear()  # makes room for those of other processes
+    spec = read_spec(location)
     plan = finish_planning(planning, spec.latent_shape)
-    job = encode_job(location, config, spec, model)
+    job = encode_job(location, config, spec)
     settle(location)
     failed = FailedShards(planning, plan, part) if retry_failed else None
-    _encode(config, engine, job, MissingShards(planning, plan, part), model)
+    missing = MissingShards(planning, plan, part)
+    _encode(config, engine, job, missing, load_model)
     if failed is not None:
-        _encode(config, engine, job, failed, model)
+        _encode(config, engine, job, failed, load_model)
+    if not missing and not failed:
+        load_model()  # compares the configuration with the cache also where there is nothing to do
     remove_shard_leftovers(location)
     finalize_statistics(location)
+
+
+def _is_begun(location: Location, planning: Planning) -> bool:
+    """Whether the cache has its spec and a plan of every split."""
+    return open_store(location).exists(SPEC) and planning.is_done_for(read_spec(location).latent_shape)
 
 
 def open_cache(location: Location, config: Config, model: LatentVideoModel, planning: Planning) -> CacheSpec:
@@ -99,16 +122,17 @@ def _version(package: str) -> str | None:
         return None
 
 
-def encode_job(location: Location, config: Config, spec: CacheSpec, model: LatentVideoModel) -> EncodeJob:
+def encode_job(location: Location, config: Config, spec: CacheSpec) -> EncodeJob:
     """The job whose tasks know the files of their clips."""
+    device = pick_device(config.encode.device)
     return EncodeJob(
         cache=location,
         video_root=Path(config.require("dataset.root")),
         other_case={},
         spec=spec,
-        encoder=replace(config.encoder, dtype=pick_dtype(config.encoder.dtype, str(model.device))),
+        encoder=replace(config.encoder, dtype=pick_dtype(config.encoder.dtype, device)),
         context=config.encode.context,
-        device=str(model.device),
+        device=device,
         decode_workers=decode_workers(config),
         decode_timeout_s=config.encode.decode_timeout_s,
         max_clip_bytes=config.clip.max_bytes,
@@ -123,7 +147,7 @@ def _encode(
     engine: Engine,
     job: EncodeJob,
     tasks: MissingShards | FailedShards,
-    model: LatentVideoModel,
+    load_model: Callable[[], LatentVideoModel],
 ) -> None:
     if not len(tasks):
         return
@@ -136,7 +160,7 @@ def _encode(
                 for number in range(event.commit.clips + event.commit.failed):
                     progress.advance(failed=number < event.commit.failed)
 
-        times = engine.run(config, job, tasks, show, model)
+        times = engine.run(config, job, tasks, show, load_model)
     print(times.advice(job.decode_workers, available_cores()), file=sys.stderr)
 
 

@@ -29,15 +29,19 @@ class Engine:
     address: str | None = None
     """Of a Ray cluster."""
 
+    def is_in_process(self, config: Config) -> bool:
+        """Whether the encoder works in this process."""
+        return self.name == "local" and len(encode_devices(config)) == 1
+
     def run(
         self,
         config: Config,
         job: EncodeJob,
         tasks: Iterable[ShardTask],
         on_event: Callable[[Event], None],
-        model: LatentVideoModel,
+        load_model: Callable[[], LatentVideoModel],
     ) -> EncoderTimes:
-        """Encode and commit all `tasks`. `model` is used if they run in this process."""
+        """Encode and commit all `tasks`. `load_model` is called if they run in this process."""
         if self.name == "ray":
             from flcache.engines import ray
 
@@ -46,8 +50,7 @@ class Engine:
             )
         devices = encode_devices(config)
         if len(devices) == 1:
-            return local.run(job, tasks, on_event, model=model)
-        model.to("cpu")  # makes room for that of the first process
+            return local.run(job, tasks, on_event, load_model=load_model)
         return processes.run(job, tasks, on_event, devices=devices)
 
 

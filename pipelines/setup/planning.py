@@ -57,6 +57,16 @@ class Planning:
     def splits(self) -> tuple[str, ...]:
         return tuple(self.sources)
 
+    def sources_of(self, latent_shape: tuple[int, ...]) -> dict[str, dict[str, Any]]:
+        """The sources by split, for clips whose latents are of `latent_shape` (T, H, W, D)."""
+        clip_bytes = get_codec(self.config.cache.codec).clip_bytes(latent_shape)
+        return {split: {**found, "clip_bytes": clip_bytes} for split, found in self.sources.items()}
+
+    def is_done_for(self, latent_shape: tuple[int, ...]) -> bool:
+        """Whether the plan on disk has every split, for such latents."""
+        known = plan_sources(self.location)
+        return all(known.get(split) == found for split, found in self.sources_of(latent_shape).items())
+
 
 def begin_planning(location: Location, config: Config) -> Planning:
     """Read the annotations of every split without a fitting plan, and print which of their videos are missing.
@@ -77,9 +87,7 @@ def begin_planning(location: Location, config: Config) -> Planning:
 def finish_planning(planning: Planning, latent_shape: tuple[int, ...]) -> PlanTable:
     """The plan on disk, with every split. Raises CacheError where a split there is another, saying what has changed."""
     config, store = planning.config, open_store(planning.location)
-    clip_bytes = get_codec(config.cache.codec).clip_bytes(latent_shape)
-    sources = {split: {**found, "clip_bytes": clip_bytes} for split, found in planning.sources.items()}
-    known = plan_sources(store)
+    sources, known = planning.sources_of(latent_shape), plan_sources(store)
     for split in planning.splits:
         if split not in planning.fresh and known.get(split) != sources[split]:
             planning.fresh[split] = read_split(config, split)

@@ -79,7 +79,7 @@ def flcache_encode(files: list[Path], model: LatentVideoModel, out: Path) -> flo
     clips = [PlannedClip(f"clip{k}", file.stem, str(file), None, k, request) for k, file in enumerate(files)]
     job = EncodeJob(out, Path("/"), {}, spec, SOURCE, CONTEXT, "cpu", 2, 60.0, 4)
     started = time.perf_counter()
-    local.run(job, [ShardTask("train", 0, tuple(clips))], model=model)
+    local.run(job, [ShardTask("train", 0, tuple(clips))], load_model=lambda: model)
     seconds = time.perf_counter() - started
     (commit,) = read_commits(out, fingerprint=spec.fingerprint)
     assert commit.clips == len(files), f"{commit.failed} clips failed"

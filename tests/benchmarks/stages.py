@@ -3,12 +3,13 @@
 The encoder only waits, as a CPU does for a GPU, for 20, 40 and 200 clips/s or for nothing, and gives 4 MiB latents.
 The clips are of videos of 340 x 256, made here; two processes decode. Every round measures both interpreters in turn,
 each in a process of its own; the table has medians. PYTHON is the interpreter of a checkout of older code. With
-`--scale 10` also ten times the clips, for time and memory.
+`--scale 10` also ten times the clips in one run between two halves of ten runs, which together encode as many.
 """
 
 from __future__ import annotations
 
 import argparse
+import inspect
 import json
 import os
 import re
@@ -76,7 +77,9 @@ def measure(root: Path, clips: int, offered: float) -> dict[str, float]:
         )
         encoder: Any = StandIn()
         note = lambda event: stored_at.append(time.perf_counter()) if isinstance(event, ClipDone) else None  # noqa: E731
-        local.run(job, tasks, note, model=encoder)
+        lazy = "load_model" in inspect.signature(local.run).parameters  # older code takes the encoder itself
+        given: dict[str, Any] = {"load_model": lambda: encoder} if lazy else {"model": encoder}
+        local.run(job, tasks, note, **given)
     span_s = encoder.spans[-1][1] - encoder.spans[0][0]
     status = Path("/proc/self/status").read_text()
     return {
@@ -101,6 +104,21 @@ def make_videos(root: Path) -> None:
     from flcache.pipelines.bench.videos import write_videos
 
     write_videos(Config(), root)
+
+
+def compare_sizes(root: Path, clips: int, scale: int) -> None:
+    """One run of `scale` times `clips` between `scale` runs of `clips`, so that a machine that slows down slows both."""
+
+    def runs(number: int, clips: int) -> list[dict[str, float]]:
+        found = [in_a_process(sys.executable, root, clips, 0.0) for _ in range(number)]
+        print(f"{clips} clips:", *(f"{clips / run['clips_per_s']:.1f}" for run in found), "s", flush=True)
+        return found
+
+    before, [large], after = runs(scale // 2, clips), runs(1, clips * scale), runs(scale - scale // 2, clips)
+    small_s = sum(clips / run["clips_per_s"] for run in before + after)
+    small_mb, large_s = max(run["peak_mb"] for run in before + after), clips * scale / large["clips_per_s"]
+    print(f"{scale} runs of {clips} clips: {small_s:.1f} s, peak {small_mb:.0f} MB")
+    print(f"one of {clips * scale}: {large_s:.1f} s, {large_s / small_s:.3f} times that, peak {large['peak_mb']:.0f} MB")
 
 
 def main() -> None:
@@ -131,9 +149,7 @@ def main() -> None:
                 shown = f"{offered:g}" if offered else "all"
                 print(f"{name:5} {shown:>7} {middle['clips_per_s']:7.1f} {middle['busy']:6.2f}", flush=True)
         if options.scale > 1:
-            for clips in (options.clips, options.clips * options.scale):
-                found = in_a_process(sys.executable, root, clips, 0.0)
-                print(f"{clips} clips: {found['seconds']:.1f} s, peak {found['peak_mb']:.0f} MB", flush=True)
+            compare_sizes(root, options.clips, options.scale)
 
 
 if __name__ == "__main__":

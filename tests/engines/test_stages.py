@@ -20,7 +20,7 @@ from flcache.cache.storage import LocalStore
 from flcache.encoder import ContextRule, EncoderSource
 from flcache.engines import ClipDone, ClipFailed, EncodeJob, Event, ShardCommitted, ShardTask
 from flcache.engines.stages import Decoded, ShardEncoder
-from flcache.errors import CacheError, DecodeError
+from flcache.errors import CacheError, DecodeError, SpecMismatch
 from flcache.videos import ClipRequest, DecodedClip, PlannedClip
 
 SHAPE = (2, 3, 4, 8)
@@ -100,7 +100,7 @@ def encode(job: EncodeJob, *, model: Any = None, decode: Any = None, on_event: A
         if on_event is not None:
             on_event(event)
 
-    busy, _ = ShardEncoder(job, model or Projection(), decode or decoder(), lambda: None, note).run(tasks())
+    busy, _ = ShardEncoder(job, lambda: model or Projection(), decode or decoder(), lambda: None, note).run(tasks())
     assert busy == []
     return events
 
@@ -123,6 +123,32 @@ def test_the_bytes_do_not_depend_on_which_stage_is_slow(job: EncodeJob, slow: st
     assert model.batches == [4, 3, 2] * 3, "a failed clip shrinks its own batch only; no batch spans two shards"
     told = [type(event) for event in events]
     assert [told.count(kind) for kind in (ClipDone, ClipFailed, ShardCommitted)] == [27, 3, 3]
+
+
+def test_the_first_clips_are_decoded_while_the_encoder_is_loaded(job: EncodeJob) -> None:
+    decoded = threading.Event()
+
+    def decode(clips: Iterable[PlannedClip]) -> Iterator[Decoded]:
+        for found in decoder()(clips):
+            decoded.set()
+            yield found
+
+    def load() -> Any:
+        assert decoded.wait(60)
+        return Projection()
+
+    ShardEncoder(job, load, decode, lambda: None, lambda event: None).run(tasks())
+    assert len(files(job)) == 3 * 4
+
+
+def test_an_encoder_that_cannot_be_loaded_ends_all_stages(job: EncodeJob) -> None:
+    def load() -> Any:
+        raise SpecMismatch("another encoder")
+
+    before = threading.active_count()
+    with pytest.raises(SpecMismatch, match="another encoder"):
+        ShardEncoder(job, load, decoder(), lambda: None, lambda event: None).run(tasks())
+    assert threading.active_count() == before and files(job) == {}
 
 
 @pytest.mark.parametrize("failing", ["decode", "encode", "store", "commit"])

@@ -39,7 +39,7 @@ def share(content: bytes, together: Barrier, told: Queue[tuple[int, int]], dies:
             os.kill(os.getpid(), signal.SIGKILL)
 
     together.wait()
-    local.run(job, tasks, count, model=model)
+    local.run(job, tasks, count, load_model=lambda: model)
     told.put((clips, others))
 
 
