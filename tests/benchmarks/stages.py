@@ -107,7 +107,7 @@ def make_videos(root: Path) -> None:
 
 
 def compare_sizes(root: Path, clips: int, scale: int) -> None:
-    """One run of `scale` times `clips` between `scale` runs of `clips`, so that a machine that slows down slows both."""
+    """One run of `scale` times `clips` between two halves of `scale` runs: a machine that slows down slows both."""
 
     def runs(number: int, clips: int) -> list[dict[str, float]]:
         found = [in_a_process(sys.executable, root, clips, 0.0) for _ in range(number)]
@@ -118,7 +118,8 @@ def compare_sizes(root: Path, clips: int, scale: int) -> None:
     small_s = sum(clips / run["clips_per_s"] for run in before + after)
     small_mb, large_s = max(run["peak_mb"] for run in before + after), clips * scale / large["clips_per_s"]
     print(f"{scale} runs of {clips} clips: {small_s:.1f} s, peak {small_mb:.0f} MB")
-    print(f"one of {clips * scale}: {large_s:.1f} s, {large_s / small_s:.3f} times that, peak {large['peak_mb']:.0f} MB")
+    ratio = large_s / small_s
+    print(f"one of {clips * scale}: {large_s:.1f} s, {ratio:.3f} times that, peak {large['peak_mb']:.0f} MB")
 
 
 def main() -> None:
