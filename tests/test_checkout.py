@@ -27,3 +27,15 @@ def test_pipelines_are_those_of_the_checkout() -> None:
     places = "import flcache, flcache.pipelines.cli as cli; print(flcache.__file__, cli.__file__)"
     assert python("-c", places).split() == [str(CHECKOUT / "flcache/__init__.py"), str(CHECKOUT / "pipelines/cli.py")]
     assert "vjepa2" in python("-m", "flcache.pipelines.cli", "inspect-config", "--config", "vjepa2_kinetics_400")
+
+
+def test_one_import_gives_what_users_need_and_loads_no_torch() -> None:
+    names = "flcache.LatentCache, flcache.LatentLoader, flcache.LatentVideoModel, flcache.load_config"
+    loaded = 'print(*{"torch", "pandas", "transformers"} & set(sys.modules))'
+    done = subprocess.run(
+        [sys.executable, "-c", f"import sys, flcache; {loaded}; {names}, flcache.load_predictor"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.split() == []
