@@ -290,6 +290,22 @@ def predict(videos: tuple[str, ...], model: str, out: str, every: int, device: s
     stage.run([Path(video) for video in videos], Path(model), Path(out), every=every, device=device)
 
 
+@cli.command()
+@click.option("--config", metavar="NAME_OR_FILE", help="What is it to do? Exit 1 where it needs what does not work.")
+@_OVERRIDES
+@_JSON
+def doctor(config: str | None, overrides: tuple[str, ...], as_json: bool) -> None:
+    """Try what encoding and training stand on: decoders, torch, GPU, disk, hub.
+
+    A line for each, with what would mend it.
+    """
+    from flcache.config import load_config
+
+    from . import doctor as stage
+
+    stage.run(load_config(config, overrides), is_given=bool(config or overrides), as_json=as_json)
+
+
 @cli.group()
 def bench() -> None:
     """Measure this machine."""

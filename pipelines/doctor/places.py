@@ -1,0 +1,95 @@
+"""Checks of where data lies and comes from: the disk of the cache, shared memory, the hub."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import tempfile
+import time
+from pathlib import Path
+
+from rich.filesize import decimal
+
+from flcache.config import Config
+
+from .finding import Finding
+
+_WRITTEN_BYTES = 64 * 2**20
+_ASK_S = 5.0
+
+
+def disk(config: Config) -> Finding:
+    """Write and read speed of the folder of the cache, past the system's own cache, and what is free there."""
+    folder = nearest(Path(config.cache.dir or "."))
+    needed = config.cache.dir is not None
+    try:
+        written_s, read_s = _written_and_read_s(folder)
+    except OSError as error:
+        mend = "free some of it" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "make it writable"
+        mend += ", or choose another cache.dir"
+        return Finding("disk", "wrong", f"{folder}: {error.strerror}", mend, needed)
+    speeds = [f"{_WRITTEN_BYTES / 2**20 / seconds:,.0f} MiB/s" for seconds in (written_s, read_s)]
+    free = decimal(shutil.disk_usage(folder).free)
+    return Finding("disk", "ok", f"{folder}: writes {speeds[0]}, reads {speeds[1]}, {free} free")
+
+
+def nearest(folder: Path) -> Path:
+    """`folder`, or the nearest one above it that exists."""
+    folder = folder.absolute()
+    return next(place for place in (folder, *folder.parents) if place.is_dir())
+
+
+def shared_memory() -> Finding:
+    """Decoded frames reach the encoder through memory that two processes share."""
+    if not hasattr(os, "memfd_create"):
+        return Finding("shared memory", "ok", "not by this system: frames come through a socket")
+    descriptor = os.memfd_create("flcache-doctor")
+    try:
+        os.write(descriptor, bytes(2**20))
+    finally:
+        os.close(descriptor)
+    return Finding("shared memory", "ok", "frames come without a copy")
+
+
+def hub(config: Config) -> Finding:
+    """Whether the encoder that the configuration names is here, or can be fetched."""
+    from huggingface_hub import constants, try_to_load_from_cache
+    from huggingface_hub.utils import get_session  # type: ignore[attr-defined]
+
+    name = config.encoder.name
+    if name is None:
+        return Finding("encoder", "ok", "stated by its architecture: nothing is fetched")
+    if Path(name).is_dir():
+        return Finding("encoder", "ok", f"{name}: a folder")
+    if isinstance(try_to_load_from_cache(name, "config.json", revision=config.encoder.revision), str):
+        return Finding("encoder", "ok", f"{name}: in {constants.HF_HUB_CACHE}")
+    mend = f"where there is a network: hf download {name} --local-dir DIR; then encoder.name=DIR"
+    if constants.HF_HUB_OFFLINE:
+        return Finding("encoder", "wrong", f"{name}: not here, and HF_HUB_OFFLINE is set", mend, True)
+    try:
+        answer = get_session().head(f"{constants.ENDPOINT}/{name}/resolve/main/config.json", timeout=_ASK_S)
+    except Exception as error:  # of whichever library it asks with
+        return Finding("encoder", "wrong", f"{name}: {constants.ENDPOINT} cannot be reached: {error}", mend, True)
+    if answer.status_code >= 400:
+        found = f"{name}: {constants.ENDPOINT} answers {answer.status_code}"
+        return Finding("encoder", "wrong", found, "check encoder.name; for a private one: hf auth login", True)
+    return Finding("encoder", "ok", f"{name}: can be fetched from {constants.ENDPOINT}")
+
+
+def _written_and_read_s(folder: Path) -> tuple[float, float]:
+    block = os.urandom(2**20)
+    with tempfile.NamedTemporaryFile(dir=folder, prefix=".flcache-doctor-") as file:
+        started_s = time.perf_counter()
+        for _ in range(_WRITTEN_BYTES // len(block)):
+            file.write(block)
+        file.flush()
+        os.fsync(file.fileno())
+        written_s = time.perf_counter() - started_s
+        if hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        file.seek(0)
+        started_s = time.perf_counter()
+        while file.read(len(block)):
+            pass
+        return written_s, time.perf_counter() - started_s
