@@ -77,7 +77,7 @@ def _card(
 ) -> PredictorCard:
     record = open_checkpoint(checkpoint).record
     hard, target = dict(source.hard), encoders.get("target_encoder")
-    if target is not None:  # the encoder was trained, so its latents are others than the run began with
+    if source.encoder is not None and source.encoder.trainable:  # its latents are others than the run began with
         hard = with_weights(hard, weight_digest(encoders["encoder"].encoder))
     return PredictorCard(
         options=config.predictor,

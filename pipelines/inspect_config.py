@@ -26,6 +26,7 @@ from flcache.training import parameter_lines
 from flcache.videos import Video, VideoFolder, needs_duration, plan_clips, read_annotations
 
 from .setup.clips import SPLITS
+from .setup.model import check_encoder_targets
 
 WIDEST_VALUE = 64
 """Characters of `key: value` after which origins are no longer aligned."""
@@ -196,5 +197,6 @@ def _check_training(config: Config, findings: Findings) -> None:
             f"encoder.dtype: {config.encoder.dtype} weights are too coarse to train; set encoder.dtype=float32, and "
             "training.precision=bf16 to compute in bfloat16"
         )
+    findings.attempt(lambda: check_encoder_targets(config))
     for key in ("cache.dir", "training.dir"):
         _path(config, key, findings)

@@ -29,7 +29,7 @@ from flcache.training import (
 
 from .setup.continuing import as_begun, check_settings
 from .setup.encoder import pick_device, pick_precision, print_choice
-from .setup.model import build_world_model
+from .setup.model import build_world_model, check_encoder_targets
 from .setup.progress import Progress
 from .setup.signals import EndedBy, announced_end
 from .setup.source import LatentSource, Reading, open_source
@@ -46,6 +46,7 @@ def run(config: Config, resume: bool = False) -> None:
         raise ConfigError("encoder_trainable: latents in a cache train no encoder; set training.source=videos")
     if config.training.augment and config.training.source == "cache":
         raise ConfigError("training.augment: latents in a cache have no pixels to crop; set training.source=videos")
+    check_encoder_targets(config)
     accelerator = _accelerator(config)
     newest = agreed_checkpoint(accelerator, directory / "checkpoints")
     if newest is not None:
@@ -150,7 +151,7 @@ def _fit(config: Config, training_run: Run, source: LatentSource) -> int:
 
 def _describe(metrics: dict[str, float]) -> str:
     copied = metrics.get("loss/copy_last_shown", metrics["loss/copy_last"])  # of a flow, on its own terms
-    return f"loss {metrics['loss']:.4f}, copying the last step {copied:.4f}"
+    return f"loss {metrics['loss/prediction']:.4f}, copying the last step {copied:.4f}"
 
 
 def _describe_skill(metrics: dict[str, float]) -> str:

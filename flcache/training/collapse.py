@@ -26,6 +26,8 @@ class LatentHealth:
     """Effective rank: exponential of the entropy of the normalised singular values (RankMe, arXiv 2210.02885)."""
     change: float
     """Variance over the steps of a clip, as a fraction of that over all tokens of the batch."""
+    copy_last: float = 0.0
+    """Squared error of copying each step to the next, as a fraction of that variance; logged, not watched."""
 
 
 @torch.no_grad()
@@ -35,11 +37,12 @@ def latent_health(latents: Tensor) -> LatentHealth:
     tokens = latents.flatten(0, -2)
     whole = tokens.var(0, unbiased=False).mean().clamp_min(1e-12)
     change = latents.var(1, unbiased=False).mean() / whole
+    copied = latents.diff(dim=1).square().mean() / whole if latents.shape[1] > 1 else whole.new_zeros(())
     tokens = tokens[:: max(1, len(tokens) // RANK_TOKENS)]
     singular = torch.linalg.svdvals(tokens - tokens.mean(0))
     share = singular / singular.sum().clamp_min(1e-12)
     entropy = -(share * (share + 1e-12).log()).sum()
-    return LatentHealth(float(tokens.std(0).mean()), float(entropy.exp()), float(change))
+    return LatentHealth(float(tokens.std(0).mean()), float(entropy.exp()), float(change), float(copied))
 
 
 def check_collapse(now: LatentHealth, start: LatentHealth, *, step: int) -> None:
@@ -48,6 +51,7 @@ def check_collapse(now: LatentHealth, start: LatentHealth, *, step: int) -> None
         value, before = getattr(now, name), getattr(start, name)
         if value < floor * before:
             raise TrainingError(
-                f"step {step}: the latents are collapsing: their {name} fell from {before:.3g} to {value:.3g}; lower "
-                f'"training.learning_rate", raise "training.ema_decay", or unfreeze fewer layers'
+                f"step {step}: the latents are collapsing: their {name} fell from {before:.3g} to {value:.3g}; set "
+                '"training.anti_collapse", lower "training.learning_rate", raise "training.ema_decay", or unfreeze '
+                "fewer layers"
             )

@@ -20,5 +20,13 @@ def drawn_order(boundaries: Sequence[int], *, seed: int, draw: int) -> list[int]
 
 def seed_noise(*, seed: int, draw: int, process: int) -> None:
     """Seed every generator of this process: noise and dropout differ between processes."""
-    digest = hashlib.sha256(f"flc1/noise/{seed}/{draw}/{process}".encode()).digest()
-    set_seed(int.from_bytes(digest[:4], "little"))
+    set_seed(_hashed(f"noise/{seed}/{draw}/{process}"))
+
+
+def slices_seed(*, seed: int, draw: int) -> int:
+    """The seed of what `sigreg` projects on, the same on all processes."""
+    return _hashed(f"slices/{seed}/{draw}")
+
+
+def _hashed(text: str) -> int:
+    return int.from_bytes(hashlib.sha256(f"flc1/{text}".encode()).digest()[:4], "little")

@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from flcache.batch import LatentBatch
 from flcache.errors import FlcacheError, TrainingError
 from flcache.training.checkpoint import (
     CONFIG,
@@ -31,7 +32,7 @@ from flcache.training.checkpoint import (
     save_checkpoint,
 )
 from flcache.training.collapse import LatentHealth, check_collapse, latent_health
-from flcache.training.draws import drawn_order, seed_noise
+from flcache.training.draws import drawn_order, seed_noise, slices_seed
 from flcache.training.finite import LossCheck
 from flcache.training.log import Means, MetricsLog
 from flcache.training.options import TrainingOptions
@@ -183,7 +184,8 @@ class Run:
     def _learn(self, batch: Batch, draw: int) -> None:
         """Gradients of one batch, each process weighted by its number of clips."""
         seed_noise(seed=self.seed, draw=draw, process=self.accelerator.process_index)
-        result = self._wrapped(batch, drawn_order(self.model.boundaries, seed=self.seed, draw=draw))
+        order = drawn_order(self.model.boundaries, seed=self.seed, draw=draw)
+        result = self._wrapped(batch, order, slices_seed(seed=self.seed, draw=draw))
         if len(batch):
             self._losses.add(result.loss, result.per_clip, batch.ids)
         share = self._share(batch)
@@ -201,12 +203,14 @@ class Run:
 
     def _watch(self, batch: Batch) -> None:
         """Every `WATCH_EVERY` steps, raise TrainingError if the latents of a trainable encoder have collapsed."""
-        if self.model.encoder is None or not (self.step == 1 or self.step % WATCH_EVERY == 0):
+        if isinstance(batch, LatentBatch) or self.model.encoder is None:
+            return
+        if self.step != 1 and self.step % WATCH_EVERY:
             return
         self._losses.settle()
         self.model.eval()  # dropout would pass for spread
         with torch.no_grad(), self.accelerator.autocast():
-            found = latent_health(self.model.to_latents(batch).latents)
+            found = latent_health(self.model.to_first_latents(batch))
         self.model.train()
         values = torch.tensor([*astuple(found), 1.0], device=self.accelerator.device) * self._share(batch)
         *means, share = self.accelerator.reduce(values, reduction="mean").tolist()

@@ -66,7 +66,7 @@ def legal_training_boundaries(seen_until: Sequence[int], *, allow_leak: bool) ->
 def prediction_loss(
     forecasts: Sequence[Forecast], batch: LatentBatch, boundaries: Sequence[int], objective: Objective
 ) -> PredictionLoss:
-    """Score `forecasts` of `batch`. Gradients reach the predictions, never the targets.
+    """Score `forecasts` of `batch`. Gradients reach the predictions, and targets that have one.
 
     A prediction counts if its context ends at one of `boundaries` and its step is not padding.
     """
@@ -90,7 +90,7 @@ def _score(
     The mean of two independent estimates of a target, weighted by their precision, has the inverse of the sum of these
     as its squared error: here the copy, and the noisy target divided by its scale.
     """
-    targets = batch.targets[:, part.steps].detach()
+    targets = batch.targets[:, part.steps]
     origins = part.steps - part.horizons  # the last step that each prediction knew
     last = batch.latents[:, origins]
     with torch.no_grad():

@@ -12,6 +12,7 @@ from flcache.errors import ConfigError
 Distance = Literal["l1", "l2", "smooth_l1", "cosine"]
 Targets = Literal["raw", "layer_norm"]
 Schedule = Literal["cosine", "wsd", "constant"]
+AntiCollapse = Literal["sigreg", "vicreg"]
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,23 @@ class Objective:
         if len(boundaries) == num_steps - 1:
             return 1
         return num_steps - min(boundaries, key=lambda boundary: abs(boundary - num_steps // 2))
+
+
+@dataclass(frozen=True)
+class EncoderTargets:
+    """Where the targets of an encoder that trains come from, and what keeps it from collapsing."""
+
+    encoder: Literal["ema", "online"] = field(default="ema", metadata={"key": "target_encoder"})
+    """`ema` is the encoder's moving average, without gradient. `online` is the encoder itself, with gradient through
+    predictions and targets, as LeJEPA trains: it wants an `anti_collapse`."""
+    anti_collapse: Literal["none", AntiCollapse] = "none"
+    """A term of the loss that keeps latents spread out: `sigreg` (LeJEPA, arXiv 2511.08544) or `vicreg` (arXiv
+    2105.04906). It sees them in the units that they had when the run began."""
+    weight: PositiveFloat = field(default=1.0, metadata={"key": "anti_collapse_weight"})
+    """Of that term, beside 1 for the prediction."""
+
+    def __bool__(self) -> bool:
+        return self.encoder != "ema" or self.anti_collapse != "none"
 
 
 @dataclass(frozen=True)
@@ -116,6 +134,7 @@ class TrainingOptions:
     """Decay of a moving average of the predictor's weights, such as 0.999: it is what is validated and evaluated. Null
     is none. In the first steps the decay is (1 + step) / (10 + step), so that the untrained weights are soon forgotten.
     """
+    encoder_targets: EncoderTargets = field(default_factory=EncoderTargets, metadata={"inline": True})
     ema_decay: Fraction = 0.998
     """Decay of the moving average of a trainable encoder that the targets come from."""
     ema_decay_end: Fraction | None = None

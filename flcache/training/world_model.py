@@ -1,14 +1,15 @@
 """What is trained: a predictor, and with it the encoder where the configuration unfreezes it.
 
 Latents from a cache go straight to the predictor; frames are encoded first. When the encoder trains, the targets come
-from an exponential moving average of it, without gradient: this keeps encoder and predictor from collapsing to a
-constant.
+from an exponential moving average of it, without gradient, or from itself (`EncoderTargets`). Its latents drift: they
+are standardised with the statistics of the targets in the batch, so that a space that shrinks makes no error smaller.
 """
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -16,10 +17,14 @@ from torch import Tensor, nn
 from flcache.batch import ChannelStatistics, LatentBatch, VideoBatch
 from flcache.encoder import LatentVideoModel
 from flcache.predictor import Predictor
+from flcache.training.anti_collapse import anti_collapse
 from flcache.training.objective import PredictionLoss, prediction_loss
-from flcache.training.options import Objective
+from flcache.training.options import EncoderTargets, Objective
+from flcache.training.statistics import as_statistics, batch_moments
 
 Batch = LatentBatch | VideoBatch
+STATISTICS_DECAY = 0.95
+"""Of the moving average of the targets' mean and variance, for each batch of training."""
 
 
 class WorldModel(nn.Module):
@@ -30,11 +35,15 @@ class WorldModel(nn.Module):
     `LatentBatch` of standardised latents or a `VideoBatch` of frames, and the boundaries in order of preference, and
     returns the loss. A frozen encoder is kept outside the module tree, so that neither checkpoints nor data-parallel
     wrappers include it.
+
+    When the encoder trains, `statistics` follow its targets: a moving average of those of the batches, for evaluation.
     Raises ConfigError if the predictor cannot learn from the objective.
     """
 
     mean: Tensor
     std: Tensor
+    first_mean: Tensor
+    first_std: Tensor
 
     def __init__(
         self,
@@ -44,6 +53,7 @@ class WorldModel(nn.Module):
         boundaries: Sequence[int],
         objective: Objective,
         encoder: LatentVideoModel | None = None,
+        encoder_targets: EncoderTargets | None = None,
         averaged: bool = False,
     ) -> None:
         super().__init__()
@@ -52,14 +62,18 @@ class WorldModel(nn.Module):
         self.average: Predictor | None = copy.deepcopy(predictor).requires_grad_(False) if averaged else None
         self.boundaries = list(boundaries)
         self.objective = objective
+        self.encoder_targets = encoder_targets or EncoderTargets()
         self.register_buffer("mean", statistics.mean.clone())
         self.register_buffer("std", statistics.std.clone())
+        self.register_buffer("first_mean", statistics.mean.clone(), persistent=False)
+        self.register_buffer("first_std", statistics.std.clone(), persistent=False)
         self.encoder: LatentVideoModel | None = None
         self.target_encoder: LatentVideoModel | None = None
         self._frozen: tuple[LatentVideoModel, ...] = ()
         if encoder is not None and encoder.trainable:
-            self.encoder, self.target_encoder = encoder, copy.deepcopy(encoder)
-            self.target_encoder.requires_grad_(False)
+            self.encoder = encoder
+            if self.encoder_targets.encoder == "ema":
+                self.target_encoder = copy.deepcopy(encoder).requires_grad_(False)
         elif encoder is not None:
             self._frozen = (encoder,)
 
@@ -71,26 +85,23 @@ class WorldModel(nn.Module):
     def evaluated(self) -> Predictor:
         return self.predictor if self.average is None else self.average
 
-    def forward(self, batch: Batch, boundaries: Sequence[int] | None = None) -> PredictionLoss:
-        latents = self.to_latents(batch)
+    def forward(self, batch: Batch, boundaries: Sequence[int] | None = None, seed: int = 0) -> PredictionLoss:
+        """The loss of `batch`; `seed` decides what an anti-collapse term draws."""
+        encoded = self._encoded(batch) if isinstance(batch, VideoBatch) else batch
+        latents = self._standardised(encoded) if isinstance(batch, VideoBatch) else encoded
         rollout_steps = self.objective.steps_rolled_out(self.boundaries, latents.latents.shape[1])
         forecasts = self.predictor.forecasts(latents, boundaries or self.boundaries, rollout_steps)
-        return prediction_loss(forecasts, latents, self.boundaries, self.objective)
+        loss = prediction_loss(forecasts, latents, self.boundaries, self.objective)
+        return loss if self.encoder is None else self._regularised(loss, encoded, seed)
 
     def to_latents(self, batch: Batch) -> LatentBatch:
         """`batch`, its frames encoded to standardised latents if it holds frames."""
-        if isinstance(batch, LatentBatch):
-            return batch
-        if self.encoder is None:
-            with torch.autocast(self.mean.device.type, enabled=False):  # as caches are encoded
-                latents = self.statistics.standardise(self._frozen[0](batch.frames))
-        else:
-            latents = self.statistics.standardise(self.encoder(batch.frames))
-        targets = latents
-        if self.target_encoder is not None:
-            with torch.no_grad():
-                targets = self.statistics.standardise(self.target_encoder(batch.frames))
-        return LatentBatch(latents, targets, batch.times, batch.valid, batch.ids, batch.context_steps)
+        return batch if isinstance(batch, LatentBatch) else self._standardised(self._encoded(batch))
+
+    def to_first_latents(self, batch: VideoBatch) -> Tensor:
+        """(B, T, H, W, D) of an encoder that trains, in the units that they had when the run began."""
+        assert self.encoder is not None
+        return self._first_statistics.standardise(self.encoder(batch.frames))
 
     def update_target(self, decay: float) -> None:
         """Move the target encoder towards the trained one: target = decay * target + (1 - decay) * encoder."""
@@ -111,6 +122,49 @@ class WorldModel(nn.Module):
             if copied is not None:
                 copied.eval()
         return self
+
+    @property
+    def _first_statistics(self) -> ChannelStatistics:
+        return ChannelStatistics(self.first_mean, self.first_std)
+
+    def _encoded(self, batch: VideoBatch) -> LatentBatch:
+        """The latents as they leave the encoder, and the targets."""
+        if self.encoder is None:
+            with torch.autocast(self.mean.device.type, enabled=False):  # as caches are encoded
+                latents = targets = self._frozen[0](batch.frames)
+        else:
+            latents = self.encoder(batch.frames)
+            targets = latents.view_as(latents)  # not the same object: the encoder trains
+        if self.target_encoder is not None:
+            with torch.no_grad():
+                targets = self.target_encoder(batch.frames)
+        return LatentBatch(latents, targets, batch.times, batch.valid, batch.ids, batch.context_steps)
+
+    def _standardised(self, encoded: LatentBatch) -> LatentBatch:
+        statistics = self._current(encoded) if self.encoder is not None and self.training else self.statistics
+        latents = targets = statistics.standardise(encoded.latents)
+        if encoded.targets is not encoded.latents:
+            targets = statistics.standardise(encoded.targets)
+        return replace(encoded, latents=latents, targets=targets)
+
+    def _current(self, encoded: LatentBatch) -> ChannelStatistics:
+        """The statistics of the targets in the batches of all processes, which `statistics` follow."""
+        mean, variance, tokens = batch_moments(encoded.targets, encoded.valid)
+        mean = torch.where(tokens > 0, mean, self.mean)
+        variance = torch.where(tokens > 0, variance, self.std.square())
+        with torch.no_grad():
+            self.mean.lerp_(mean, 1 - STATISTICS_DECAY)
+            self.std.copy_(self.std.square().lerp(variance, 1 - STATISTICS_DECAY).sqrt())
+        return as_statistics(mean, variance)
+
+    def _regularised(self, loss: PredictionLoss, encoded: LatentBatch, seed: int) -> PredictionLoss:
+        """`loss`, and the anti-collapse term of the latents in `encoded`."""
+        kind = self.encoder_targets.anti_collapse
+        if kind == "none":
+            return loss
+        term = anti_collapse(kind, self._first_statistics.standardise(encoded.latents), encoded.valid, seed)
+        metrics = {**loss.metrics, "loss/anti_collapse": term.detach()}
+        return replace(loss, loss=loss.loss + self.encoder_targets.weight * term, metrics=metrics)
 
 
 @torch.no_grad()

@@ -97,17 +97,44 @@ def draw_frames(number: int, *, frames: int, size: int, fps: int) -> NDArray[np.
 
 def draw_video(split: str, index: int, picture: _Picture) -> NDArray[np.uint8]:
     """The frames of one video, (F, S, S, 3) RGB; the first shape is the largest and gives the label."""
+    background, shapes = _scene(split, index, picture)
+    canvas = np.broadcast_to(background, (picture.frames, picture.size, picture.size, 3)).copy()
+    for shape in shapes:
+        coverage = _coverage(shape.kind, shape.centres, shape.radius, picture.size)[..., None]  # (F, S, S, 1)
+        canvas += coverage * (np.array(COLOURS[shape.colour], dtype=np.float32) - canvas)
+    return np.clip(np.rint(canvas), 0, 255).astype(np.uint8)
+
+
+def shape_centres(
+    split: str, index: int, *, frames: int = 32, size: int = 64, fps: int = 8, seed: int = 0
+) -> NDArray[np.float32]:
+    """Row and column (F, 2), in pixels, of the centre of the largest shape of the video that `write_dataset` writes."""
+    _, shapes = _scene(split, index, _Picture(frames, size, fps, seed))
+    return shapes[-1].centres
+
+
+@dataclass(frozen=True)
+class _Shape:
+    kind: str
+    colour: str
+    radius: float
+    centres: NDArray[np.float32]
+    """(F, 2)"""
+
+
+def _scene(split: str, index: int, picture: _Picture) -> tuple[NDArray[np.float32], list[_Shape]]:
+    """Background and shapes of a video; the main shape is the last one, in front of the others."""
     rng = np.random.default_rng([picture.seed, int(split == "val"), index])
-    canvas = np.broadcast_to(_background(rng, picture.size), (picture.frames, picture.size, picture.size, 3)).copy()
+    background = _background(rng, picture.size)
     main = LABELS[index % len(LABELS)]
     others = [str(rng.choice(LABELS)) for _ in range(rng.integers(1, 3))]
-    for thing in (*others, main):  # the main shape is drawn last, in front
-        colour, shape = thing.split()
+    shapes = []
+    for thing in (*others, main):
+        colour, kind = thing.split()
         radius = picture.size * (rng.uniform(0.17, 0.2) if thing is main else rng.uniform(0.08, 0.13))
         centres = _trajectory(rng, picture.frames, picture.size, radius)
-        coverage = _coverage(shape, centres, radius, picture.size)[..., None]  # (F, S, S, 1)
-        canvas += coverage * (np.array(COLOURS[colour], dtype=np.float32) - canvas)
-    return np.clip(np.rint(canvas), 0, 255).astype(np.uint8)
+        shapes.append(_Shape(kind, colour, radius, centres))
+    return background, shapes
 
 
 def _background(rng: np.random.Generator, size: int) -> NDArray[np.float32]:

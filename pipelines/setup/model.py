@@ -11,12 +11,21 @@ from flcache.batch import ChannelStatistics
 from flcache.cache import CacheSpec
 from flcache.config import Config
 from flcache.encoder import weight_digest
-from flcache.errors import TrainingError
+from flcache.errors import ConfigError, TrainingError
 from flcache.predictor import build_predictor
 from flcache.training import WorldModel, legal_training_boundaries, load_weights, open_checkpoint
 
 from .encoder import with_weights
 from .source import LatentSource
+
+
+def check_encoder_targets(config: Config) -> None:
+    """Raises ConfigError for options of an encoder that trains, where none does."""
+    if config.training.encoder_targets and not config.encoder_trainable:
+        raise ConfigError(
+            "training.anti_collapse, training.target_encoder: a frozen encoder cannot collapse; set "
+            "encoder_trainable=true, or leave both at their defaults"
+        )
 
 
 def build_world_model(config: Config, source: LatentSource, statistics: ChannelStatistics | None = None) -> WorldModel:
@@ -29,6 +38,7 @@ def build_world_model(config: Config, source: LatentSource, statistics: ChannelS
         boundaries=boundaries,
         objective=config.training.objective,
         encoder=source.encoder,
+        encoder_targets=config.training.encoder_targets,
         averaged=config.training.ema is not None,
     )
 
@@ -55,9 +65,10 @@ def load_trained(config: Config, source: LatentSource, checkpoint: Path) -> Worl
 def evaluated_latents(source: LatentSource, model: WorldModel, trained: str) -> tuple[str, dict[str, Any]]:
     """The fingerprint of the targets that `model` is evaluated on, and fields for evaluation.json if its encoder was
     trained, which began with latents of the fingerprint `trained`."""
-    if model.encoder is None or model.target_encoder is None:
+    if model.encoder is None:
         return trained, {}
-    target, online = (weight_digest(encoder.encoder) for encoder in (model.target_encoder, model.encoder))
+    encoders = model.target_encoder or model.encoder, model.encoder
+    target, online = (weight_digest(encoder.encoder) for encoder in encoders)
     hard = with_weights(source.hard, target)
     said = {"trained_from": trained, "target_weights": target, "online_weights": online}
     return CacheSpec(hard, {}).fingerprint, {"end_to_end": said}

@@ -37,7 +37,7 @@ from flcache.evaluation.report import (
     seen_region,
     write_report,
 )
-from flcache.evaluation.report.charts import loss_chart, reference_chart, skill_chart, validation_chart
+from flcache.evaluation.report.charts import latents_chart, loss_chart, reference_chart, skill_chart, validation_chart
 from flcache.evaluation.report.verdict import horizon_words, verdict
 
 
@@ -167,6 +167,17 @@ def test_long_runs_are_thinned_and_empty_ones_have_no_chart() -> None:
     chart = loss_chart(losses)
     assert chart is not None and all(line.path.count("L") == 239 for line in chart.lines)
     assert loss_chart([]) is None and loss_chart([{"step": 1.0, "loss": 2.0}]) is None
+
+
+def test_the_spread_of_latents_is_relative_to_the_first() -> None:
+    logged = [{"step": 1.0, "latents/deviation": 0.5, "latents/rank": 40.0, "latents/copy_last": 0.2}]
+    assert latents_chart([{"step": 1.0, "loss/prediction": 1.0}]) is None
+    logged += [{"step": 2.0}, {"step": 50.0, "latents/deviation": 0.25, "latents/rank": 10.0, "latents/copy_last": 0.3}]
+    chart = latents_chart(logged)
+    assert chart is not None and [line.name for line in chart.lines] == ["deviation", "rank", "copying"]
+    assert "deviation 0.500, rank 0.250, copying 1.500" in chart.description and chart.zero is None
+    page = render(example_report(losses=[{**line, "loss/prediction": 1.0} for line in logged]))
+    assert "Latents of the encoder" in page and "Latents of the encoder" not in render(example_report())
 
 
 def test_validation_skills_have_the_colours_of_their_baselines_and_one_line_each() -> None:

@@ -129,6 +129,7 @@ def test_every_problem_is_named_and_the_rest_still_shown(capsys: pytest.CaptureF
         ("encoder.architecture.model_type=vjepa3", "vjepa3"),
         ("clip.stride=2", "clip.stride"),
         ("training.context_steps=16", "choose 1 to 15"),
+        ("training.anti_collapse=sigreg", "a frozen encoder cannot collapse"),
     ],
 )
 def test_a_problem_of_one_value(override: str, words: str, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

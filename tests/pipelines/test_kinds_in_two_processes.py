@@ -9,6 +9,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from forked import run_together
+from safetensors.torch import load_file
 
 from flcache.config import load_config
 from flcache.pipelines import train
@@ -25,6 +26,10 @@ SOURCES = {
     "cache": ["training.source=cache"],
     "frozen": ["training.source=videos"],
     "trainable": ["training.source=videos", "encoder_trainable=true"],
+}
+ANTI_COLLAPSE = {
+    "sigreg": ["training.target_encoder=online", "training.anti_collapse=sigreg"],
+    "vicreg": ["training.anti_collapse=vicreg"],
 }
 
 
@@ -65,6 +70,23 @@ def test_every_kind_and_source_trains_in_two_processes_as_in_one(encoded: Path, 
         for source, of_source in SOURCES.items()
     }
     compare(encoded, tmp_path, settings, batch_size=4)
+
+
+def test_anti_collapse_counts_the_clips_of_all_processes(encoded: Path, tmp_path: Path) -> None:
+    """So do the statistics that latents are standardised with; losses and gradients are those of one process."""
+    common = [*SOURCES["trainable"], "predictor.kind=parallel", "training.accumulate=2", "training.steps=3"]
+    settings = {name: [*common, *own] for name, own in ANTI_COLLAPSE.items()}
+    compare(encoded, tmp_path, settings, batch_size=2)
+    for name in settings:
+        one, two = (read_metrics(tmp_path / name / processes / "metrics.jsonl") for processes in ("one", "two"))
+        for metric in ("loss/anti_collapse", "gradient_norm"):
+            assert [line[metric] for line in two] == pytest.approx([line[metric] for line in one], rel=1e-4), name
+        kept = [
+            load_file(tmp_path / name / processes / "checkpoints" / "step-00000003" / "model.safetensors")
+            for processes in ("one", "two")
+        ]
+        for part in ("mean", "std"):
+            torch.testing.assert_close(kept[0][part], kept[1][part], rtol=1e-4, atol=1e-5)
 
 
 def test_processes_whose_clips_fail_wait_and_count_for_nothing(config_file: Path, videos: Path, tmp_path: Path) -> None:

@@ -34,6 +34,13 @@ UNFROZEN = [
     "training.augment.flip=true",
 ]
 
+SIGREG = [
+    "training.source=videos",
+    "encoder_trainable=true",
+    "training.target_encoder=online",
+    "training.anti_collapse=sigreg",
+]
+
 
 def losses(directory: Path) -> list[tuple[float, float]]:
     """Step and loss of every logged step."""
@@ -61,8 +68,19 @@ def assert_equal_weights(first: dict[str, torch.Tensor], second: dict[str, torch
         ["predictor.kind=flow_matching", "training.loss=l2"],
         UNFROZEN,
         ["training.ema=0.9"],
+        SIGREG,
     ],
-    ids=["cache", "videos", "rollout", "parallel", "cross_attention", "flow_matching", "unfrozen", "averaged"],
+    ids=[
+        "cache",
+        "videos",
+        "rollout",
+        "parallel",
+        "cross_attention",
+        "flow_matching",
+        "unfrozen",
+        "averaged",
+        "sigreg",
+    ],
 )
 def test_resumed_equals_uninterrupted(encoded: Path, tmp_path: Path, settings: list[str]) -> None:
     common = [*settings, "training.accumulate=2"]

@@ -7,7 +7,7 @@ import random
 import numpy as np
 import torch
 
-from flcache.training.draws import drawn_order, seed_noise
+from flcache.training.draws import drawn_order, seed_noise, slices_seed
 
 
 def noise(process: int, draw: int = 3, seed: int = 1) -> tuple[float, ...]:
@@ -30,3 +30,7 @@ def test_boundaries_follow_from_seed_and_draw_alone() -> None:
     for boundary in (2, 4, 6):
         assert 900 < sum(order[0] == boundary for order in orders) < 1100
     assert drawn_order([2, 4, 6], seed=2, draw=0) != orders[0] or drawn_order([2, 4, 6], seed=3, draw=0) != orders[0]
+
+
+def test_slices_differ_between_draws_and_seeds() -> None:
+    assert len({slices_seed(seed=seed, draw=draw) for seed in range(10) for draw in range(100)}) == 1000

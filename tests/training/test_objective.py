@@ -85,23 +85,17 @@ def test_copying_costs_exactly_the_copy_last_metric() -> None:
     assert torch.equal(perfect.metrics["loss/copy_last"], result.metrics["loss/copy_last"])
 
 
-def test_gradient_reaches_the_latents_and_never_the_targets() -> None:
-    latents, targets = torch.randn(SHAPE, requires_grad=True), torch.randn(SHAPE, requires_grad=True)
-    batch = replace(a_batch(), latents=latents, targets=targets)
-    result = next_step_loss(2 * batch.latents[:, :-1], batch, range(1, T), "l2")
-    result.loss.backward()
-    assert latents.grad is not None
-    assert (latents.grad[:, :-1] != 0).all()
-    assert targets.grad is None
-    assert not any(metric.requires_grad for metric in (*result.metrics.values(), result.per_clip))
-
-
-def test_shared_latents_and_targets_get_gradient_as_latents_only() -> None:
-    latents = torch.randn(SHAPE, requires_grad=True)
-    batch = replace(a_batch(), latents=latents, targets=latents)
-    next_step_loss(batch.latents[:, :-1], batch, range(1, T), "l2").loss.backward()
-    assert latents.grad is not None
-    assert (latents.grad[:, -1] == 0).all()
+def test_gradient_reaches_the_latents_and_targets_that_have_one() -> None:
+    latents, targets = torch.randn(SHAPE, requires_grad=True), torch.randn(SHAPE)
+    for trained in (False, True):
+        batch = replace(a_batch(), latents=latents, targets=targets.requires_grad_(trained))
+        result = next_step_loss(2 * batch.latents[:, :-1], batch, range(1, T), "l2")
+        result.loss.backward()
+        assert latents.grad is not None
+        assert (latents.grad[:, :-1] != 0).all()
+        assert (targets.grad is not None) == trained
+        assert not any(metric.requires_grad for metric in (*result.metrics.values(), result.per_clip))
+    assert targets.grad is not None and (targets.grad[:, 1:] != 0).all()
 
 
 def test_batch_without_a_valid_target_costs_nothing() -> None:

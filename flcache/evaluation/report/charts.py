@@ -122,6 +122,20 @@ def loss_chart(losses: Sequence[Mapping[str, float]]) -> Chart | None:
     return _step_chart("loss", "Training loss over steps", lines, y_ticks)
 
 
+def latents_chart(logged: Sequence[Mapping[str, float]]) -> Chart | None:
+    """How spread out the latents of an encoder that trains are, relative to the first logged; None if it is frozen."""
+    named = {"deviation": "latents/deviation", "rank": "latents/rank", "copying": "latents/copy_last"}
+    lines = []
+    for number, (name, key) in enumerate(named.items(), start=1):
+        points = _thinned(logged, key)
+        if points and points[0][1] > 0:
+            lines.append(_Series(name, str(number), [(step, value / points[0][1]) for step, value in points]))
+    if not lines:
+        return None
+    y_ticks = nice_ticks(0.0, max(value for line in lines for _, value in line.points))
+    return _step_chart("latents", "Spread of the latents over steps, relative to the first", lines, y_ticks)
+
+
 def validation_chart(logged: Sequence[Mapping[str, float]], names: Sequence[str]) -> Chart | None:
     """Skill on the validation clips over steps, over each baseline, a mean over horizons; None without validations.
 
@@ -149,7 +163,7 @@ def _step_chart(name: str, description: str, lines: Sequence[_Series], y_ticks: 
         x_title="training steps",
         x_ticks=tuple(Tick(scale.left(x), f"{x:,.0f}") for x in nice_ticks(0.0, last_step) if x <= last_step),
         y_ticks=_y_ticks(y_ticks, scale),
-        zero=None if name == "loss" else scale.top(0),
+        zero=scale.top(0) if name == "validation" else None,
         lines=_separate_labels([_line(line, scale, marked=len(line.points) == 1) for line in lines]),
     )
 

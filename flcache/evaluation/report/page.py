@@ -31,7 +31,8 @@ class Report:
     evaluation: Mapping[str, Any] | None
     """The content of evaluation.json."""
     losses: Sequence[Mapping[str, float]]
-    """The lines of metrics.jsonl: `step`, `loss/prediction`, `loss/copy_last` and `validation/...`."""
+    """The lines of metrics.jsonl: `step`, `loss/prediction`, `loss/copy_last`, `latents/...` and
+    `validation/...`."""
     cache: Mapping[str, Any] | None
     """Result of `flcache.cache.summary`."""
     player: Mapping[str, Any] | None
@@ -64,6 +65,7 @@ def render(report: Report) -> str:
         reference_chart=charts.reference_chart(rows) if rows else None,
         skill_chart=charts.skill_chart(rows) if rows else None,
         loss_chart=charts.loss_chart(report.losses),
+        latents_chart=charts.latents_chart(report.losses),
         validation_chart=charts.validation_chart(report.losses, verdict.baselines(rows)),
         quality=quality_table(rows),
         motion=motion_table(rows),
