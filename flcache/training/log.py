@@ -69,13 +69,13 @@ def check_trackers(names: Sequence[str]) -> None:
 def _started(name: str, directory: Path, start_step: int, config: str) -> Any:
     """Accelerate's tracker `name`, started; what it writes on this machine is in `directory` where it takes one."""
     kind = LOGGER_TYPE_TO_CLASS[name]
-    own: dict[str, Any] = {
+    settings: dict[str, dict[str, Any]] = {
         TENSORBOARD: {"purge_step": start_step + 1 if start_step else None},
         "wandb": {"dir": str(directory), "name": directory.name},
-    }.get(name, {})
+    }
     where = (TENSORBOARD, str(directory)) if kind.requires_logging_directory else ("flcache",)
     try:
-        tracker = kind(*where, **own)
+        tracker = kind(*where, **settings.get(name, {}))
         tracker.start()
         if name != TENSORBOARD:  # whose hyperparameters would be a run of their own
             tracker.store_init_configuration(yaml.safe_load(config) or {})

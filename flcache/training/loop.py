@@ -164,7 +164,7 @@ class Run:
             clips += len(batch)
             with self.accelerator.accumulate(self._wrapped):
                 self._learn(batch, self.step * options.accumulate + number)
-                norm = 0.0
+                norm: Tensor | float = 0.0
                 if self.accelerator.sync_gradients:
                     norm = whole(self.accelerator.clip_grad_norm_(self.model.parameters(), options.clip_norm))
                 self._optimiser.step()
