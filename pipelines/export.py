@@ -91,6 +91,7 @@ def _card(
         target_weights=weight_digest(target.encoder) if target else None,
         precision=config.training.precision,
         step=record.step,
+        leading_tokens=encoders["encoder"].leading_tokens if encoders else None,
     )
 
 

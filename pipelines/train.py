@@ -22,9 +22,11 @@ from flcache.training import (
     RunRecord,
     agreed_checkpoint,
     build_optimiser,
+    check_trackers,
     learning_rate_schedule,
     open_checkpoint,
     parameter_lines,
+    shard,
 )
 
 from .setup.continuing import as_begun, check_settings
@@ -47,6 +49,7 @@ def run(config: Config, resume: bool = False) -> None:
     if config.training.augment and config.training.source == "cache":
         raise ConfigError("training.augment: latents in a cache have no pixels to crop; set training.source=videos")
     check_encoder_targets(config)
+    check_trackers(config.training.trackers)
     accelerator = _accelerator(config)
     newest = agreed_checkpoint(accelerator, directory / "checkpoints")
     if newest is not None:
@@ -108,6 +111,7 @@ def _accelerator(config: Config) -> Accelerator:
             f"training.device={training.device}: accelerate chose {accelerator.device}; set that, or change the "
             "configuration of accelerate"
         )
+    shard(accelerator)
     return accelerator
 
 
@@ -118,6 +122,8 @@ def _build(config: Config, accelerator: Accelerator, source: LatentSource, direc
         parts["encoder"] = source.encoder
     if accelerator.is_main_process:
         print("Parameters", *parameter_lines(parts), sep="\n", file=sys.stderr)
+        if accelerator.is_fsdp2:
+            print(f"weights are sharded over {accelerator.num_processes} processes", file=sys.stderr)
     optimiser = build_optimiser(parts, config.training)
     return Run(
         accelerator,

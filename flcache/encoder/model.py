@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from flcache.batch import send
 from flcache.encoder.context import ContextRule, Pass, passes, seen_until
-from flcache.encoder.families import Family, check_pixels, latent_width, patch_shape, to_grid
+from flcache.encoder.families import FAMILIES, Family, check_pixels, latent_width, patch_shape, to_grid
 from flcache.encoder.processing import output_size
 from flcache.encoder.trainable import set_trainable, used_parameters
 from flcache.errors import EncoderError
@@ -76,6 +76,11 @@ class LatentVideoModel(nn.Module):
     @property
     def device(self) -> torch.device:
         return next(self.encoder.parameters()).device
+
+    @property
+    def leading_tokens(self) -> int | None:
+        """`encoder.leading_tokens` that it must be loaded with; None where flcache knows its tokens."""
+        return None if self.config.model_type in FAMILIES else self.family.class_tokens
 
     def num_steps(self, num_frames: int) -> int:
         """Latent steps of a clip of `num_frames` frames. Raises EncoderError where frames would be lost."""

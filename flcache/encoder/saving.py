@@ -9,7 +9,6 @@ import os
 
 import torch
 
-from flcache.encoder.families import FAMILIES
 from flcache.encoder.identity import hard_keys, without_origin
 from flcache.encoder.loading import load_encoder
 from flcache.encoder.model import LatentVideoModel
@@ -31,8 +30,8 @@ def save_encoder(model: LatentVideoModel, folder: str | os.PathLike[str]) -> Non
     whole.save_pretrained(folder, state_dict=weights)
     model.processor.save_pretrained(folder)
     keys = hard_keys(model)
-    leading_tokens = None if model.config.model_type in FAMILIES else model.family.class_tokens
-    source = EncoderSource(name=os.fspath(folder), dtype=keys["encoder"]["dtype"], leading_tokens=leading_tokens)
+    dtype = keys["encoder"]["dtype"]
+    source = EncoderSource(name=os.fspath(folder), dtype=dtype, leading_tokens=model.leading_tokens)
     again = load_encoder(source, context=model.context)
     if without_origin(hard_keys(again)) != without_origin(keys):
         raise EncoderError(f"{folder}: transformers does not load what it has saved; update it, and export again")

@@ -60,6 +60,8 @@ class PredictorCard:
     """The `training.precision` it was trained in. Whoever wants the same enters it around the calls."""
     step: int
     """Optimiser steps of its training."""
+    leading_tokens: int | None = None
+    """The `encoder.leading_tokens` of the encoder, where flcache does not know its tokens."""
 
     @property
     def context_limits(self) -> list[int]:
@@ -158,6 +160,8 @@ def load_predictor(folder: str | os.PathLike[str], device: torch.device | str = 
     A kind of your own must be registered before.
     """
     path = Path(folder)
+    if not path.is_dir():
+        raise PredictorError(f'{path}: there is no such folder; "flcache export" writes one')
     with _reading(path / CARD):
         card, digest = _card(read_json(path / CARD))
     if card.options.kind not in PREDICTORS:

@@ -12,11 +12,12 @@ if TYPE_CHECKING:
         latest_checkpoint,
         open_checkpoint,
     )
-    from flcache.training.log import read_metrics
+    from flcache.training.log import check_trackers, read_metrics
     from flcache.training.loop import Run, Source
     from flcache.training.objective import legal_training_boundaries
     from flcache.training.optimiser import build_optimiser, learning_rate_schedule, parameter_lines
     from flcache.training.options import Augmentation, Objective, TrainingOptions
+    from flcache.training.sharding import shard
     from flcache.training.sources import VideoSource
     from flcache.training.state import load_weights
     from flcache.training.validation import Validate, Validation
@@ -37,6 +38,7 @@ __all__ = [
     "WorldModel",
     "agreed_checkpoint",
     "build_optimiser",
+    "check_trackers",
     "chosen_checkpoint",
     "latest_checkpoint",
     "learning_rate_schedule",
@@ -45,4 +47,5 @@ __all__ = [
     "open_checkpoint",
     "parameter_lines",
     "read_metrics",
+    "shard",
 ]

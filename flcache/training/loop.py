@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import KW_ONLY, InitVar, asdict, astuple, dataclass, replace
 from itertools import chain, repeat
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from accelerate import Accelerator, DistributedType
+from accelerate import Accelerator
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
@@ -36,6 +36,7 @@ from flcache.training.draws import drawn_order, seed_noise, slices_seed
 from flcache.training.finite import LossCheck
 from flcache.training.log import Means, MetricsLog
 from flcache.training.options import TrainingOptions
+from flcache.training.sharding import prepared, whole, whole_weights
 from flcache.training.state import Position, Trained, read_state, restore, write_state
 from flcache.training.stopping import Asked, Stopping, never
 from flcache.training.validation import Validate
@@ -80,9 +81,7 @@ class Run:
         self._means, self._losses = Means(), LossCheck()
         self._health: LatentHealth | None = None
         self._best: float | None = None
-        _check_whole(self.accelerator)
-        self._wrapped: Any
-        self._wrapped, self._optimiser = self.accelerator.prepare(self.model, optimiser)
+        self._wrapped, self._optimiser = prepared(self.accelerator, self.model, optimiser)
 
     @property
     def checkpoints(self) -> Path:
@@ -138,7 +137,7 @@ class Run:
         self._logged_step = self.step
         stopping, stopped = Stopping(asked_to_stop, self.accelerator.num_processes), 0
         self.model.train()
-        with self._log() as log:
+        with self._log(options.trackers) as log:
             while self.step < options.steps and not stopped:
                 self._optimise(batches, options)
                 values: dict[str, float] = {}
@@ -166,9 +165,9 @@ class Run:
             clips += len(batch)
             with self.accelerator.accumulate(self._wrapped):
                 self._learn(batch, self.step * options.accumulate + number)
-                norm = 0.0
+                norm: Tensor | float = 0.0
                 if self.accelerator.sync_gradients:
-                    norm = self.accelerator.clip_grad_norm_(self.model.parameters(), options.clip_norm)
+                    norm = whole(self.accelerator.clip_grad_norm_(self.model.parameters(), options.clip_norm))
                 self._optimiser.step()
                 self._optimiser.zero_grad()
         self._means.add({"gradient_norm": norm, "learning_rate": self.schedule.get_last_lr()[0]})
@@ -185,7 +184,8 @@ class Run:
         """Gradients of one batch, each process weighted by its number of clips."""
         seed_noise(seed=self.seed, draw=draw, process=self.accelerator.process_index)
         order = drawn_order(self.model.boundaries, seed=self.seed, draw=draw)
-        result = self._wrapped(batch, order, slices_seed(seed=self.seed, draw=draw))
+        with self.accelerator.autocast():  # Accelerate's wrapper for FSDP2 does not
+            result = self._wrapped(batch, order, slices_seed(seed=self.seed, draw=draw))
         if len(batch):
             self._losses.add(result.loss, result.per_clip, batch.ids)
         share = self._share(batch)
@@ -209,7 +209,7 @@ class Run:
             return
         self._losses.settle()
         self.model.eval()  # dropout would pass for spread
-        with torch.no_grad(), self.accelerator.autocast():
+        with torch.no_grad(), self.accelerator.autocast(), whole_weights(self.accelerator, self.model):
             found = latent_health(self.model.to_first_latents(batch))
         self.model.train()
         values = torch.tensor([*astuple(found), 1.0], device=self.accelerator.device) * self._share(batch)
@@ -239,24 +239,16 @@ class Run:
         What steps draw at random follows from seed and step, so no step changes.
         """
         self.model.eval()
-        found = validate()
+        with whole_weights(self.accelerator, self.model):
+            found = validate()
         self.model.train()
         if math.isfinite(found.score) and (self._best is None or found.score > self._best):
             self._best = found.score
             self.save(keep, best=True)
         return found.metrics()
 
-    def _log(self) -> AbstractContextManager[MetricsLog | None]:
+    def _log(self, trackers: Sequence[str]) -> AbstractContextManager[MetricsLog | None]:
         """The log on the main process, None on the others."""
-        return MetricsLog(self.directory, start_step=self.step) if self.accelerator.is_main_process else nullcontext()
-
-
-def _check_whole(accelerator: Accelerator) -> None:
-    """Raises TrainingError for kinds of sharding whose parameters cannot be gathered into a checkpoint."""
-    kind = accelerator.distributed_type
-    sharded = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
-    if kind in sharded and not accelerator.is_fsdp2:
-        raise TrainingError(
-            f"{kind.value}: its checkpoints would hold pickles and no whole model; train with plain data parallelism "
-            f'(torchrun), or with "fsdp_version: 2" in the configuration of accelerate'
-        )
+        if not self.accelerator.is_main_process:
+            return nullcontext()
+        return MetricsLog(self.directory, start_step=self.step, trackers=trackers, config=self.config)

@@ -126,6 +126,8 @@ class TrainingOptions:
     """How many of the newest are kept; older ones are removed."""
     log_every: Positive = 20
     """Steps from one line of metrics to the next."""
+    trackers: tuple[str, ...] = ("tensorboard",)
+    """What gets the metrics beside `metrics.jsonl`: trackers that Accelerate knows, such as `wandb`, or none."""
     validate_every: Positive | None = None
     """Steps from one validation to the next, also after the last step; null is none."""
     validate_clips: Positive = 64

@@ -22,6 +22,7 @@ from flcache.errors import TrainingError
 from flcache.training.checkpoint import CONFIG, MODEL, OPTIMISER, STATE, Checkpoint, finite_number, whole_number
 from flcache.training.collapse import LatentHealth
 from flcache.training.earlier import earlier_optimiser, earlier_state
+from flcache.training.sharding import sharded_like, whole
 
 Moments = dict[str, dict[str, Tensor]]
 """AdamW's state of each parameter, by the parameter's name."""
@@ -64,9 +65,9 @@ class Saved:
 
 def write_state(folder: Path, trained: Trained, position: Position, *, process: int) -> None:
     """Write the files of a checkpoint. Call it on every process: a sharded tensor is gathered from all of them."""
-    weights = {name: _whole(tensor) for name, tensor in trained.model.state_dict().items()}
+    weights = {name: _to_file(tensor) for name, tensor in trained.model.state_dict().items()}
     moments = {
-        f"{name}.{kind}": _whole(tensor)
+        f"{name}.{kind}": _to_file(tensor)
         for name, parameter in _trained_parameters(trained)
         for kind, tensor in trained.optimiser.state.get(parameter, {}).items()
     }
@@ -93,7 +94,7 @@ def restore(saved: Saved, trained: Trained) -> None:
     """Put `trained` into the state that was `saved`."""
     _put_weights(trained.model, saved.weights)
     states = {
-        index: {kind: _sharded(tensor.clone(), parameter) for kind, tensor in saved.moments[name].items()}
+        index: {kind: sharded_like(parameter, tensor.clone()) for kind, tensor in saved.moments[name].items()}
         for index, (name, parameter) in enumerate(_trained_parameters(trained))
         if name in saved.moments
     }
@@ -113,7 +114,7 @@ def load_weights(checkpoint: Checkpoint, model: nn.Module) -> None:
 @torch.no_grad()
 def _put_weights(model: nn.Module, weights: dict[str, Tensor]) -> None:
     for name, tensor in model.state_dict().items():
-        tensor.copy_(_sharded(weights[name], tensor))
+        tensor.copy_(sharded_like(tensor, weights[name]))
 
 
 def _state_json(trained: Trained, position: Position) -> dict[str, Any]:
@@ -216,16 +217,6 @@ def _alike(found: Any, wanted: Tensor) -> bool:
     return found.shape == wanted.shape and found.dtype == wanted.dtype
 
 
-def _whole(tensor: Tensor) -> Tensor:
-    """The tensor on the CPU, gathered if it is sharded."""
-    whole: Tensor = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
-    return whole.detach().cpu().contiguous()
-
-
-def _sharded(tensor: Tensor, like: Any) -> Tensor:
-    """`tensor`, sharded as `like` is; scalars never are."""
-    if not hasattr(like, "placements") or tensor.ndim == 0:
-        return tensor
-    from torch.distributed.tensor import distribute_tensor  # slow to import, and rarely needed
-
-    return distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements)
+def _to_file(tensor: Tensor) -> Tensor:
+    """The whole tensor on the CPU."""
+    return whole(tensor).detach().cpu().contiguous()

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from flcache.cache import CacheSpec, make_spec
 from flcache.encoder import ContextRule, EncoderSource, LatentVideoModel, load_encoder
 from flcache.errors import PredictorError, SpecMismatch
-from flcache.predictor import SavedPredictor, load_predictor
+from flcache.predictor import PredictorCard, SavedPredictor, load_predictor
 from flcache.videos import ClipRule
 
 from ..setup.encoder import check_encoder, with_weights
@@ -63,10 +63,10 @@ def open_model(folder: Path, device: str) -> ExportedModel:
                 f"use flcache.predictor.load_predictor"
             )
     spec = make_spec(card.latents)
-    encoder = target_encoder = _load(folder / "encoder", spec.hard, device)
+    encoder = target_encoder = _load(folder / "encoder", spec.hard, card, device)
     if card.target_weights is not None:
         targets = with_weights(spec.hard, card.target_weights)
-        target_encoder = _load(folder / "target_encoder", targets, device)
+        target_encoder = _load(folder / "target_encoder", targets, card, device)
     return ExportedModel(predictor, encoder, target_encoder, spec, rule, device)
 
 
@@ -77,10 +77,11 @@ def _clip_rule(clip: dict[str, Any], folder: Path) -> ClipRule:
         raise PredictorError(f"{folder / 'predictor'}: its clip rule is none of this flcache: {error}") from error
 
 
-def _load(folder: Path, hard: dict[str, Any], device: str) -> LatentVideoModel:
+def _load(folder: Path, hard: dict[str, Any], card: PredictorCard, device: str) -> LatentVideoModel:
     if not folder.is_dir():
         raise PredictorError(f'{folder}: no such folder; write the model anew with "flcache export"')
-    source = EncoderSource(name=str(folder.resolve()), dtype=hard["encoder"]["dtype"])
+    dtype = hard["encoder"]["dtype"]
+    source = EncoderSource(name=str(folder.resolve()), dtype=dtype, leading_tokens=card.leading_tokens)
     encoder = load_encoder(source, context=ContextRule.from_dict(hard["context"]), device=device)
     try:
         check_encoder(hard, encoder, str(folder))

@@ -19,6 +19,7 @@ MAY_CHANGE = (
     "training.validate_clips",
     "training.keep_checkpoints",
     "training.dir",
+    "training.trackers",
     "training.device",
     "training.precision",
     "training.batch_size",  # the position in the data counts samples

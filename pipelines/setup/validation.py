@@ -10,7 +10,6 @@ import torch.distributed
 from accelerate import Accelerator
 
 from flcache.config import Config
-from flcache.errors import ConfigError
 from flcache.evaluation import BASELINES, Processes, Sampling, skill_by_horizon
 from flcache.training import Validate, Validation, WorldModel
 
@@ -31,8 +30,6 @@ def open_validation(
     if config.training.validate_every is None:
         yield None
         return
-    if accelerator.is_fsdp2:
-        raise ConfigError("training.validate_every: weights are sharded; set it to null, and evaluate checkpoints")
     device, processes = str(accelerator.device), _processes(accelerator)
     predictor, precision = model.evaluated, as_trained(config.training.precision, device)
     most, batch_size = config.training.validate_clips, config.evaluation.batch_size

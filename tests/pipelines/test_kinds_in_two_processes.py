@@ -1,4 +1,4 @@
-"""Two real processes against one with twice the batch: every predictor kind, every source, and clips that fail."""
+"""Two real processes against one with twice the batch: every predictor kind and source, resumed, clips that fail."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def train_all(config: Path, settings: list[list[str]]) -> None:
     """A training run for each list of overrides, in one group of processes."""
     Accelerator.end_training = lambda self: None  # the group outlives a run
     for overrides in settings:
-        train.run(load_config(config, overrides))
+        train.run(load_config(config, overrides), resume=True)
     torch.distributed.destroy_process_group()
 
 
@@ -87,6 +87,29 @@ def test_anti_collapse_counts_the_clips_of_all_processes(encoded: Path, tmp_path
         ]
         for part in ("mean", "std"):
             torch.testing.assert_close(kept[0][part], kept[1][part], rtol=1e-4, atol=1e-5)
+
+
+def test_a_run_goes_on_with_another_number_of_processes(encoded: Path, tmp_path: Path) -> None:
+    """With accumulation: two processes all the way, two and then one, one and then two."""
+    plans = ("two", "down", "up")
+    common = ["training.accumulate=2", "training.checkpoint_every=2", "predictor.kind=parallel"]
+
+    def settings(source: str, plan: str, processes: int, steps: int) -> list[str]:
+        folder = [f"training.dir={tmp_path / source / plan}", f"training.steps={steps}", "training.schedule=constant"]
+        return [*SOURCES[source], *common, *folder, f"training.batch_size={4 // processes}"]
+
+    for source in SOURCES:
+        train.run(load_config(encoded, settings(source, "one", 1, 4)))
+        train.run(load_config(encoded, settings(source, "up", 1, 2)))
+    two = [settings(source, plan, 2, 4 if plan != "down" else 2) for source in SOURCES for plan in plans]
+    results = run_together(train_all, (encoded, two), (encoded, two))
+    assert [result.returncode for result in results] == [0, 0], "".join(result.stderr for result in results)
+    for source in SOURCES:
+        train.run(load_config(encoded, settings(source, "down", 1, 4)), resume=True)
+        expected = losses(tmp_path / source / "one")
+        for plan in plans:
+            found = losses(tmp_path / source / plan)
+            assert len(found) == 4 and found == pytest.approx(expected, rel=1e-4), (source, plan)
 
 
 def test_processes_whose_clips_fail_wait_and_count_for_nothing(config_file: Path, videos: Path, tmp_path: Path) -> None:

@@ -10,11 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 from numpy.typing import NDArray
 from selenium.webdriver import Chrome
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.wait import WebDriverWait
-from small_run import ENCODER, flcache, tree
+from small_run import ENCODER, flcache, small_config, tree
 
 from flcache.config import load_config
 from flcache.encoder import ContextRule, EncoderSource, load_encoder, save_encoder
@@ -226,6 +227,19 @@ def test_videos_of_one_name_have_files_of_their_own(model: Path, long_videos: li
     assert names == {"video.npz", "video-2.npz", "predictions.html"}
 
 
+def test_an_encoder_whose_tokens_the_user_states_predicts(
+    videos: Path, long_videos: list[Path], tmp_path: Path
+) -> None:
+    content = small_config(videos, tmp_path)
+    sizes = {"hidden_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2, "patch_size": 8, "image_size": 32}
+    content["encoder"] = {"architecture": {"model_type": "deit", **sizes}, "leading_tokens": 2}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
+    train.run(load_config(tmp_path / "config.yaml", ["training.source=videos", "training.steps=1"]))
+    export.run(tmp_path / "training", tmp_path / "model")
+    predict.run(long_videos[:1], tmp_path / "model", tmp_path / "out", device="cpu")
+    assert {path.suffix for path in (tmp_path / "out").iterdir()} == {".npz", ".html"}
+
+
 def test_a_model_that_is_not_whole_is_refused_in_one_line(model: Path, long_videos: list[Path], tmp_path: Path) -> None:
     def refused(kind: type[FlcacheError], words: str) -> None:
         with pytest.raises(kind, match=words) as error:
@@ -233,7 +247,7 @@ def test_a_model_that_is_not_whole_is_refused_in_one_line(model: Path, long_vide
         assert "\n" not in str(error.value)
 
     broken = tmp_path / "model"
-    refused(PredictorError, "predictor.json: damaged, or no predictor")
+    refused(PredictorError, "predictor: there is no such folder")
     shutil.copytree(model, broken)
     shutil.rmtree(broken / "encoder")
     refused(PredictorError, "encoder: no such folder")

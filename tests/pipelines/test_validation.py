@@ -8,17 +8,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from accelerate import Accelerator, DistributedType, FullyShardedDataParallelPlugin
 from forked import command_line, run_together
 from safetensors.torch import load_file
 from small_run import flcache
 
 from flcache.config import load_config
-from flcache.errors import ConfigError, DataError, TrainingError
+from flcache.errors import DataError, TrainingError
 from flcache.pipelines import evaluate, export, report, train
-from flcache.pipelines.setup.model import build_world_model
 from flcache.pipelines.setup.source import Reading, open_source
-from flcache.pipelines.setup.validation import open_validation
 from flcache.training import read_metrics
 
 SOURCES = {
@@ -141,21 +138,6 @@ def test_validation_clips_that_cannot_be_decoded_are_left_out_and_stop_no_run(
         train.run(
             load_config(encoded, [*settings, f"dataset.root={tmp_path / 'damaged'}", f"training.dir={tmp_path / 'no'}"])
         )
-
-
-def test_sharded_weights_are_refused(encoded: Path) -> None:
-    """FSDP needs GPUs, so its state is set here."""
-    accelerator = Accelerator(cpu=True)
-    accelerator.state.fsdp_plugin = FullyShardedDataParallelPlugin(fsdp_version=2)
-    accelerator.state.distributed_type = DistributedType.FSDP
-    config = load_config(encoded, VALIDATING)
-    with open_source(config, Reading("train", 4, shuffle=True), device="cpu") as source:
-        model = build_world_model(config, source)
-        with (
-            pytest.raises(ConfigError, match=r"training\.validate_every: weights are sharded"),
-            open_validation(config, accelerator, model, source),
-        ):
-            pass
 
 
 def test_two_processes_find_what_one_finds(encoded: Path, tmp_path: Path) -> None:

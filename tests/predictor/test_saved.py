@@ -165,6 +165,11 @@ def refused(folder: Path) -> str:
     return text
 
 
+def test_a_folder_that_is_not_there_is_not_called_damaged(tmp_path: Path) -> None:
+    with pytest.raises(PredictorError, match=f"^{tmp_path / 'gone'}: there is no such folder"):
+        load_predictor(tmp_path / "gone")
+
+
 DAMAGE: dict[str, Callable[[Path], Any]] = {
     "missing": lambda path: path.unlink(),
     "empty": lambda path: path.write_bytes(b""),
