@@ -23,7 +23,7 @@ from flcache.errors import ConfigError, FlcacheError
 from flcache.leak import check_boundary, legal_boundaries, middle_boundary
 from flcache.predictor import build_predictor, training_memory_bytes
 from flcache.training import parameter_lines
-from flcache.videos import Video, VideoFolder, needs_duration, plan_clips, read_annotations
+from flcache.videos import Video, VideoFolder, list_videos, needs_duration, plan_clips
 
 from .setup.clips import SPLITS
 from .setup.model import check_encoder_targets
@@ -142,7 +142,7 @@ def _dataset(config: Config, shape: Shape | None, findings: Findings) -> list[st
     root, lines, all_clips = _path(config, "dataset.root", findings), [], 0
     for split in SPLITS:
         annotations = _path(config, f"dataset.{split}", findings)
-        videos = findings.attempt(partial(_videos, config, annotations)) if annotations else None
+        videos = findings.attempt(partial(list_videos, annotations, config.dataset)) if annotations else None
         if videos is not None:
             clips, rough = _clips(config, videos)
             all_clips += clips
@@ -161,12 +161,6 @@ def _path(config: Config, key: str, findings: Findings) -> Path | None:
     except ConfigError as error:
         findings.notes.append(str(error))
         return None
-
-
-def _videos(config: Config, annotations: Path) -> list[Video]:
-    dataset = config.dataset
-    labels, root = (Path(path) if path else None for path in (dataset.labels, dataset.root))
-    return read_annotations(annotations, labels=labels, root=root, allow_outside=dataset.allow_outside)
 
 
 def _clips(config: Config, videos: list[Video]) -> tuple[int, str]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from flcache.lazy import load_on_demand
 
 if TYPE_CHECKING:
-    from flcache.videos.annotations import Video, read_annotations, read_labels
+    from flcache.videos.annotations import Video, list_videos, read_annotations, read_labels
     from flcache.videos.clips import needs_duration, plan_clips
     from flcache.videos.decoders import ClipRequest, DecodedClip, VideoInfo, decode_clip, probe
     from flcache.videos.folder import VideoFolder
@@ -31,6 +31,7 @@ __all__ = [
     "VideoInfo",
     "decode_clip",
     "decode_planned",
+    "list_videos",
     "needs_duration",
     "plan_clips",
     "planned_clips",

@@ -22,7 +22,7 @@ from rich.table import Table
 from flcache.config import Config, to_yaml
 from flcache.errors import ConfigError, DataError
 from flcache.training import Augmentation, read_metrics
-from flcache.videos import VideoFolder, read_annotations
+from flcache.videos import VideoFolder, list_videos
 
 from ..setup.encoding import encode_missing
 from ..setup.planning import begin_planning
@@ -67,10 +67,7 @@ def run(config: Config, *, own_videos: bool, as_json: bool, steps: int = STEPS, 
 def _on_few_videos(config: Config, folder: Path, count: int, steps: int) -> Config:
     """`config` on the first `count` training videos that are there, with what it writes in `folder`."""
     dataset, root = config.dataset, Path(config.require("dataset.root"))
-    labels = Path(dataset.labels) if dataset.labels else None
-    listed = read_annotations(
-        Path(config.require("dataset.train")), labels=labels, root=root, allow_outside=dataset.allow_outside
-    )
+    listed = list_videos(Path(config.require("dataset.train")), dataset)
     there = VideoFolder(root, (video.path for video in listed))
     paths = [path for video in listed if (path := there.find(video.path))][:count]
     if not paths:

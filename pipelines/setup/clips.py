@@ -12,7 +12,7 @@ import pandas as pd
 from flcache.cache import assign_shards, get_codec
 from flcache.config import Config
 from flcache.errors import DataError
-from flcache.videos import DecodePool, Video, VideoFolder, needs_duration, plan_clips, probe_durations, read_annotations
+from flcache.videos import DecodePool, Video, VideoFolder, list_videos, needs_duration, plan_clips, probe_durations
 
 from .engine import decode_workers
 from .progress import Progress
@@ -37,8 +37,7 @@ def read_split(config: Config, split: str) -> SplitClips:
     """The clips of `split` and its missing videos. Raises DataError where too many are missing."""
     dataset = config.dataset
     annotations, root = Path(config.require(f"dataset.{split}")), Path(config.require("dataset.root"))
-    labels = Path(dataset.labels) if dataset.labels else None
-    videos = read_annotations(annotations, labels=labels, root=root, allow_outside=dataset.allow_outside)
+    videos = list_videos(annotations, dataset)
     folder = VideoFolder(root, (video.path for video in videos))
     missing = _missing(split, videos, folder)
     if len(missing) > dataset.max_missing_fraction * len(videos):

@@ -5,7 +5,6 @@ What fits is known by digests that the plan keeps, and costs neither the annotat
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -33,7 +32,8 @@ from flcache.config import Config
 from flcache.engines import ShardTask
 from flcache.errors import DataError
 from flcache.videos import PlannedClip, VideoFolder, planned_clips
-from flcache.videos.annotations import leads_out, read_file
+from flcache.videos.annotations import leads_out, list_digest
+from flcache.videos.forms.text import file_digest
 
 from .clips import SPLITS, SplitClips, assign_split, read_split, report_missing
 
@@ -215,9 +215,9 @@ class _PlannedVideos:
 def _sources(config: Config, split: str) -> dict[str, Any]:
     """Everything that the clips of a split and their shards follow from, but the size of a clip."""
     dataset = config.dataset
-    labels = _digest(Path(dataset.labels)) if dataset.labels else None
+    labels = file_digest(Path(dataset.labels)) if dataset.labels else None
     return {
-        "annotations": _digest(Path(config.require(f"dataset.{split}"))),
+        "annotations": list_digest(Path(config.require(f"dataset.{split}"))),
         "labels": labels,
         "allow_outside": dataset.allow_outside,
         "clip": config.clip.as_dict(),
@@ -225,8 +225,3 @@ def _sources(config: Config, split: str) -> dict[str, Any]:
         "seed": config.cache.seed,
         "planned_by": PLANNED_BY,
     }
-
-
-def _digest(path: Path) -> str:
-    """SHA-256 of the file."""
-    return hashlib.sha256(read_file(path)).hexdigest()
