@@ -24,8 +24,9 @@ from flcache.leak import check_boundary, legal_boundaries, middle_boundary
 from flcache.predictor import build_predictor, training_memory_bytes
 from flcache.training import parameter_lines
 from flcache.videos import Video, VideoFolder, list_videos, needs_duration, plan_clips
+from flcache.videos.annotations import SPLITS
 
-from .setup.clips import SPLITS
+from .setup.clips import list_of
 from .setup.model import check_encoder_targets
 
 WIDEST_VALUE = 64
@@ -141,8 +142,8 @@ def _dataset(config: Config, shape: Shape | None, findings: Findings) -> list[st
     clip_bytes = get_codec(config.cache.codec).clip_bytes(shape) if shape else 0
     root, lines, all_clips = _path(config, "dataset.root", findings), [], 0
     for split in SPLITS:
-        annotations = _path(config, f"dataset.{split}", findings)
-        videos = findings.attempt(partial(list_videos, annotations, config.dataset)) if annotations else None
+        found = _noted(partial(list_of, config, split), findings)
+        videos = findings.attempt(partial(list_videos, found, config.dataset, split)) if found else None
         if videos is not None:
             clips, rough = _clips(config, videos)
             all_clips += clips
@@ -156,8 +157,12 @@ def _dataset(config: Config, shape: Shape | None, findings: Findings) -> list[st
 
 def _path(config: Config, key: str, findings: Findings) -> Path | None:
     """The path at `key`; None, with a note, where it is not set."""
+    return _noted(lambda: Path(config.require(key)), findings)
+
+
+def _noted(find: Callable[[], Path], findings: Findings) -> Path | None:
     try:
-        return Path(config.require(key))
+        return find()
     except ConfigError as error:
         findings.notes.append(str(error))
         return None

@@ -5,44 +5,90 @@ The form follows from the path and from what is there; `forms` has one file for 
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 
+from flcache.errors import DataError
+from flcache.videos.forms.folder_tree import FOLDER_TREE
+from flcache.videos.forms.header_csv import HEADER_CSV, splits_in
 from flcache.videos.forms.kinetics_csv import KINETICS_CSV
+from flcache.videos.forms.labels import read_labels
 from flcache.videos.forms.listed import EXTENSIONS, Video, check_paths, leads_out, with_unique_ids
-from flcache.videos.forms.path_index import PATH_INDEX, read_labels
+from flcache.videos.forms.path_index import PATH_INDEX
+from flcache.videos.forms.something_something import SOMETHING_SOMETHING
 from flcache.videos.forms.source import Form, Source
+from flcache.videos.forms.tars import TARS
 from flcache.videos.options import DatasetOptions
 
-__all__ = ["EXTENSIONS", "Video", "leads_out", "list_digest", "list_videos", "read_annotations", "read_labels"]
+__all__ = [
+    "EXTENSIONS",
+    "FORMS",
+    "SPLITS",
+    "Video",
+    "leads_out",
+    "list_digest",
+    "list_videos",
+    "read_annotations",
+    "read_labels",
+    "split_lists",
+]
 
-FORMS = (KINETICS_CSV, PATH_INDEX)
+FORMS = (TARS, FOLDER_TREE, SOMETHING_SOMETHING, HEADER_CSV, KINETICS_CSV, PATH_INDEX)
 """The first that takes a list reads it."""
+SPLITS = ("train", "val")
 
 
 def read_annotations(
-    csv: Path, *, labels: Path | None = None, root: Path | None = None, allow_outside: bool = False
+    path: Path,
+    *,
+    labels: Path | None = None,
+    root: Path | None = None,
+    allow_outside: bool = False,
+    split: str | None = None,
 ) -> list[Video]:
-    """The videos of a list of any form, in its order.
+    """The videos of a list of any form, in its order; of one `split`, where the list says which.
 
-    `labels` (`index label` lines) names the classes of the headerless form; without it the label is the index. Raises
-    DataError naming the file, the line and what to mend; also for a path that leads out of `root` (absolute, or with
-    `..`), unless `allow_outside`.
+    `labels` names the classes of a list that has their indices. Raises DataError naming the file, the line and what to
+    mend; also for a path that leads out of `root` (absolute, or with `..`), unless `allow_outside`.
     """
-    source = Source(csv, labels)
+    source = Source(path, labels, root, split)
     rows = _form(source).rows(source)
-    check_paths(csv, rows, root, allow_outside)
+    check_paths(path, rows, root, allow_outside)
     return with_unique_ids([video for _, video in rows])
 
 
-def list_videos(path: Path, dataset: DatasetOptions) -> list[Video]:
-    """`read_annotations` of a list of the configured dataset."""
+def split_lists(dataset: DatasetOptions) -> dict[str, Path]:
+    """The list of every split that there is.
+
+    Those that the options name. One CSV with a column `split` serves the others too; without any, the root is the list,
+    or its folders `train` and `val` are if it has both.
+    """
+    named = {split: Path(path) for split in SPLITS if (path := getattr(dataset, split))}
+    if not named and dataset.root:
+        root = Path(dataset.root)
+        below = {split: root / split for split in SPLITS}
+        return below if all(folder.is_dir() for folder in below.values()) else {"train": root}
+    if set(named) == {"train"}:
+        named |= dict.fromkeys(_splits_of_one(Source(named["train"])), named["train"])
+    return named
+
+
+def _splits_of_one(source: Source) -> set[str]:
+    """The splits that a list of several says it has. What is wrong with it, reading it will tell."""
+    with suppress(DataError):
+        return splits_in(source) & set(SPLITS) if _form(source) is HEADER_CSV else set()
+    return set()
+
+
+def list_videos(path: Path, dataset: DatasetOptions, split: str) -> list[Video]:
+    """`read_annotations` of the list of a split of the configured dataset."""
     labels, root = (Path(name) if name else None for name in (dataset.labels, dataset.root))
-    return read_annotations(path, labels=labels, root=root, allow_outside=dataset.allow_outside)
+    return read_annotations(path, labels=labels, root=root, allow_outside=dataset.allow_outside, split=split)
 
 
-def list_digest(path: Path) -> str:
+def list_digest(path: Path, dataset: DatasetOptions) -> str:
     """Changes whenever the list may have other videos; no video is opened for it."""
-    source = Source(path)
+    source = Source(path, root=Path(dataset.root) if dataset.root else None)
     return _form(source).digest(source)
 
 

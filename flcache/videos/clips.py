@@ -16,7 +16,7 @@ from flcache.videos.options import ClipRule
 if TYPE_CHECKING:
     import pandas as pd
 
-PLAN_COLUMNS = ("clip_id", "video", "video_id", "label", "start_s", "timestamps", "frames", "stride", "short")
+PLAN_COLUMNS = ("clip_id", "video", "video_id", "label", "start_s", "timestamps", "end_s", "frames", "stride", "short")
 
 
 def needs_duration(rule: ClipRule, videos: Iterable[Video]) -> list[Video]:
@@ -31,7 +31,7 @@ def plan_clips(videos: Iterable[Video], rule: ClipRule, durations: Mapping[str, 
 
     `durations` maps `video_id` to seconds, for videos without an annotated duration. A video of unknown duration gets
     one clip, at 0. `timestamps` are seconds from the first displayed frame, to the microsecond; None for a stride,
-    where frames are counted from the one on display at `start_s`.
+    where frames are counted from the one on display at `start_s`. `end_s` is where a segment ends, None for a file.
     """
     import pandas as pd  # takes half a second, and decode workers do not need it
 
@@ -39,13 +39,20 @@ def plan_clips(videos: Iterable[Video], rule: ClipRule, durations: Mapping[str, 
     for video in videos:
         duration_s = video.duration_s
         if duration_s is None and durations is not None:
-            duration_s = durations.get(video.video_id)
+            duration_s = _rest_s(video, durations.get(video.video_id))
         for k, start_s in enumerate(_starts(rule, duration_s)):
+            start_s += video.start_s or 0.0
             timestamps = None if rule.fps is None else [round(start_s + i / rule.fps, 6) for i in range(rule.frames)]
-            rows.append((f"{video.video_id}-{k}", video.path, video.video_id, video.label, start_s, timestamps))
-    plan = pd.DataFrame(rows, columns=list(PLAN_COLUMNS[:6]))
+            clip_id = f"{video.video_id}-{k}"
+            rows.append((clip_id, video.path, video.video_id, video.label, start_s, timestamps, video.end_s))
+    plan = pd.DataFrame(rows, columns=list(PLAN_COLUMNS[:7]))
     plan = plan.assign(frames=rule.frames, stride=rule.stride, short=rule.short)
-    return plan.astype({"start_s": "float64", "timestamps": "object"})
+    return plan.astype({"start_s": "float64", "timestamps": "object", "end_s": "float64"})
+
+
+def _rest_s(video: Video, file_s: float | None) -> float | None:
+    """Seconds from where `video` starts to the end of its file, which has `file_s`."""
+    return None if file_s is None else max(0.0, file_s - (video.start_s or 0.0))
 
 
 def _starts(rule: ClipRule, duration_s: float | None) -> Sequence[float]:

@@ -1,7 +1,8 @@
 """Opening a video file with PyAV: which stream is meant, what its header says, and why it cannot be opened.
 
-A file may come from a stranger. Only regular files are opened, by absolute path and by the protocol `file` alone, and
-only as one of `CONTAINERS`: none of these names other files or addresses, as playlists do.
+A file may come from a stranger. Only regular files are opened, by absolute path and by the protocol `file` alone, for a
+member of a tar through `subfile`, and only as one of `CONTAINERS`: none of these names other files or addresses, as
+playlists do.
 """
 
 from __future__ import annotations
@@ -13,11 +14,11 @@ import struct
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, BinaryIO
 
 from flcache.errors import DecodeError
 from flcache.videos.options import ClipRule
+from flcache.videos.video_file import VideoFile, address, carrier, open_bytes, size_of
 
 MP4, MATROSKA = "mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm"
 CONTAINERS = (MP4, MATROSKA, "avi", "mpegts", "mpeg", "flv", "asf")
@@ -47,7 +48,7 @@ class VideoInfo:
     codec: str
 
 
-def probe(path: Path) -> VideoInfo:
+def probe(path: VideoFile) -> VideoInfo:
     """The header of the best video stream of `path`; cheap, nothing is decoded. Raises DecodeError with the reason."""
     with open_video(path) as (container, stream):
         rate = stream.average_rate or stream.guessed_rate
@@ -72,7 +73,7 @@ def declared_duration_s(container: Any, stream: Any) -> float | None:
 
 
 @contextmanager
-def open_video(path: Path, *, max_pixels: int = ClipRule.max_bytes // 3) -> Iterator[tuple[Any, Any]]:
+def open_video(path: VideoFile, *, max_pixels: int = ClipRule.max_bytes // 3) -> Iterator[tuple[Any, Any]]:
     """The open container and its best video stream, which is the one that decord takes. Raises DecodeError.
 
     No decoder makes a picture of more than `max_pixels`.
@@ -81,7 +82,7 @@ def open_video(path: Path, *, max_pixels: int = ClipRule.max_bytes // 3) -> Iter
 
     try:
         _check_regular(path)
-        container = av.open(file_url(path), options=_limits(max_pixels), metadata_errors="replace")
+        container = av.open(address(path, "file:"), options=_limits(max_pixels), metadata_errors="replace")
     except (av.FFmpegError, OSError) as error:
         raise _not_opened(path, error) from None
     with container:
@@ -97,30 +98,29 @@ def open_video(path: Path, *, max_pixels: int = ClipRule.max_bytes // 3) -> Iter
         yield container, stream
 
 
-def file_url(path: Path) -> str:
-    """What FFmpeg is given: a path alone could be read as an address (`http:/host/x.mp4`) or as a list of files."""
-    return f"file:{os.path.abspath(path)}"  # noqa: PTH100  (`..` after a symlink is the file system's to resolve)
-
-
 def _limits(max_pixels: int) -> dict[str, str]:
-    return {"protocol_whitelist": "file", "format_whitelist": ",".join(CONTAINERS), "max_pixels": str(max_pixels)}
+    return {
+        "protocol_whitelist": "file,subfile",
+        "format_whitelist": ",".join(CONTAINERS),
+        "max_pixels": str(max_pixels),
+    }
 
 
-def _check_regular(path: Path) -> None:
+def _check_regular(path: VideoFile) -> None:
     """Raise where `path` is a pipe, a device or a folder: opening those may wait for ever."""
-    mode = path.stat().st_mode
+    mode = carrier(path).stat().st_mode
     if stat.S_ISREG(mode):
         return
     what = "a folder" if stat.S_ISDIR(mode) else "a pipe" if stat.S_ISFIFO(mode) else "a device or a socket"
     raise DecodeError(f"{path}: this is {what}, not a file; remove it from the list of videos", reason="not readable")
 
 
-def _not_opened(path: Path, error: Exception) -> DecodeError:
-    if isinstance(error, FileNotFoundError):
+def _not_opened(path: VideoFile, error: Exception) -> DecodeError:
+    if isinstance(error, FileNotFoundError | NotADirectoryError):
         return DecodeError(f"{path}: no such file", reason="no file")
     if isinstance(error, OSError):
         return DecodeError(f"{path}: cannot be read: {error.strerror or error}", reason="not readable")
-    if path.stat().st_size == 0:
+    if size_of(path) == 0:
         return DecodeError(f"{path}: the file is empty; fetch it again", reason="cut off")
     return DecodeError(
         f"{path}: cannot be opened: {_words_of_ffmpeg(path, error)}",
@@ -128,28 +128,28 @@ def _not_opened(path: Path, error: Exception) -> DecodeError:
     )
 
 
-def _starts_as_a_video(path: Path) -> bool:
+def _starts_as_a_video(path: VideoFile) -> bool:
     """Whether the first bytes are those of MP4 or MOV, Matroska or WebM, or AVI."""
     return magic(path) is not None
 
 
-def magic(path: Path) -> str | None:
+def magic(path: VideoFile) -> str | None:
     """The container by the first bytes alone: MP4 or MOV, Matroska or WebM, AVI; None for any other."""
-    with path.open("rb") as stream:
+    with open_bytes(path) as stream:
         start = stream.read(8)
     if start[4:] in _MP4_ATOMS:
         return MP4
     return MATROSKA if start[:4] == _MATROSKA_MAGIC else "avi" if start[:4] == b"RIFF" else None
 
 
-def shows_as_stored(path: Path, container: Any, stream: Any) -> bool:
+def shows_as_stored(path: VideoFile, container: Any, stream: Any) -> bool:
     """Whether the container plainly neither turns nor crops the pictures.
 
     Versions of FFmpeg disagree about degenerate matrices, rotation by tags and cropping: False wherever one may act.
     """
     if any(key.lower() == "rotate" for key in stream.metadata):
         return False
-    with path.open("rb") as file:
+    with open_bytes(path) as file:
         if container.format.name == MATROSKA:
             _, found, tracks = file.read(2**16).partition(_CLUSTER)[0].partition(_TRACKS)
             return bool(found) and not any(element in tracks for element in _TURN_OR_CROP)
@@ -175,7 +175,7 @@ def _movie_header(file: BinaryIO) -> bytes:
     return b""
 
 
-def _without_size(path: Path, stream: Any, max_pixels: int) -> DecodeError:
+def _without_size(path: VideoFile, stream: Any, max_pixels: int) -> DecodeError:
     """The error for a stream whose size FFmpeg leaves open: it could not read it, or would not go above the limit."""
     if "exceeds specified max pixel count" in _logged(path, max_pixels):
         words = f"its pictures have more than {max_pixels} pixels, and clip.max_bytes no room for them; scale it down"
@@ -184,13 +184,13 @@ def _without_size(path: Path, stream: Any, max_pixels: int) -> DecodeError:
     return DecodeError(f"{path}: {words}", reason="undecodable frame")
 
 
-def _words_of_ffmpeg(path: Path, error: Exception) -> str:
+def _words_of_ffmpeg(path: VideoFile, error: Exception) -> str:
     """What it logs ("moov atom not found") beside its error, which is mostly "invalid data"."""
     words = _logged(path, ClipRule.max_bytes // 3)
     return "; ".join([*([words] if words else []), getattr(error, "strerror", None) or str(error)])
 
 
-def _logged(path: Path, max_pixels: int) -> str:
+def _logged(path: VideoFile, max_pixels: int) -> str:
     """The errors that FFmpeg logs while it opens the file."""
     import av
 
@@ -199,7 +199,7 @@ def _logged(path: Path, max_pixels: int) -> str:
     av.logging.set_skip_repeated(False)
     try:
         with av.logging.Capture() as logs, suppress(av.FFmpegError, OSError):
-            av.open(file_url(path), options=_limits(max_pixels), metadata_errors="replace").close()
+            av.open(address(path, "file:"), options=_limits(max_pixels), metadata_errors="replace").close()
     finally:
         av.logging.set_level(level)
         av.logging.set_skip_repeated(skips_repeated)

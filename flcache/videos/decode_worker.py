@@ -22,6 +22,7 @@ import numpy as np
 from flcache.errors import FlcacheError
 from flcache.videos import decord_reader, messages
 from flcache.videos.decoders import ClipRequest, DecodedClip, OpenedVideo, probe
+from flcache.videos.video_file import VideoFile, from_message
 
 _PR_SET_PDEATHSIG = 1
 _HERE = Path(__file__).parents[1]
@@ -50,7 +51,7 @@ class _Videos:
         self._max_bytes = max_bytes
         self._video: OpenedVideo | None = None
 
-    def decode(self, path: Path, request: ClipRequest) -> DecodedClip:
+    def decode(self, path: VideoFile, request: ClipRequest) -> DecodedClip:
         if self._video is None or not self._video.is_of(path):
             self.close()
             self._video = OpenedVideo(path, max_bytes=self._max_bytes)
@@ -69,7 +70,7 @@ def _answer(channel: socket.socket, videos: _Videos) -> None:
         messages.send(channel, {"infos": infos})
         return
     timestamps = None if head["timestamps"] is None else tuple(head["timestamps"])
-    request = ClipRequest(head["frames"], head["start_s"], timestamps, head["stride"], head["short"])
+    request = ClipRequest(head["frames"], head["start_s"], timestamps, head["stride"], head["short"], head["end_s"])
     clip = _or_error(head["path"], lambda path: videos.decode(path, request))
     if isinstance(clip, DecodedClip):
         arrays = {name: getattr(clip, name).tolist() for name in ("timestamps", "mask", "nominal")}
@@ -79,10 +80,11 @@ def _answer(channel: socket.socket, videos: _Videos) -> None:
         messages.send(channel, clip)
 
 
-def _or_error(path: str, work: Callable[[Path], Any]) -> Any:
+def _or_error(sent: Any, work: Callable[[VideoFile], Any]) -> Any:
     """What `work` returns for the file, or its error as a message."""
+    path = from_message(sent)
     try:
-        return work(Path(path))
+        return work(path)
     except FlcacheError as error:
         return {"error": str(error), "reason": getattr(error, "reason", "unknown")}
     except MemoryError:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from types import TracebackType
 
 import numpy as np
@@ -19,8 +18,9 @@ from flcache.errors import ConfigError, DecodeError
 from flcache.videos import decord_reader, pyav_reader
 from flcache.videos.container import VideoInfo, probe
 from flcache.videos.frame_stream import FrameStream, is_plain
-from flcache.videos.frame_table import FrameTable, read_frame_table
+from flcache.videos.frame_table import TOLERANCE_S, FrameTable, read_frame_table
 from flcache.videos.options import ClipRule
+from flcache.videos.video_file import VideoFile, carrier
 
 __all__ = ["DECODERS", "ClipRequest", "DecodedClip", "OpenedVideo", "VideoInfo", "decode_clip", "probe"]
 
@@ -38,6 +38,8 @@ class ClipRequest:
     stride: int | None
     short: str
     """`pad` or `drop`, as in ClipRule."""
+    end_s: float | None = None
+    """The video counts as ended here, if its file does not end before."""
 
     def __post_init__(self) -> None:
         if (self.timestamps is None) == (self.stride is None):
@@ -68,7 +70,7 @@ class DecodedClip:
 
 
 def decode_clip(
-    path: Path, request: ClipRequest, *, decoder: str = "auto", max_bytes: int = ClipRule.max_bytes
+    path: VideoFile, request: ClipRequest, *, decoder: str = "auto", max_bytes: int = ClipRule.max_bytes
 ) -> DecodedClip:
     """The clip `request` of the video at `path`. Raises DecodeError with the reason, naming the frame that fails.
 
@@ -85,7 +87,7 @@ class OpenedVideo:
     Arguments and errors as of `decode_clip`.
     """
 
-    def __init__(self, path: Path, *, decoder: str = "auto", max_bytes: int = ClipRule.max_bytes) -> None:
+    def __init__(self, path: VideoFile, *, decoder: str = "auto", max_bytes: int = ClipRule.max_bytes) -> None:
         if decoder not in DECODERS:
             raise ConfigError(f"decoder {decoder!r} is unknown; choose one of {', '.join(DECODERS)}")
         self._path, self._decoder, self._max_bytes = path, decoder, max_bytes
@@ -104,7 +106,7 @@ class OpenedVideo:
     ) -> None:
         self.close()
 
-    def is_of(self, path: Path) -> bool:
+    def is_of(self, path: VideoFile) -> bool:
         """Whether this is `path`, and the file there is unchanged."""
         return path == self._path and self._state is not None and self._state == _state(path)
 
@@ -163,38 +165,46 @@ class OpenedVideo:
         return self._stream.read(wanted)
 
 
-def _state(path: Path) -> tuple[int, ...] | None:
+def _state(path: VideoFile) -> tuple[int, ...] | None:
     """What changes when the file does; None where there is none."""
     with suppress(OSError):
-        status = path.stat()
+        status = carrier(path).stat()
         return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
     return None
 
 
-def _too_large(path: Path, request: ClipRequest, table: FrameTable, words: str) -> DecodeError:
+def _too_large(path: VideoFile, request: ClipRequest, table: FrameTable, words: str) -> DecodeError:
     what = f"{request.frames} frames of {table.width}x{table.height}"
     return DecodeError(f"{path}: {what} {words} the video down", reason="too large")
 
 
 def _choose_frames(
-    path: Path, table: FrameTable, request: ClipRequest
+    path: VideoFile, table: FrameTable, request: ClipRequest
 ) -> tuple[NDArray[np.int64], NDArray[np.bool_], NDArray[np.float64]]:
     """Index of each frame of the clip, whether the video has it, and its nominal seconds; (F,) each."""
+    end_s, last = _end(table, request)
     if request.timestamps is not None:
         nominal = np.array(request.timestamps, dtype=np.float64)
-        indices, real = table.on_display(nominal), nominal < table.end_s
+        indices, real = table.on_display(nominal), nominal < end_s
     else:
         assert request.stride is not None
         numbers, apart_s = np.arange(request.frames, dtype=np.int64), request.stride * table.end_s / len(table)
         nominal = request.start_s + apart_s * numbers.astype(np.float64)
         indices = table.on_display(np.array([request.start_s])) + numbers * request.stride
-        real = (indices < len(table)) & (request.start_s < table.end_s)
+        real = (indices <= last) & (request.start_s < end_s)
     if not real.all():
         _check_short(path, table, request, real)
-    return np.minimum(indices, len(table) - 1), real, nominal
+    return np.minimum(indices, last), real, nominal
 
 
-def _check_short(path: Path, table: FrameTable, request: ClipRequest, real: NDArray[np.bool_]) -> None:
+def _end(table: FrameTable, request: ClipRequest) -> tuple[float, int]:
+    """When the video ends, or its segment, and the index of the last frame before that."""
+    if request.end_s is None or request.end_s >= table.end_s:
+        return table.end_s, len(table) - 1
+    return request.end_s, int(table.on_display(np.array([request.end_s - 2 * TOLERANCE_S]))[0])
+
+
+def _check_short(path: VideoFile, table: FrameTable, request: ClipRequest, real: NDArray[np.bool_]) -> None:
     """Raises DecodeError for an incomplete clip that must not be padded."""
     if table.cut_off:
         raise DecodeError(

@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from flcache.errors import DecodeError
 from flcache.videos.container import MATROSKA, MP4, magic
 from flcache.videos.frame_table import TOLERANCE_S, FrameTable
+from flcache.videos.video_file import VideoFile, address
 
 _CODECS = ("h264", "mpeg4")  # hevc: wrong frames after a seek; vp9: other pixels when damaged; av1: no decoder
 MOST_PICTURES = 1000
@@ -68,12 +69,12 @@ def missing() -> str | None:
     return None if _ffmpeg("avutil") is not None else "this build of it gives no way to hear of damage"
 
 
-def read_frames(path: Path, table: FrameTable, wanted: NDArray[np.int64]) -> NDArray[np.uint8]:
+def read_frames(path: VideoFile, table: FrameTable, wanted: NDArray[np.int64]) -> NDArray[np.uint8]:
     """Displayed frames `wanted` (increasing indices) of `path`: uint8 (len(wanted), h, w, 3) RGB, upright.
 
     Raises DecodeError on the slightest sign of damage; PyAV then decides which frames are whole.
     """
-    name = os.path.abspath(path)  # noqa: PTH100  (anything else could be read as an address)
+    name = address(path)
     with _listening, _errors_heard() as errors:
         if not magic(path) == table.container == _container(name):
             raise _failure(path, "decord takes it for another container")
@@ -85,7 +86,7 @@ def read_frames(path: Path, table: FrameTable, wanted: NDArray[np.int64]) -> NDA
     return frames
 
 
-def _read(path: Path, name: str, table: FrameTable, wanted: NDArray[np.int64]) -> NDArray[np.uint8]:
+def _read(path: VideoFile, name: str, table: FrameTable, wanted: NDArray[np.int64]) -> NDArray[np.uint8]:
     import decord
 
     ranks, reader = table.ranks[wanted], None
@@ -157,7 +158,7 @@ def _codecs(name: str, container: str) -> list[str]:
     return codecs
 
 
-def _failure(path: Path, words: str) -> DecodeError:
+def _failure(path: VideoFile, words: str) -> DecodeError:
     return DecodeError(f"{path}: {words}", reason="undecodable frame")
 
 

@@ -8,11 +8,16 @@ from functools import cached_property
 from pathlib import Path
 
 from flcache.errors import DataError
-from flcache.videos.annotations import EXTENSIONS
+from flcache.videos.forms.listed import EXTENSIONS
+from flcache.videos.tar_index import read_tar_index
+from flcache.videos.video_file import VideoFile
+
+TAR = ".tar/"
+"""What follows it in an annotated path is the name of a member."""
 
 
 class VideoFolder:
-    """The files below a root; every folder is listed once, on first use.
+    """The files below a root, and the members of tars there; every folder and tar is listed once, on first use.
 
     A file needs exactly the annotated name: YouTube ids are case-sensitive. A file whose name differs in case is taken
     only if it is the only such file and none of `annotated` names it exactly; `other_case` collects those. If
@@ -32,9 +37,13 @@ class VideoFolder:
         self._settled = other_case is not None
         self._annotated = annotated if isinstance(annotated, Container) else frozenset(annotated)
         self._files: dict[Path, _Names] = {}
+        self._tars: dict[Path, Mapping[str, VideoFile] | None] = {}
 
-    def find(self, annotated: str) -> Path | None:
+    def find(self, annotated: str) -> VideoFile | None:
         """The file at an annotated path, or None; the first of `EXTENSIONS` that exists where the path has none."""
+        tar, inside, name = annotated.partition(TAR)
+        if inside and (members := self._index(self.root / f"{tar}{TAR[:-1]}")) is not None:
+            return members.get(name)
         wanted = self.root / annotated
         names = self._list(wanted.parent)
         found = names.called(wanted.name)
@@ -57,6 +66,12 @@ class VideoFolder:
         """Whether another annotation names the file `name` in this path's folder, with an extension or without."""
         folder, _, _ = annotated.rpartition("/")
         return any((f"{folder}/{spelling}" if folder else spelling) in self._annotated for spelling in _spellings(name))
+
+    def _index(self, tar: Path) -> Mapping[str, VideoFile] | None:
+        """The members of a tar by name; None where there is no such file."""
+        if tar not in self._tars:
+            self._tars[tar] = read_tar_index(tar) if tar.is_file() else None
+        return self._tars[tar]
 
     def _list(self, folder: Path) -> _Names:
         if folder not in self._files:

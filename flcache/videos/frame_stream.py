@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator
 from contextlib import ExitStack
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,6 +19,7 @@ from flcache.errors import DecodeError
 from flcache.videos.container import open_video
 from flcache.videos.frame_table import FrameTable
 from flcache.videos.pyav_reader import index_of, keyframe_before, read_frames, stacked, upright
+from flcache.videos.video_file import VideoFile
 
 _WORTH_PASSING = 25
 """Pictures before a keyframe that are decoded rather than jumped over: to open a long video again takes as long."""
@@ -45,7 +45,7 @@ class _NotWhole(Exception):
 class FrameStream:
     """Frames of `path`, whose `table` is plain. Reading forward goes on where the last read ended."""
 
-    def __init__(self, path: Path, table: FrameTable, *, max_pixels: int) -> None:
+    def __init__(self, path: VideoFile, table: FrameTable, *, max_pixels: int) -> None:
         self._path, self._table, self._max_pixels = path, table, max_pixels
         self._open = ExitStack()
         self._pictures: Iterator[_Picture] | None = None

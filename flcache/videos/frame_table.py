@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from fractions import Fraction
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +16,7 @@ from numpy.typing import NDArray
 from flcache.errors import DecodeError
 from flcache.videos.container import declared_duration_s, open_video, shows_as_stored
 from flcache.videos.options import ClipRule
+from flcache.videos.video_file import VideoFile
 
 TOLERANCE_S = 1e-3
 """A frame counts as on display this much early: Matroska rounds its times to milliseconds."""
@@ -86,7 +86,7 @@ class _Packets:
         return len(self.pts)
 
 
-def read_frame_table(path: Path, *, max_pixels: int = ClipRule.max_bytes // 3) -> FrameTable:
+def read_frame_table(path: VideoFile, *, max_pixels: int = ClipRule.max_bytes // 3) -> FrameTable:
     """The frame table of the best video stream of `path`. Raises DecodeError with the reason where there is none."""
     with open_video(path, max_pixels=max_pixels) as (container, stream):
         packets = _demux(container, stream)

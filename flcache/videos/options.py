@@ -13,13 +13,14 @@ from flcache.errors import ConfigError
 @dataclass(frozen=True)
 class DatasetOptions:
     root: OptionalPath = None
-    """Folder that the annotated paths are relative to."""
+    """Folder of the videos; without `train` and `val` every video below it, or in its tars, is taken."""
     train: OptionalPath = None
-    """Annotation file of the training split: Kinetics CSV, or headerless `path index` lines."""
+    """List of the training videos: a Kinetics CSV, a CSV with the column `path`, `path index` lines, a folder,
+    Something-Something's JSON, or tars (`{00000..00123}.tar`); paths are relative to `root`."""
     val: OptionalPath = None
-    """The same for the validation split."""
+    """The same for the validation videos; a `train` with a column `split` may hold them too."""
     labels: OptionalPath = None
-    """`index label` lines; needed only by headerless annotation files."""
+    """Names of classes where a list has indices: `index label` lines, or `labels.json` of Something-Something."""
     allow_outside: bool = False
     """Accept absolute paths and `..` in annotation files that lead out of `root`."""
     max_missing_fraction: Fraction = 0.25

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flcache.errors import DecodeError
 from flcache.videos.decoders import ClipRequest, DecodedClip, VideoInfo
 from flcache.videos.folder import VideoFolder
 from flcache.videos.pool import DecodePool
+from flcache.videos.video_file import VideoFile
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -28,7 +29,7 @@ class PlannedClip:
     slot: int
     """0 if the plan has no shards yet."""
     request: ClipRequest
-    file: Path | None = None
+    file: VideoFile | None = None
     """Its video, where that is known already; else it is looked for."""
 
 
@@ -48,6 +49,7 @@ def planned_clips(plan: pd.DataFrame | Iterable[Mapping[str, Any]]) -> list[Plan
                 timestamps=None if row["timestamps"] is None else tuple(map(float, row["timestamps"])),
                 stride=row["stride"],
                 short=row["short"],
+                end_s=None if (end_s := row.get("end_s")) is None or math.isnan(end_s) else end_s,
             ),
         )
         for row in rows
@@ -55,7 +57,7 @@ def planned_clips(plan: pd.DataFrame | Iterable[Mapping[str, Any]]) -> list[Plan
 
 
 def probe_durations(
-    pool: DecodePool, files: Mapping[str, Path], on_header: Callable[[bool], None] = lambda failed: None
+    pool: DecodePool, files: Mapping[str, VideoFile], on_header: Callable[[bool], None] = lambda failed: None
 ) -> dict[str, float]:
     """Seconds by video id, from the headers of `files`. Unreadable ones are left out: decoding them fails later.
 

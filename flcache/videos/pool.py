@@ -29,6 +29,7 @@ from flcache.videos import messages
 from flcache.videos.decoders import ClipRequest, DecodedClip, VideoInfo
 from flcache.videos.look_ahead import LookAhead
 from flcache.videos.options import ClipRule
+from flcache.videos.video_file import VideoFile, to_message
 
 K = TypeVar("K")
 R = TypeVar("R")
@@ -76,7 +77,9 @@ class DecodePool:
         for worker in self._all:
             worker.close()
 
-    def decode(self, items: Iterable[tuple[K, Path, ClipRequest]]) -> Iterator[tuple[K, DecodedClip | DecodeError]]:
+    def decode(
+        self, items: Iterable[tuple[K, VideoFile, ClipRequest]]
+    ) -> Iterator[tuple[K, DecodedClip | DecodeError]]:
         """Each key with its clip, or with the error that has the reason and the attempts, in the order of `items`.
 
         `items` is read at most two runs per worker ahead: of different videos, two clips.
@@ -101,7 +104,7 @@ class DecodePool:
         finally:
             room.close()
 
-    def probe(self, paths: Sequence[Path]) -> Iterator[VideoInfo | DecodeError]:
+    def probe(self, paths: Sequence[VideoFile]) -> Iterator[VideoInfo | DecodeError]:
         """The header of each file, or the error that has the reason, in the order of `paths`."""
         batches = [paths[i : i + _HEADERS_A_MESSAGE] for i in range(0, len(paths), _HEADERS_A_MESSAGE)]
         for infos in self._threads.map(self._probe_some, batches):
@@ -125,11 +128,11 @@ class DecodePool:
                 asked.result.set_exception(error)
 
     def _decode_one(self, asked: _Asked, room: LookAhead) -> DecodedClip | DecodeError:
-        head = {"path": str(asked.path), **asdict(asked.request)}
+        head = {"path": to_message(asked.path), **asdict(asked.request)}
         let_in = partial(room.let_in, asked.number)
         return self._tried(asked.path, lambda worker: worker.decode(head, self._timeout_s, let_in))
 
-    def _probe_some(self, paths: Sequence[Path]) -> list[VideoInfo | DecodeError]:
+    def _probe_some(self, paths: Sequence[VideoFile]) -> list[VideoInfo | DecodeError]:
         """Headers in one message; if the worker is lost, each file in a message of its own."""
         self._change_old_worker()
         found = self._tried(
@@ -139,7 +142,7 @@ class DecodePool:
             return found
         return [found] if len(paths) == 1 else [info for path in paths for info in self._probe_some([path])]
 
-    def _tried(self, path: Path, ask: Callable[[_Worker], R], attempts: int = ATTEMPTS) -> R | DecodeError:
+    def _tried(self, path: VideoFile, ask: Callable[[_Worker], R], attempts: int = ATTEMPTS) -> R | DecodeError:
         """The answer of a worker, or of another one if the first hangs or dies."""
         for attempt in range(1, attempts + 1):
             worker = self._my_worker()
@@ -184,15 +187,15 @@ class _Asked:
     """A clip that was asked for, and its result when there is one."""
 
     number: int
-    path: Path
+    path: VideoFile
     request: ClipRequest
     result: Future[DecodedClip | DecodeError] = field(default_factory=Future)
 
 
-_Numbered = tuple[int, tuple[K, Path, ClipRequest]]
+_Numbered = tuple[int, tuple[K, VideoFile, ClipRequest]]
 
 
-def _runs(items: Iterable[tuple[K, Path, ClipRequest]]) -> Iterator[list[_Numbered[K]]]:
+def _runs(items: Iterable[tuple[K, VideoFile, ClipRequest]]) -> Iterator[list[_Numbered[K]]]:
     """Consecutive items with the same path, at most LONGEST_RUN of them, numbered over all."""
     run: list[_Numbered[K]] = []
     for number, item in enumerate(items):
@@ -263,9 +266,9 @@ class _Worker:
             nominal=np.array(answer["nominal"], dtype=np.float64),
         )
 
-    def probe(self, paths: Sequence[Path], timeout_s: float) -> list[VideoInfo | DecodeError]:
+    def probe(self, paths: Sequence[VideoFile], timeout_s: float) -> list[VideoInfo | DecodeError]:
         """The header of each file, in the order of `paths`. Raises _WorkerLost if the process hangs or dies."""
-        answer, _ = self._ask({"probe": [str(path) for path in paths]}, timeout_s)
+        answer, _ = self._ask({"probe": [to_message(path) for path in paths]}, timeout_s)
         return [
             DecodeError(info["error"], reason=info["reason"]) if "error" in info else VideoInfo(**info)
             for info in answer["infos"]

@@ -8,7 +8,6 @@ keyframe ends the clip, because later pictures may be predicted from concealed o
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,9 +16,10 @@ from numpy.typing import NDArray
 from flcache.errors import DecodeError
 from flcache.videos.container import open_video
 from flcache.videos.frame_table import FrameTable
+from flcache.videos.video_file import VideoFile
 
 
-def read_frames(path: Path, table: FrameTable, wanted: NDArray[np.int64], *, max_pixels: int) -> NDArray[np.uint8]:
+def read_frames(path: VideoFile, table: FrameTable, wanted: NDArray[np.int64], *, max_pixels: int) -> NDArray[np.uint8]:
     """Displayed frames `wanted` (increasing indices) of `path`: uint8 (len(wanted), h, w, 3) RGB, upright.
 
     Raises DecodeError naming the first frame that cannot be decoded.
@@ -42,7 +42,7 @@ def keyframe_before(table: FrameTable, index: int) -> int | None:
 
 
 def _read(
-    path: Path, table: FrameTable, wanted: NDArray[np.int64], keyframe: int | None, max_pixels: int
+    path: VideoFile, table: FrameTable, wanted: NDArray[np.int64], keyframe: int | None, max_pixels: int
 ) -> NDArray[np.uint8]:
     missing = {int(index) for index in wanted}
     frames = []
@@ -60,7 +60,7 @@ def upright(frame: Any) -> NDArray[np.uint8]:
     return np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90) % 4)
 
 
-def stacked(path: Path, frames: Sequence[NDArray[np.uint8]]) -> NDArray[np.uint8]:
+def stacked(path: VideoFile, frames: Sequence[NDArray[np.uint8]]) -> NDArray[np.uint8]:
     """(F, h, w, 3). Raises DecodeError where the pictures differ in size."""
     if len({frame.shape for frame in frames}) > 1:
         raise DecodeError(
@@ -70,7 +70,7 @@ def stacked(path: Path, frames: Sequence[NDArray[np.uint8]]) -> NDArray[np.uint8
 
 
 def _decode(
-    path: Path, table: FrameTable, keyframe: int | None, last: int, max_pixels: int
+    path: VideoFile, table: FrameTable, keyframe: int | None, last: int, max_pixels: int
 ) -> Iterator[tuple[int, Any]]:
     """Displayed frames with their index, from `keyframe` to `last` or a little further.
 
@@ -104,7 +104,7 @@ def _decode(
             raise _failure(path, table, following, error.strerror) from None
 
 
-def _check_held_back(path: Path, table: FrameTable, last: int, stream: Any) -> None:
+def _check_held_back(path: VideoFile, table: FrameTable, last: int, stream: Any) -> None:
     """Raises DecodeError if a picture that is displayed after `last` is damaged: B-frames before it depend on it."""
     for frame in stream.codec_context.decode(None):
         if frame.is_corrupt:
@@ -120,7 +120,7 @@ def index_of(table: FrameTable, frame: Any, following: int) -> int | None:
     return index if known and index >= following else None
 
 
-def _failure(path: Path, table: FrameTable, index: int, words: str) -> DecodeError:
+def _failure(path: VideoFile, table: FrameTable, index: int, words: str) -> DecodeError:
     last = len(table) - 1
     index = min(index, last)
     is_cut_off = table.cut_off is not None and (words == table.cut_off or index == last)

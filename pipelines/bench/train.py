@@ -24,6 +24,7 @@ from flcache.errors import ConfigError, DataError
 from flcache.training import Augmentation, read_metrics
 from flcache.videos import VideoFolder, list_videos
 
+from ..setup.clips import list_of
 from ..setup.encoding import encode_missing
 from ..setup.planning import begin_planning
 from .videos import write_videos
@@ -67,12 +68,12 @@ def run(config: Config, *, own_videos: bool, as_json: bool, steps: int = STEPS, 
 def _on_few_videos(config: Config, folder: Path, count: int, steps: int) -> Config:
     """`config` on the first `count` training videos that are there, with what it writes in `folder`."""
     dataset, root = config.dataset, Path(config.require("dataset.root"))
-    listed = list_videos(Path(config.require("dataset.train")), dataset)
+    listed = list_videos(list_of(config, "train"), dataset, "train")
     there = VideoFolder(root, (video.path for video in listed))
     paths = [path for video in listed if (path := there.find(video.path))][:count]
     if not paths:
         raise ConfigError(f"{dataset.train}: no video to measure with")
-    lines = [f"{os.path.relpath(path, root)} {number}\n" for number, path in enumerate(paths)]
+    lines = [f"{os.path.relpath(str(path), root)} {number}\n" for number, path in enumerate(paths)]
     (folder / "train.csv").write_text("".join(lines), encoding="utf-8")
     dataset = replace(dataset, root=str(root.resolve()), train=str(folder / "train.csv"), val=None, labels=None)
     training = replace(config.training, steps=steps, log_every=1, checkpoint_every=steps, validate_every=None)

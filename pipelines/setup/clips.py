@@ -13,11 +13,11 @@ from flcache.cache import assign_shards, get_codec
 from flcache.config import Config
 from flcache.errors import DataError
 from flcache.videos import DecodePool, Video, VideoFolder, list_videos, needs_duration, plan_clips, probe_durations
+from flcache.videos.annotations import split_lists
 
 from .engine import decode_workers
 from .progress import Progress
 
-SPLITS = ("train", "val")
 LISTED_MISSING = 5
 _SHOWN_EVERY = 64
 
@@ -33,11 +33,17 @@ class SplitClips:
     """Annotated videos that are not on disk."""
 
 
+def list_of(config: Config, split: str) -> Path:
+    """The list of the videos of `split`. Raises ConfigError where it has none, or one that an unset variable names."""
+    found = None if f"dataset.{split}" in config.unset else split_lists(config.dataset).get(split)
+    return found if found is not None else Path(config.require(f"dataset.{split}"))
+
+
 def read_split(config: Config, split: str) -> SplitClips:
     """The clips of `split` and its missing videos. Raises DataError where too many are missing."""
     dataset = config.dataset
-    annotations, root = Path(config.require(f"dataset.{split}")), Path(config.require("dataset.root"))
-    videos = list_videos(annotations, dataset)
+    annotations, root = list_of(config, split), Path(config.require("dataset.root"))
+    videos = list_videos(annotations, dataset, split)
     folder = VideoFolder(root, (video.path for video in videos))
     missing = _missing(split, videos, folder)
     if len(missing) > dataset.max_missing_fraction * len(videos):

@@ -32,10 +32,10 @@ from flcache.config import Config
 from flcache.engines import ShardTask
 from flcache.errors import DataError
 from flcache.videos import PlannedClip, VideoFolder, planned_clips
-from flcache.videos.annotations import leads_out, list_digest
+from flcache.videos.annotations import leads_out, list_digest, split_lists
 from flcache.videos.forms.text import file_digest
 
-from .clips import SPLITS, SplitClips, assign_split, read_split, report_missing
+from .clips import SplitClips, assign_split, list_of, read_split, report_missing
 
 OF_THE_ENCODER = ("not finite", "out of range")
 """Reasons of failures that come again with the same encoder."""
@@ -71,10 +71,10 @@ class Planning:
 def begin_planning(location: Location, config: Config) -> Planning:
     """Read the annotations of every split without a fitting plan, and print which of their videos are missing.
 
-    Raises ConfigError if `train` has no annotation file, DataError where too many videos are missing.
+    Raises ConfigError if there is no list of `train`, DataError where too many videos are missing.
     """
-    config.require("dataset.train")
-    sources = {split: _sources(config, split) for split in SPLITS if getattr(config.dataset, split)}
+    list_of(config, TRAINING_SPLIT)
+    sources = {split: _sources(config, split) for split in split_lists(config.dataset)}
     known = {split: {**found, "clip_bytes": None} for split, found in plan_sources(location).items()}
     planning = Planning(location, config, sources)
     for split in planning.splits:
@@ -217,7 +217,7 @@ def _sources(config: Config, split: str) -> dict[str, Any]:
     dataset = config.dataset
     labels = file_digest(Path(dataset.labels)) if dataset.labels else None
     return {
-        "annotations": list_digest(Path(config.require(f"dataset.{split}"))),
+        "annotations": list_digest(list_of(config, split), dataset),
         "labels": labels,
         "allow_outside": dataset.allow_outside,
         "clip": config.clip.as_dict(),

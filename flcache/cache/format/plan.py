@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from flcache.cache.format.names import PLAN, shard_name
 from flcache.cache.format.plan_table import (
     COLUMNS,
+    END,
     PLAN_SCHEMA,
     RULE_COLUMNS,
     num_rows,
@@ -59,7 +60,7 @@ def assign_shards(
     keys = np.array([xxhash.xxh3_64_intdigest(f"{seed}/{split}/{clip_id}".encode()) for clip_id in ids], np.uint64)
     repeated = by_video and clips["video_id"].duplicated().any()
     order = _videos_in_order(clips, ids, keys) if repeated else np.lexsort([ids, keys])
-    plan = clips.assign(**{name: None for name in RULE_COLUMNS if name not in clips})
+    plan = clips.assign(**{name: None for name in (END, *RULE_COLUMNS) if name not in clips})
     plan = plan.iloc[order].reset_index(drop=True)
     clips_per_shard = max(1, shard_bytes // clip_bytes)
     position = np.arange(len(plan))
@@ -201,6 +202,8 @@ def _table(plan: pd.DataFrame) -> Any:
 
 def _content(table: Any) -> bytes:
     buffer = BytesIO()
+    if table[END].null_count == len(table):
+        table = table.drop_columns([END])
     options = {"row_group_size": _GROUP_ROWS, "write_page_checksum": True}
     pq.write_table(table, buffer, compression="zstd", version="2.6", **options)
     return buffer.getvalue()

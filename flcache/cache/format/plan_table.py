@@ -29,6 +29,7 @@ PLAN_SCHEMA = pa.schema(
         ("split", pa.string()),
         ("start_s", pa.float64()),
         ("timestamps", pa.list_(pa.float64())),
+        ("end_s", pa.float64()),
         ("shard", pa.int32()),
         ("slot", pa.int32()),
         ("frames", pa.int32()),
@@ -37,6 +38,8 @@ PLAN_SCHEMA = pa.schema(
     ]
 )
 COLUMNS = tuple(PLAN_SCHEMA.names)
+END = "end_s"
+"""Only in plans with a segment that ends before its file; read as null everywhere else."""
 RULE_COLUMNS = ("frames", "stride", "short")
 """Fields of the clip rule that decoding needs; null for imported latents, absent from older plans."""
 
@@ -49,7 +52,7 @@ def read_plan(location: Location) -> pd.DataFrame:
     store = open_store(location)
     table = read_columns(store, COLUMNS)
     plan: pd.DataFrame = table.to_pandas()
-    for name in ("label", *RULE_COLUMNS):
+    for name in ("label", END, *RULE_COLUMNS):
         if name in plan:
             plan[name] = pd.Series(table[name].to_pylist(), dtype=object)
     if absent := [name for name in RULE_COLUMNS if name not in plan]:
@@ -180,6 +183,8 @@ def read_columns(store: Store, columns: Iterable[str], group: int | None = None)
         names = [name for name in columns if name in there or name not in RULE_COLUMNS]
         schema = pa.schema([PLAN_SCHEMA.field(name) for name in names])
         found = plan.read(columns=names) if group is None else plan.read_row_group(group, columns=names)
+        if END in names and END not in there:
+            found = found.append_column(PLAN_SCHEMA.field(END), pa.nulls(len(found), pa.float64()))
         table = found.select(names).cast(schema)
         table.validate(full=True)
         return table

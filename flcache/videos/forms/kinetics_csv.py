@@ -6,24 +6,27 @@ no label column and no label folder.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from flcache.errors import DataError
 from flcache.videos.forms.listed import Row, Video
 from flcache.videos.forms.source import Form, Source
-from flcache.videos.forms.text import INDEX, OTHER_DELIMITERS, shown, table_rows
+from flcache.videos.forms.text import INDEX, check_commas, shown, table_rows
 
 _REQUIRED = ("youtube_id", "time_start", "time_end")
 _OFFICIAL = ("label", *_REQUIRED, "split")
 
 
+def is_kinetics(header: Collection[str]) -> bool:
+    """Whether a header has all that Kinetics needs."""
+    return set(_REQUIRED) <= set(header)
+
+
 def _is_header(source: Source) -> bool:
     """Whether the first line is a header, right or wrong, rather than a `path index` row."""
     line = source.first_line
-    for delimiter, name in OTHER_DELIMITERS.items():
-        if {field.strip() for field in line.split(delimiter)} & set(_OFFICIAL) and "," not in line:
-            raise DataError(f"{source.path}:1: the columns are separated by a {name}; separate them by commas")
+    check_commas(source.path, line, _OFFICIAL)
     fields = {field.strip() for field in line.split(",")}
     return bool(fields & set(_OFFICIAL)) or ("," in line and not INDEX.fullmatch(line.split()[-1]))
 

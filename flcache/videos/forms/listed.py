@@ -33,35 +33,42 @@ class Video:
     label: str | None
     duration_s: float | None
     """As annotated: the file may differ by a frame or so. None without an annotated duration."""
+    start_s: float | None = None
+    """Where in the file the video starts; None for the whole file."""
+    end_s: float | None = None
+    """Where it ends, if it is not with the file."""
+
+    @property
+    def segment(self) -> str:
+        """`path`, with the seconds where it is a part of the file only."""
+        whole = self.start_s is None and self.end_s is None
+        return self.path if whole else f"{self.path}@{self.start_s or 0.0}-{self.end_s or ''}"
 
 
 Row = tuple[int, Video]
-"""A video, and the line of the list that names it."""
+"""A video, and the line of the list that names it, or the entry; 0 where there are none."""
 
 
 def check_paths(path: Path, rows: Iterable[Row], root: Path | None, allow_outside: bool) -> None:
     """Refuse paths that no file can have, that lead out of `root`, or that are there twice; files are not opened."""
-    first_line: dict[str, int] = {}
+    first_line: dict[tuple[str, float | None, float | None], int] = {}
     for number, video in rows:
+        line = f"{path}:{number}" if number else str(path)
         place = posixpath.normpath(video.path)
         if (
             "\0" in place
             or len(os.fsencode(place)) > _MAX_PATH
             or any(len(os.fsencode(part)) > _MAX_PART for part in place.split("/"))
         ):
-            raise DataError(
-                f"{path}:{number}: {shown(video.path)} cannot be the path of a file; mend or remove the row"
-            )
+            raise DataError(f"{line}: {shown(video.path)} cannot be the path of a file; mend or remove the row")
         if not allow_outside and leads_out(video.path, root):
             raise DataError(
-                f"{path}:{number}: {shown(video.path)} leads out of dataset.root; mend the row, or give "
+                f"{line}: {shown(video.path)} leads out of dataset.root; mend the row, or give "
                 "dataset.allow_outside=true if you trust this list"
             )
-        if place in first_line:
-            raise DataError(
-                f"{path}:{number}: {shown(video.path)} is on line {first_line[place]} already; remove one of them"
-            )
-        first_line[place] = number
+        first = first_line.setdefault((place, video.start_s, video.end_s), number)
+        if first != number:
+            raise DataError(f"{line}: {shown(video.path)} is on line {first} already; remove one of them")
 
 
 def leads_out(path: str, root: Path | None) -> bool:
@@ -74,11 +81,11 @@ def leads_out(path: str, root: Path | None) -> bool:
 
 
 def with_unique_ids(videos: list[Video]) -> list[Video]:
-    """The same videos with unique ids of safe characters: a hash of the path is appended where the name is not one."""
+    """The same videos with unique ids of safe characters: where the name is not one, a hash of the path is appended."""
     repeats, found = Counter(video.video_id for video in videos), []
     for video in videos:
         safe = re.sub(r"[^A-Za-z0-9_-]", "_", video.video_id)
         if safe != video.video_id or repeats[video.video_id] > 1 or len(safe) > _MAX_NAME:
-            safe = f"{safe[-_MAX_NAME:]}-{hashlib.sha256(video.path.encode()).hexdigest()[:10]}"
+            safe = f"{safe[-_MAX_NAME:]}-{hashlib.sha256(video.segment.encode()).hexdigest()[:10]}"
         found.append(replace(video, video_id=safe))
     return found

@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path, PurePosixPath
 
 from flcache.errors import DataError
+from flcache.videos.forms.labels import read_labels
 from flcache.videos.forms.listed import Row, Video
 from flcache.videos.forms.source import Form, Source
-from flcache.videos.forms.text import INDEX, OTHER_DELIMITERS, lines, read_text, shown
+from flcache.videos.forms.text import INDEX, OTHER_DELIMITERS, lines, shown
 
 
 def _rows(source: Source) -> list[Row]:
@@ -30,21 +31,6 @@ def _split_index(path: Path, number: int, line: str) -> tuple[str, int]:
     found = next((name for mark, name in {",": "comma", **OTHER_DELIMITERS}.items() if mark in line), None)
     hint = f" separated by a space, not by a {found}" if found else ""
     raise DataError(f"{path}:{number}: expected `path index`{hint}, got {shown(line)}; mend or remove the row")
-
-
-def read_labels(path: Path) -> dict[int, str]:
-    """The label file's classes by index, in its order. Raises DataError naming the line."""
-    labels: dict[int, str] = {}
-    for number, line in enumerate(lines(read_text(path)), 1):
-        if not line.strip():
-            continue
-        index, _, label = line.strip().partition(" ")
-        if not INDEX.fullmatch(index) or not label.strip() or int(index) in labels:
-            raise DataError(f"{path}:{number}: expected a new `index label`, got {shown(line.strip())}")
-        labels[int(index)] = label.strip()
-    if not labels:
-        raise DataError(f"{path}: the label file is empty; expected `index label` lines")
-    return labels
 
 
 PATH_INDEX = Form(lambda source: True, _rows)

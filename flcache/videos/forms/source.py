@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,7 +19,15 @@ class Source:
 
     path: Path
     labels: Path | None = None
-    """`index label` lines."""
+    """The file that names the classes."""
+    root: Path | None = None
+    """The folder of the videos."""
+    split: str | None = None
+    """The split to read, where the list has several; None is all."""
+
+    def below_root(self, path: Path) -> str:
+        """`path`, relative to the root of the videos, which is by default the folder of the list."""
+        return os.path.relpath(path, self.root or (self.path if self.path.is_dir() else self.path.parent))
 
     @cached_property
     def text(self) -> str:
@@ -29,7 +38,7 @@ class Source:
         """The first line that is not blank. Raises DataError where there is none."""
         found = next((line for line in lines(self.text) if line.strip()), None)
         if found is None:
-            raise DataError(f"{self.path}: the annotation file is empty; expected a Kinetics CSV or `path index` lines")
+            raise DataError(f"{self.path}: the annotation file is empty; expected rows such as `path index`")
         return found
 
 

@@ -6,7 +6,7 @@ import csv
 import hashlib
 import io
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 from flcache.errors import DataError
@@ -44,6 +44,14 @@ def file_digest(path: Path) -> str:
 def lines(text: str) -> list[str]:
     """Lines end at newlines alone: `str.splitlines` would also cut a label at U+2028 or a vertical tab."""
     return text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
+
+
+def check_commas(path: Path, header: str, columns: Collection[str]) -> None:
+    """Raise DataError where a header with one of `columns` is separated by something else than commas."""
+    for delimiter, name in OTHER_DELIMITERS.items():
+        fields = {field.strip() for field in header.split(delimiter)}
+        if delimiter in header and "," not in header and fields & set(columns):
+            raise DataError(f"{path}:1: the columns are separated by a {name}; separate them by commas")
 
 
 def table_rows(path: Path, text: str, required: Sequence[str], expected: str) -> Iterator[tuple[int, dict[str, str]]]:

@@ -1,0 +1,80 @@
+"""A folder without a list: every video below it, by name; the label is the first folder on the way, if there is one.
+
+Names that begin with a dot are left out, and a link to a folder that is being looked through.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+
+from flcache.errors import DataError
+from flcache.videos.forms.listed import EXTENSIONS, Row, Video
+from flcache.videos.forms.source import Form, Source
+from flcache.videos.forms.text import shown
+
+
+def _rows(source: Source) -> list[Row]:
+    names = _videos_below(source.path)
+    if not names:
+        raise DataError(f"{source.path}: no video in this folder or below it; looked for {', '.join(EXTENSIONS)}")
+    prefix = source.below_root(source.path)
+    return [(0, _video(prefix, PurePosixPath(name))) for name in names]
+
+
+def _video(prefix: str, name: PurePosixPath) -> Video:
+    path, label = PurePosixPath(prefix) / name, name.parts[0] if len(name.parts) > 1 else None
+    return Video(str(path.with_suffix("")), str(path), label, None)
+
+
+def _videos_below(folder: Path) -> list[str]:
+    """Sorted names relative to `folder`. Raises DataError for a folder that cannot be listed."""
+    names = []
+    for parent, files in _walk(folder):
+        for name in files:
+            path = os.path.relpath(f"{parent}/{name}", folder)
+            if not _is_text(path):
+                raise DataError(f"{folder}: the name {shown(path)} is not UTF-8; rename that file")
+            names.append(path)
+    return sorted(names)
+
+
+def _walk(folder: Path) -> Iterator[tuple[str, list[str]]]:
+    """Every folder from `folder` down, with the names of its videos."""
+
+    def fail(error: OSError) -> None:
+        raise DataError(f"{error.filename}: cannot be listed: {error.strerror}")
+
+    for parent, folders, files in os.walk(folder, onerror=fail, followlinks=True):
+        here = os.path.realpath(parent)
+        below = [name for name in folders if not name.startswith(".")]
+        folders[:] = [name for name in below if not _is_above(os.path.realpath(f"{parent}/{name}"), here)]
+        yield parent, [name for name in files if _is_video(parent, name)]
+
+
+def _is_video(parent: str, name: str) -> bool:
+    extension = os.path.splitext(name)[1].lower()  # noqa: PTH122  (names only: no Path per file)
+    return extension in EXTENSIONS and not name.startswith(".") and Path(parent, name).is_file()
+
+
+def _is_above(folder: str, place: str) -> bool:
+    return os.path.commonpath([folder, place]) == folder
+
+
+def _is_text(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _digest(source: Source) -> str:
+    """Of the names alone: as with a list, a video may be mended and its clips tried again under the same plan."""
+    names = ["folder", source.below_root(source.path), *_videos_below(source.path)]
+    return hashlib.sha256("\0".join(names).encode()).hexdigest()
+
+
+FOLDER_TREE = Form(lambda source: source.path.is_dir(), _rows, _digest)
