@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     )
     from flcache.cache.format.statistics import TRAINING_SPLIT, ChannelSums, channel_statistics, finalize_statistics
     from flcache.cache.options import CacheOptions, ReductionOptions
+    from flcache.cache.read.as_webdataset import as_webdataset
     from flcache.cache.read.cache import CachedClip, LatentCache, SplitProgress
     from flcache.cache.read.loader import LatentLoader
     from flcache.cache.read.mixture import Mixture
@@ -83,6 +84,7 @@ __all__ = [
     "ValueRangeError",
     "Verification",
     "add_to_plan",
+    "as_webdataset",
     "assign_shards",
     "channel_statistics",
     "check_clip_ids",

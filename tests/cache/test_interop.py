@@ -8,7 +8,9 @@ import gc
 import hashlib
 import json
 import re
+import shutil
 import struct
+import tarfile
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,9 +19,11 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import webdataset
 import xxhash
 
-from flcache.cache import CODECS, CacheWriter, ClipInfo, LatentCache
+from flcache.cache import CODECS, CacheWriter, ClipInfo, LatentCache, as_webdataset
+from flcache.errors import CacheError, DamagedError
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SHAPE = T, H, W, D = (4, 2, 3, 16)
@@ -66,7 +70,7 @@ def check(cache: LatentCache, clips: dict[str, np.ndarray], ids: list[str]) -> N
 
 
 def test_page_shows_each_in_five_lines() -> None:
-    assert set(BLOCKS) == {"tar", "webdataset", "datasets", "bfloat16", "int8"}
+    assert set(BLOCKS) == {"tar", "webdataset", "as_webdataset", "datasets", "bfloat16", "int8"}
     for block in BLOCKS.values():
         assert len(ast.parse(block).body) <= 5
 
@@ -97,6 +101,51 @@ def test_webdataset(cache: LatentCache) -> None:
             assert sample["scale.npy"].tobytes() == expected(cache, sample["__key__"])[1].tobytes()
         del names
         gc.collect()
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+def test_as_webdataset_gives_what_the_cache_does(cache: LatentCache) -> None:
+    clips = run_block("as_webdataset", shards=cache.path / "shards")["clips"]
+    assert sorted(clips) == sorted(IDS)
+    samples = list(as_webdataset(cache.path, "train"))
+    assert isinstance(as_webdataset(cache.path, "train"), webdataset.WebDataset)
+    for sample, clip in zip(samples, cache, strict=True):
+        assert sample["__key__"] == clip.clip_id and (sample["label"], sample["video"]) == (clip.label, clip.video)
+        assert sample["latents"].dtype == clip.latents.dtype and sample["latents"].flags.writeable
+        for name in ("latents", "times", "valid"):
+            np.testing.assert_array_equal(sample[name], getattr(clip, name))
+        np.testing.assert_array_equal(clips[clip.clip_id], clip.latents)
+    gc.collect()
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+def test_as_webdataset_in_processes_gives_each_clip_once(cache: LatentCache) -> None:
+    loader = webdataset.WebLoader(as_webdataset(cache.path, "train"), batch_size=None, num_workers=2)
+    assert sorted(sample["__key__"] for sample in loader) == IDS
+    gc.collect()
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning")
+@pytest.mark.parametrize("cache", ["float16", "int8"], indirect=True)
+def test_as_webdataset_says_what_webdataset_does_not_see(cache: LatentCache, tmp_path: Path) -> None:
+    shutil.copytree(cache.path, tmp_path / "copy")
+    tar = tmp_path / "copy" / cache.commits[1].files.tar
+    whole, reader = tar.read_bytes(), cache.reader(1)
+    changed = bytearray(whole)
+    changed[int(reader.rows["payloads"]["offset"][1, -1]) + 3] ^= 1
+    with tarfile.open(tar) as archive:
+        second = [member.offset for member in archive if member.name.endswith(".json")][1]
+    emptied = whole[:second].ljust(len(whole), b"\0")  # zero blocks end a tar
+    for content, words in ((changed, "are not what was written"), (emptied, r"ends after 1 clips, \d were written")):
+        tar.write_bytes(content)
+        samples = iter(as_webdataset(tmp_path / "copy", "train"))
+        with pytest.raises(DamagedError, match=rf"{tar.name}: .*({words})"):
+            list(samples)
+    tar.write_bytes(whole)
+    assert len(list(as_webdataset(tmp_path / "copy", "train"))) == len(IDS)
+    with pytest.raises(CacheError, match="no split 'test'"):
+        as_webdataset(tmp_path / "copy", "test")
+    gc.collect()
 
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning")

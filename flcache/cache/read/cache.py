@@ -154,8 +154,6 @@ class LatentCache:
         self.check_steps(start, stop)
         shard, row = self.locate(index)
         reader = self.reader(shard)
-        commit = self.commits[shard]
-        plan_row = self._planned(commit)[0] + reader.slots[row]
         layouts = self.spec.codec.payloads(self.latent_shape)
         payloads = [np.empty((stop - start, *layout.shape[1:]), dtype=layout.dtype) for layout in layouts]
         buffers = [memoryview(payload.reshape(-1).view(np.uint8).data) for payload in payloads]
@@ -166,6 +164,12 @@ class LatentCache:
                 reader.read_into(row, start, buffers)
         except DamagedError as error:
             raise self.damaged_clip(index, error) from error
+        return self.clip_at(shard, row, payloads, start)
+
+    def clip_at(self, shard: int, row: int, payloads: Sequence[NDArray[Any]], start: int = 0) -> CachedClip:
+        """The clip in this row of the selected shard, from its `payloads` of the steps from `start` on."""
+        reader, commit, stop = self.reader(shard), self.commits[shard], start + len(payloads[0])
+        plan_row = self._planned(commit)[0] + reader.slots[row]
         return CachedClip(
             clip_id=str(self._plan.value("clip_id", plan_row)),
             latents=self.spec.codec.decode(payloads),
