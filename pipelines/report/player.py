@@ -133,4 +133,5 @@ def _frame_a_step(clip: PlannedClip, times: Any) -> PlannedClip:
     """The clip with one frame per step; `times` (T,) are seconds after its first frame."""
     first_s = clip.request.timestamps[0] if clip.request.timestamps else clip.request.start_s
     timestamps = tuple(first_s + float(seconds) + _LATER_S for seconds in times)
-    return replace(clip, request=ClipRequest(len(timestamps), first_s, timestamps, None, "pad"))
+    request = ClipRequest(len(timestamps), first_s, timestamps, None, "pad", clip.request.end_s)
+    return replace(clip, request=request)

@@ -155,9 +155,19 @@ def test_a_wrong_csv_is_one_line_that_says_where(tmp_path: Path, text: str, word
 def test_a_folder_is_a_list_of_the_videos_below_it(tmp_path: Path) -> None:
     touch(tmp_path, "b.mp4", "a.MKV", "notes.txt", ".hidden.mp4", ".git/c.mp4", "walk/x.mp4", "walk/deep/y.webm")
     (tmp_path / "walk" / "round").symlink_to(tmp_path)
+    (tmp_path / "walk" / "deep" / "back").symlink_to(tmp_path / "walk")
+    (tmp_path / "linked").symlink_to(touch(tmp_path.with_name(f"{tmp_path.name}-elsewhere"), "z.mp4", "more/w.mp4"))
+    (tmp_path / "linked" / "more" / "back").symlink_to(tmp_path / "linked")
     (tmp_path / "a folder.mp4").mkdir()
     videos = read_annotations(tmp_path, root=tmp_path)
-    labels = {"a.MKV": None, "b.mp4": None, "walk/deep/y.webm": "walk", "walk/x.mp4": "walk"}
+    labels = {
+        "linked/more/w.mp4": "linked",
+        "linked/z.mp4": "linked",
+        "a.MKV": None,
+        "b.mp4": None,
+        "walk/deep/y.webm": "walk",
+        "walk/x.mp4": "walk",
+    }
     assert {video.path: video.label for video in videos} == labels
     assert [video.path for video in videos] == sorted(labels)
     folder = VideoFolder(tmp_path)

@@ -1,6 +1,6 @@
 """A folder without a list: every video below it, by name; the label is the first folder on the way, if there is one.
 
-Names that begin with a dot are left out, and a link to a folder that is being looked through.
+Names that begin with a dot are left out. A folder that links lead to as well is looked through once.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ def _videos_below(folder: Path) -> list[str]:
     """Sorted names relative to `folder`. Raises DataError for a folder that cannot be listed."""
     names = []
     for parent, files in _walk(folder):
-        for name in files:
-            path = os.path.relpath(f"{parent}/{name}", folder)
+        place = PurePosixPath(parent).relative_to(folder)
+        for path in (str(place / name) for name in files):
             if not _is_text(path):
                 raise DataError(f"{folder}: the name {shown(path)} is not UTF-8; rename that file")
             names.append(path)
@@ -47,20 +47,17 @@ def _walk(folder: Path) -> Iterator[tuple[str, list[str]]]:
     def fail(error: OSError) -> None:
         raise DataError(f"{error.filename}: cannot be listed: {error.strerror}")
 
+    seen = {os.path.realpath(folder)}
     for parent, folders, files in os.walk(folder, onerror=fail, followlinks=True):
-        here = os.path.realpath(parent)
-        below = [name for name in folders if not name.startswith(".")]
-        folders[:] = [name for name in below if not _is_above(os.path.realpath(f"{parent}/{name}"), here)]
+        below = {os.path.realpath(f"{parent}/{name}"): name for name in sorted(folders) if not name.startswith(".")}
+        folders[:] = [name for place, name in below.items() if place not in seen]
+        seen |= set(below)
         yield parent, [name for name in files if _is_video(parent, name)]
 
 
 def _is_video(parent: str, name: str) -> bool:
     extension = os.path.splitext(name)[1].lower()  # noqa: PTH122  (names only: no Path per file)
-    return extension in EXTENSIONS and not name.startswith(".") and Path(parent, name).is_file()
-
-
-def _is_above(folder: str, place: str) -> bool:
-    return os.path.commonpath([folder, place]) == folder
+    return extension in EXTENSIONS and not name.startswith(".") and os.path.isfile(f"{parent}/{name}")  # noqa: PTH113
 
 
 def _is_text(name: str) -> bool:
