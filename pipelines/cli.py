@@ -291,6 +291,34 @@ def predict(videos: tuple[str, ...], model: str, out: str, every: int, device: s
 
 
 @cli.command()
+@click.argument("directory", metavar="DIR")
+@click.argument("url", metavar="URL")
+@click.option("--license", "licence", default="unknown", show_default=True, help="For its README.")
+@click.option("--no-read-back", is_flag=True, help="Trust the store with what it was sent.")
+def push(directory: str, url: str, licence: str, no_read_back: bool) -> None:
+    """Send a cache or an exported model to a bucket: s3://, gs://, hf://, or any URL that fsspec knows.
+
+    Run again, it sends what is missing there. Every file is read back and compared.
+    """
+    from . import transfer as stage
+
+    stage.push(Path(directory), url, licence=licence, read_back=not no_read_back)
+
+
+@cli.command()
+@click.argument("url", metavar="URL")
+@click.argument("directory", metavar="DIR")
+def pull(url: str, directory: str) -> None:
+    """Fetch what flcache push has sent. Every file is checked before it gets its name.
+
+    Run again, it fetches what is missing or damaged.
+    """
+    from . import transfer as stage
+
+    stage.pull(url, Path(directory))
+
+
+@cli.command()
 @click.option("--config", metavar="NAME_OR_FILE", help="What is it to do? Exit 1 where it needs what does not work.")
 @_OVERRIDES
 @_JSON

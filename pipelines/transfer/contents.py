@@ -1,0 +1,59 @@
+"""What of a folder is pushed: a cache without its leftovers, or an exported model. In the order of pushing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import xxhash
+
+from flcache.cache import LatentCache, summary
+from flcache.cache.format.names import PLAN, SPEC
+from flcache.errors import ConfigError
+from flcache.predictor.saved import CARD
+
+from .card import cache_card, model_card
+from .manifest import Kind
+
+
+@dataclass(frozen=True)
+class Contents:
+    """A folder that can be pushed."""
+
+    kind: Kind
+    identity: str
+    files: list[list[str]]
+    """In groups: a group is there before the next begins, so that no commit comes before its shard."""
+    card: str
+    """A README of it."""
+    known: Mapping[str, str] = field(default_factory=dict)
+    """Digests that files must have, by name: those that the commits keep."""
+
+
+def contents_of(directory: Path, licence: str) -> Contents:
+    """Raises ConfigError for a folder that is neither a cache nor an exported model."""
+    if (directory / SPEC).is_file():
+        return _cache(directory, licence)
+    cards = sorted(directory.glob(f"**/{CARD}"))
+    if cards:
+        names = sorted(path.relative_to(directory).as_posix() for path in directory.rglob("*") if path.is_file())
+        kept = [name for name in names if not any(part.startswith(".") for part in name.split("/"))]
+        identity = xxhash.xxh3_64_hexdigest(b"".join(path.read_bytes() for path in cards))
+        return Contents("model", identity, [kept], model_card(directory, cards, licence))
+    raise ConfigError(
+        f"{directory}: neither a cache (no {SPEC}) nor an exported model (no {CARD} in it); name the cache.dir of an "
+        "encode, or the folder of an export"
+    )
+
+
+def _cache(directory: Path, licence: str) -> Contents:
+    cache = LatentCache(directory)
+    shards: list[str] = []
+    known: dict[str, str] = {}
+    for commit in cache.commits:
+        files = commit.files
+        shards += [files.tar, files.idx, *([files.failures] if commit.failures_xxh3_64 else [])]
+        known |= {files.tar: commit.tar_xxh3_64, files.idx: commit.idx_xxh3_64}
+    groups = [[PLAN, *shards], [commit.files.commit for commit in cache.commits], [SPEC]]
+    return Contents("cache", cache.fingerprint, groups, cache_card(summary(directory), licence), known)
