@@ -168,14 +168,15 @@ def probe(resolved: ResolvedConfig, checkpoint: Path | None, as_json: bool) -> N
 
 @cli.command()
 @_configured
-def inspect_config(resolved: ResolvedConfig) -> None:
+@click.option("--measure", is_flag=True, help="Also hours: encodes and trains on a few videos first.")
+def inspect_config(resolved: ResolvedConfig, measure: bool) -> None:
     """Show a configuration: where each value came from, sizes, and what is wrong.
 
-    Needs no network and no weights.
+    Needs no network and no weights, except with --measure.
     """
     from . import inspect_config as stage
 
-    stage.run(resolved)
+    stage.run(resolved, measure=measure)
 
 
 @cli.command()

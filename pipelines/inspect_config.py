@@ -1,6 +1,7 @@
-"""flcache inspect-config --config CONFIG [KEY=VALUE ...]: values, sizes and errors of a configuration, before a run.
+"""flcache inspect-config --config C [--measure] [KEY=VALUE ...]: values, sizes and errors of a configuration.
 
-Needs no network and no weights: models are built on torch's `meta` device, without memory for parameters.
+Needs no network and no weights: models are built on torch's `meta` device, without memory for parameters. `--measure`
+encodes and trains for real, on a few videos, to say how many hours all of them would take.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from math import ceil
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -28,12 +30,15 @@ from flcache.videos.annotations import SPLITS
 
 from .setup.clips import list_of
 from .setup.model import check_encoder_targets
+from .setup.timing import measure_rates
 
 WIDEST_VALUE = 64
 """Characters of `key: value` after which origins are no longer aligned."""
 
 Shape = tuple[int, int, int, int]
 """(T, H, W, D)"""
+Planned = dict[str, tuple[int, str]]
+"""Clips of each split, and "at least " if video headers are needed to know."""
 Result = TypeVar("Result")
 
 
@@ -56,8 +61,11 @@ class Findings:
             return None
 
 
-def run(resolved: ResolvedConfig) -> None:
-    """Print values with their origins, conflicts, parameters and sizes. Raises ConfigError naming all problems."""
+def run(resolved: ResolvedConfig, measure: bool = False) -> None:
+    """Print values with their origins, conflicts, parameters, sizes and, with `measure`, hours.
+
+    Raises ConfigError naming all problems, and measures nothing if there are any.
+    """
     config, findings = resolved.config, Findings()
     _print_section("Configuration", _tree(as_dict(config), resolved.origins))
     _print_section("Conflicts", list(resolved.conflicts) or ["none"])
@@ -67,8 +75,12 @@ def run(resolved: ResolvedConfig) -> None:
     _print_section("Parameters", _parameters(config, encoder, shape, findings))
     latents = _latents(config, encoder, shape, findings) if encoder and shape else ["unknown: see the errors"]
     _print_section("Latents", latents)
-    _print_section("Dataset", _dataset(config, shape, findings))
+    clip_bytes = get_codec(config.cache.codec).clip_bytes(shape) if shape else 0
+    planned: Planned = {}
+    _print_section("Dataset", _dataset(config, clip_bytes, planned, findings))
     _check_training(config, findings)
+    rates = measure_rates(config) if measure and not findings.problems else {}
+    _print_section("Cost", _cost(planned, clip_bytes, rates))
     if findings.notes:
         _print_section("Not set yet", findings.notes)
     if findings.problems:
@@ -137,22 +149,50 @@ def _latents(config: Config, encoder: LatentVideoModel, shape: Shape, findings: 
     ]
 
 
-def _dataset(config: Config, shape: Shape | None, findings: Findings) -> list[str]:
-    """One line for each split that can be read, and one for all of them."""
-    clip_bytes = get_codec(config.cache.codec).clip_bytes(shape) if shape else 0
-    root, lines, all_clips = _path(config, "dataset.root", findings), [], 0
+def _dataset(config: Config, clip_bytes: int, planned: Planned, findings: Findings) -> list[str]:
+    """One line for each split that can be read, and one for all of them; adds their clips to `planned`."""
+    root, lines = _path(config, "dataset.root", findings), []
     for split in SPLITS:
         found = _noted(partial(list_of, config, split), findings)
         videos = findings.attempt(partial(list_videos, found, config.dataset, split)) if found else None
         if videos is not None:
-            clips, rough = _clips(config, videos)
-            all_clips += clips
+            planned[split] = clips, rough = _clips(config, videos)
             sizes = f"{rough}{clips:,} clips, {decimal(clips * clip_bytes)}"
             lines.append(f"{split:8} {len(videos):,} videos, {sizes}{_missing(root, videos)}")
     if root and not root.is_dir():
         findings.problems.append(f"dataset.root: {root} is no folder; set dataset.root=PATH")
+    all_clips = sum(clips for clips, _ in planned.values())
     total = f"together {all_clips:,} clips, {decimal(all_clips * clip_bytes)}"
     return [*lines, total] if lines else ["unknown until an annotation file can be read"]
+
+
+def _cost(planned: Planned, clip_bytes: int, rates: Mapping[str, float]) -> list[str]:
+    """Bytes and, by `rates` in clips a second, hours: of encoding once, and of an epoch from each source."""
+    if "train" not in planned or not clip_bytes:
+        return ["unknown until encoder and dataset.train can be read"]
+    train, rough = planned["train"]
+    every = sum(clips for clips, _ in planned.values())
+    clips = {"encode": every, "cache": train, "frozen": train, "unfrozen": train}
+    said = {
+        "encode": f"once, writes {rough}{decimal(every * clip_bytes)}",
+        "cache": f"an epoch, reads {rough}{decimal(train * clip_bytes)}",
+        "frozen": f"an epoch, decodes and encodes {rough}{train:,} clips, stores nothing",
+        "unfrozen": f"an epoch, the same {rough}{train:,} clips with an encoder that trains",
+    }
+    hours = {name: clips[name] / rate / 3600 for name, rate in rates.items()}
+    times = {name: f": {rough}{hours[name]:.3g} h" if name in hours else "" for name in said}
+    rows = [f"{name:8} {words}{times[name]}" for name, words in said.items()]
+    return [*rows, _paid_back(hours) if rates else "hours    are measured with --measure"]
+
+
+def _paid_back(hours: Mapping[str, float]) -> str:
+    """After how many epochs from the cache, encoding included, as many live ones would have taken longer."""
+    if not {"cache", "frozen"} <= set(hours):
+        return "paid     unknown: not every source could be measured"
+    saved = hours["frozen"] - hours["cache"]
+    if saved <= 0:
+        return "paid     never: a live epoch takes no longer than one from the cache"
+    return f"paid     after {ceil(hours['encode'] / saved):,} epochs from the cache, compared with live and frozen"
 
 
 def _path(config: Config, key: str, findings: Findings) -> Path | None:

@@ -6,7 +6,7 @@ from flcache.lazy import load_on_demand
 
 if TYPE_CHECKING:
     from flcache.engines.calibration import calibrate
-    from flcache.engines.figures import EncoderTimes
+    from flcache.engines.figures import EncoderTimes, together
     from flcache.engines.job import ClipDone, ClipFailed, EncodeJob, Event, ShardCommitted, ShardTask
     from flcache.engines.options import RayOptions
 else:
@@ -22,4 +22,5 @@ __all__ = [
     "ShardCommitted",
     "ShardTask",
     "calibrate",
+    "together",
 ]

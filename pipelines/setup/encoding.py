@@ -25,7 +25,7 @@ from flcache.cache.format.spec import read_spec
 from flcache.cache.storage import Location, open_store
 from flcache.config import Config
 from flcache.encoder import LatentVideoModel, pick_dtype
-from flcache.engines import ClipFailed, EncodeJob, Event, ShardCommitted, calibrate
+from flcache.engines import ClipFailed, EncodeJob, EncoderTimes, Event, ShardCommitted, calibrate, together
 from flcache.engines.cores import available_cores
 from flcache.errors import DataError
 from flcache.videos import decode_planned
@@ -47,12 +47,12 @@ def encode_missing(
     *,
     retry_failed: bool = False,
     engine: Engine = LOCAL,
-) -> None:
+) -> EncoderTimes:
     """Encode and commit the shards without a commit; with `part=(i, n)` only every n-th shard from number i on.
 
     With `retry_failed` also the failed clips of committed shards, where the reason may have gone. Where spec and plan
     are there, the first clips are decoded while the encoder is loaded. Raises SpecMismatch if the cache is of other
-    latents.
+    latents. Returns the times of the encoder.
     """
 
     @lru_cache(maxsize=1)
@@ -71,13 +71,14 @@ def encode_missing(
     settle(location)
     failed = FailedShards(planning, plan, part) if retry_failed else None
     missing = MissingShards(planning, plan, part)
-    _encode(config, engine, job, missing, load_model)
+    times = _encode(config, engine, job, missing, load_model)
     if failed is not None:
-        _encode(config, engine, job, failed, load_model)
+        times = together([times, _encode(config, engine, job, failed, load_model)])
     if not missing and not failed:
         load_model()  # compares the configuration with the cache also where there is nothing to do
     remove_shard_leftovers(location)
     finalize_statistics(location)
+    return times
 
 
 def _is_begun(location: Location, planning: Planning) -> bool:
@@ -148,9 +149,9 @@ def _encode(
     job: EncodeJob,
     tasks: MissingShards | FailedShards,
     load_model: Callable[[], LatentVideoModel],
-) -> None:
+) -> EncoderTimes:
     if not len(tasks):
-        return
+        return EncoderTimes()
     with Progress("Encoding", tasks.num_clips, "clips") as progress:
 
         def show(event: Event) -> None:
@@ -162,6 +163,7 @@ def _encode(
 
         times = engine.run(config, job, tasks, show, load_model)
     print(times.advice(job.decode_workers, available_cores()), file=sys.stderr)
+    return times
 
 
 def report_encoding(location: Location, config: Config) -> None:

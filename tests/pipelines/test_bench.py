@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,9 @@ from flcache.cache import CacheWriter
 from flcache.config import load_config
 from flcache.errors import CacheError, DataError
 from flcache.pipelines import bench
-from flcache.pipelines.bench import encode, train
+from flcache.pipelines.bench import encode
+from flcache.pipelines.cli import cli
+from flcache.pipelines.setup import timing
 
 
 def write_cache(path: Path, clips: int) -> Path:
@@ -79,10 +82,24 @@ def test_training_is_measured_from_each_source(
     assert not list(tmp_path.glob("flcache-bench-*")), "nothing is left behind"
 
 
+def test_hours_of_a_configuration_are_measured(
+    config_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """From one source, to be quick: `flcache bench train` above takes the same way with all three."""
+    monkeypatch.chdir(tmp_path)
+    before, all_sources = sorted(tmp_path.iterdir()), timing.sources
+    monkeypatch.setattr(timing, "sources", lambda config: islice(all_sources(config), 1))
+    cli(["inspect-config", "--measure", "--config", str(config_file)], standalone_mode=False)
+    encode, cache, frozen, unfrozen, paid = capsys.readouterr().out.partition("Cost\n")[2].splitlines()[:5]
+    assert all(0 < float(line.split()[-2]) < 0.1 and line.endswith(" h") for line in (encode, cache)), (encode, cache)
+    assert frozen.endswith("stores nothing") and unfrozen.endswith("trains") and "not every source" in paid
+    assert sorted(tmp_path.iterdir()) == before, "nothing is left behind"
+
+
 def test_a_training_that_fails_says_why(tmp_path: Path) -> None:
     command = ["sh", "-c", "echo Notice: some; echo 'Error: 24 clips are too few' >&2; exit 1"]
     with pytest.raises(DataError, match=rf"training from {tmp_path.name} failed: 24 clips are too few"):
-        train._peak_bytes(command, tmp_path)
+        timing._peak_bytes(command, tmp_path)
 
 
 def test_an_interpreter_of_rivals_that_does_not_run_says_so(tmp_path: Path) -> None:

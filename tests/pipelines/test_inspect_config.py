@@ -135,3 +135,30 @@ def test_every_problem_is_named_and_the_rest_still_shown(capsys: pytest.CaptureF
 def test_a_problem_of_one_value(override: str, words: str, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=words):
         shown(capsys, "demo", *with_data(tmp_path), "training.source=videos", override)
+
+
+def test_bytes_are_stated_without_measuring(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    lines = shown(capsys, "demo", *with_data(tmp_path))
+    assert lines[lines.index("Cost") + 1 :][:5] == [
+        "encode once, writes 163.8 kB",
+        "cache an epoch, reads 163.8 kB",
+        "frozen an epoch, decodes and encodes 5 clips, stores nothing",
+        "unfrozen an epoch, the same 5 clips with an encoder that trains",
+        "hours are measured with --measure",
+    ]
+    assert "unknown until encoder and dataset.train can be read" in shown(capsys, "vjepa2_kinetics_400")
+
+
+def test_hours_follow_from_clips_a_second() -> None:
+    """3,600 training clips and 900 others: live 1 h an epoch, from the cache 0.1 h, encoding 2.5 h."""
+    planned, rates = {"train": (3600, ""), "val": (900, "")}, {"encode": 0.5, "cache": 10.0, "frozen": 1.0}
+    lines = inspect_config._cost(planned, 1000, {**rates, "unfrozen": 0.25})
+    assert [line.split(": ")[-1] for line in lines[:4]] == ["2.5 h", "0.1 h", "1 h", "4 h"]
+    assert "writes 4.5 MB" in lines[0] and "reads 3.6 MB" in lines[1]
+    assert "after 3 epochs" in lines[4], "2 epochs take 2.7 h with the cache and 2 h without, 3 take 2.8 h and 3 h"
+    assert lines[3:] != (without := inspect_config._cost(planned, 1000, rates)) and " h" not in without[3][-3:]
+    assert "never" in inspect_config._cost(planned, 1000, {**rates, "cache": 1.0})[4]
+    assert "not every source" in inspect_config._cost(planned, 1000, {"encode": 0.5, "cache": 10.0})[4]
+    assert (
+        "writes at least 3.6 MB: at least 2 h" in inspect_config._cost({"train": (3600, "at least ")}, 1000, rates)[0]
+    )
