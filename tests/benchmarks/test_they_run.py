@@ -12,6 +12,7 @@ SMALLEST = {
     "before_and_after.py": [str(HERE.parents[1]), "--smallest", "--rounds", "1", "--only", "loader, unchecked"],
     "combinations.py": ["--steps", "1", "--contexts", "prefix", "--only", "causal-l2-raw", "--out"],
     "encode.py": ["--clips", "1", "--rounds", "1"],
+    "from_scratch.py": ["--smallest", "--folder"],
     "long_videos.py": ["--minutes", "1", "--clips", "2", "--rounds", "1"],
     "planning.py": ["--videos", "500", "--clips", "0"],
     "predictor_step.py": ["--memory", "--preset", "tiny"],
@@ -30,6 +31,6 @@ def test_every_benchmark_is_here() -> None:
 
 @pytest.mark.parametrize("name", SMALLEST)
 def test_it_runs(name: str, tmp_path: Path) -> None:
-    arguments = [*SMALLEST[name], *([str(tmp_path)] if SMALLEST[name][-1] == "--out" else [])]
+    arguments = [*SMALLEST[name], *([str(tmp_path)] if SMALLEST[name][-1] in ("--out", "--folder") else [])]
     result = run_forked(script, HERE / name, *arguments)
     assert result.returncode == 0 and any(character.isdigit() for character in result.stdout), result.stderr
