@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Barrier
@@ -217,6 +217,15 @@ def test_open_store_takes_what_users_pass(tmp_path: Path) -> None:
     assert str(local) == str(tmp_path)
 
 
+def test_an_open_file_stays_what_it_was_when_another_takes_its_name(tmp_path: Path) -> None:
+    store = LocalStore(tmp_path)
+    store.write("plan", b"old")
+    with closing(store.open("plan")) as file:
+        store.write("plan", b"new and longer")
+        content = bytearray(file.num_bytes)
+        assert file.read_into(0, memoryview(content)) == 3 and content == b"old"
+
+
 @dataclass
 class MemoryFile:
     """One file of a MemoryStore, for reading and for writing."""
@@ -224,6 +233,10 @@ class MemoryFile:
     files: dict[str, bytes]
     name: str
     content: bytes = b""
+
+    @property
+    def num_bytes(self) -> int:
+        return len(self.files[self.name])
 
     def read_into(self, offset: int, buffer: memoryview) -> int:
         found = self.files[self.name][offset : offset + len(buffer)]

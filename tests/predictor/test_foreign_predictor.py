@@ -85,8 +85,8 @@ def test_it_learns_what_is_linear(
 def test_its_script_is_a_command_line(linear: type[Predictor], script: Path) -> None:
     shown = run_forked(forked.script, script, "inspect-config", "--config", "demo", "predictor.kind=linear")
     assert re.search(r"predictor +4,160 +4,160\n", shown.stdout), shown.stderr  # 64 x 64 and 64
-    memory = training_memory_bytes(PredictorOptions("linear"), (16, 4, 4, 64), batch_size=8, rollout_steps=8)
-    assert f"training   {decimal(memory)} for the predictor with 8 clips a step" in shown.stdout
+    memory = training_memory_bytes(PredictorOptions("linear"), (16, 4, 4, 64), batch_size=4, rollout_steps=8)
+    assert f"training   {decimal(memory)} for the predictor with 4 clips a step" in shown.stdout
 
 
 def test_its_memory_is_that_of_weights_and_latents(linear: type[Predictor]) -> None:

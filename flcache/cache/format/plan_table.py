@@ -145,8 +145,8 @@ class _PlanFile:
 
     closed = False
 
-    def __init__(self, file: StoredFile, num_bytes: int) -> None:
-        self._file, self._num_bytes, self._position = file, num_bytes, 0
+    def __init__(self, file: StoredFile) -> None:
+        self._file, self._num_bytes, self._position = file, file.num_bytes, 0
 
     def read(self, num_bytes: int) -> bytes:
         content = bytearray(max(0, min(num_bytes, self._num_bytes - self._position)))
@@ -168,7 +168,7 @@ def plan_file(store: Store) -> Iterator[Any]:
         raise CacheError(f'{store}/{PLAN}: no plan; "flcache encode" makes it')
     try:
         with closing(store.open(PLAN)) as file:
-            content = pa.PythonFile(_PlanFile(file, store.size(PLAN) or 0), mode="r")
+            content = pa.PythonFile(_PlanFile(file), mode="r")
             yield pq.ParquetFile(content, page_checksum_verification=True)
     except (pa.ArrowException, KeyError, OSError, ValueError) as error:  # depends on what is damaged
         raise DamagedError(

@@ -171,6 +171,10 @@ class LocalFile:
     def __del__(self) -> None:
         self.close()
 
+    @property
+    def num_bytes(self) -> int:
+        return os.fstat(self._descriptor).st_size
+
     def read_into(self, offset: int, buffer: memoryview) -> int:
         try:
             num_read = os.preadv(self._descriptor, [buffer], offset)

@@ -15,6 +15,10 @@ from typing import Protocol
 class StoredFile(Protocol):
     """A file open for reading any part of it, from many threads. It closes with `close` or the last reference."""
 
+    @property
+    def num_bytes(self) -> int:
+        """Of this file, whatever has its name by now."""
+
     def read_into(self, offset: int, buffer: memoryview) -> int:
         """Fill `buffer` from `offset` on; returns the bytes read, fewer only where the file ends."""
 
