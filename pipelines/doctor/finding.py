@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -23,13 +23,13 @@ class Finding:
     """Whether the configuration cannot do without."""
 
 
-def checked(name: str, check: Callable[[], Finding], *, mend: str, needed: bool) -> Finding:
+def checked(name: str, check: Callable[[], Iterable[Finding]], *, mend: str, needed: bool = True) -> Iterator[Finding]:
     """What `check` finds; where it fails in a way that nobody foresaw, that failure, and `mend`.
 
     Any exception counts: a broken installation raises what it likes.
     """
     try:
-        return check()
+        yield from check()
     except Exception as error:
         words = f"{type(error).__name__}: {error}".splitlines()[0]
-        return Finding(name, "wrong", words, mend, needed)
+        yield Finding(name, "wrong", words, mend, needed)

@@ -79,8 +79,7 @@ def bfloat16(config: Config) -> Finding:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if has_bfloat16(device):
         return Finding("bfloat16", "ok", "the GPU has it: auto takes it")
-    asked = "bfloat16" if config.encoder.dtype == "bfloat16" or config.training.precision == "bf16" else None
-    if asked and device == "cuda":
+    if device == "cuda" and (config.encoder.dtype == "bfloat16" or config.training.precision == "bf16"):
         mend = "set encoder.dtype=auto and training.precision=auto"
         return Finding("bfloat16", "note", "this GPU only emulates it, which is slow", mend)
     return Finding("bfloat16", "ok", f"not on this {'GPU' if device == 'cuda' else 'CPU'}: auto is float32")

@@ -12,6 +12,7 @@ from pathlib import Path
 from rich.filesize import decimal
 
 from flcache.config import Config
+from flcache.sealed import one_line
 
 from .finding import Finding
 
@@ -54,8 +55,8 @@ def shared_memory() -> Finding:
 
 def hub(config: Config) -> Finding:
     """Whether the encoder that the configuration names is here, or can be fetched."""
-    from huggingface_hub import constants, try_to_load_from_cache
-    from huggingface_hub.utils import get_session  # type: ignore[attr-defined]
+    from huggingface_hub import HfApi, constants, try_to_load_from_cache
+    from huggingface_hub.errors import HfHubHTTPError
 
     name = config.encoder.name
     if name is None:
@@ -68,12 +69,13 @@ def hub(config: Config) -> Finding:
     if constants.HF_HUB_OFFLINE:
         return Finding("encoder", "wrong", f"{name}: not here, and HF_HUB_OFFLINE is set", mend, True)
     try:
-        answer = get_session().head(f"{constants.ENDPOINT}/{name}/resolve/main/config.json", timeout=_ASK_S)
-    except Exception as error:  # of whichever library it asks with
-        return Finding("encoder", "wrong", f"{name}: {constants.ENDPOINT} cannot be reached: {error}", mend, True)
-    if answer.status_code >= 400:
-        found = f"{name}: {constants.ENDPOINT} answers {answer.status_code}"
+        HfApi().model_info(name, revision=config.encoder.revision, timeout=_ASK_S)
+    except HfHubHTTPError as error:
+        found = f"{name}: {constants.ENDPOINT} answers: {one_line(error)}"
         return Finding("encoder", "wrong", found, "check encoder.name; for a private one: hf auth login", True)
+    except Exception as error:  # of whichever library it asks with
+        found = f"{name}: {constants.ENDPOINT} cannot be reached: {one_line(error)}"
+        return Finding("encoder", "wrong", found, mend, True)
     return Finding("encoder", "ok", f"{name}: can be fetched from {constants.ENDPOINT}")
 
 

@@ -1,6 +1,6 @@
 """flcache doctor [--config C] [KEY=VALUE ...] [--json]: what this machine lacks, before it is missed.
 
-Every check is tried for real: videos are made and decoded, files written and read. Nothing is kept.
+Every check is tried for real: videos are decoded, a file is written and read. Nothing is kept.
 """
 
 from __future__ import annotations
@@ -38,24 +38,25 @@ def run(config: Config, *, is_given: bool, as_json: bool) -> None:
 
 def findings(config: Config) -> Iterator[Finding]:
     """All checks, one after the other; one that breaks does not end the others."""
-    reinstall = "pip install --force-reinstall flcache"
-    attempt = partial(checked, mend=reinstall, needed=True)
+    attempt = partial(checked, mend="pip install --force-reinstall flcache")
     yield packages.python()
-    yield attempt("torch", packages.torch)
-    yield attempt("torchvision", packages.torchvision)
-    yield attempt("transformers", packages.transformers)
-    yield attempt("GPU", lambda: packages.gpu(config))
-    yield attempt("bfloat16", lambda: packages.bfloat16(config))
-    try:
-        from . import decoding
+    yield from attempt("torch", lambda: [packages.torch()])
+    yield from attempt("torchvision", lambda: [packages.torchvision()])
+    yield from attempt("transformers", lambda: [packages.transformers()])
+    yield from attempt("GPU", lambda: [packages.gpu(config)])
+    yield from attempt("bfloat16", lambda: [packages.bfloat16(config)])
+    yield from attempt("decoding", _decoding)
+    yield from attempt("shared memory", lambda: [places.shared_memory()])
+    yield from attempt("disk", lambda: [places.disk(config)])
+    yield from attempt("encoder", lambda: [places.hub(config)])
+    ray = 'pip install --force-reinstall "flcache[ray]"'
+    yield from checked("Ray", lambda: [packages.ray()], mend=ray, needed=False)
 
-        yield from decoding.findings()
-    except Exception as error:  # such as PyAV without its libraries
-        yield Finding("decoding", "wrong", f"{type(error).__name__}: {error}", reinstall, True)
-    yield attempt("shared memory", places.shared_memory)
-    yield attempt("disk", lambda: places.disk(config))
-    yield attempt("encoder", lambda: places.hub(config))
-    yield checked("Ray", packages.ray, mend='pip install --force-reinstall "flcache[ray]"', needed=False)
+
+def _decoding() -> Iterator[Finding]:
+    from . import decoding  # imports PyAV, which may be broken
+
+    return decoding.findings()
 
 
 def _table(found: list[Finding]) -> Table:

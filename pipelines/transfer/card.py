@@ -98,9 +98,9 @@ def cache_card(found: Mapping[str, Any], licence: str) -> str:
     )
 
 
-def model_card(directory: Path, cards: Sequence[Path], licence: str) -> str:
-    """Of an exported model. Raises PredictorError if its predictor does not load."""
-    folder = cards[0].parent
+def model_card(directory: Path, predictor: Path, licence: str) -> str:
+    """Of an exported model, from the card of its predictor. Raises PredictorError if that does not load."""
+    folder = predictor.parent
     card = load_predictor(folder).card
     return _MODEL.format(
         licence=licence,

@@ -10,6 +10,7 @@ import xxhash
 
 from flcache.cache import LatentCache, summary
 from flcache.cache.format.names import PLAN, SPEC
+from flcache.cache.format.spec import read_spec
 from flcache.errors import ConfigError
 from flcache.predictor.saved import CARD
 
@@ -33,18 +34,32 @@ class Contents:
 
 def contents_of(directory: Path, licence: str) -> Contents:
     """Raises ConfigError for a folder that is neither a cache nor an exported model."""
-    if (directory / SPEC).is_file():
+    kind, identity = identity_of(directory) or (None, "")
+    if kind == "cache":
         return _cache(directory, licence)
-    cards = sorted(directory.glob(f"**/{CARD}"))
-    if cards:
+    if kind == "model":
         names = sorted(path.relative_to(directory).as_posix() for path in directory.rglob("*") if path.is_file())
         kept = [name for name in names if not any(part.startswith(".") for part in name.split("/"))]
-        identity = xxhash.xxh3_64_hexdigest(b"".join(path.read_bytes() for path in cards))
-        return Contents("model", identity, [kept], model_card(directory, cards, licence))
+        cards = [name for name in kept if is_last(name)]
+        groups = [[name for name in kept if name not in cards], cards]
+        return Contents("model", identity, groups, model_card(directory, directory / cards[0], licence))
     raise ConfigError(
         f"{directory}: neither a cache (no {SPEC}) nor an exported model (no {CARD} in it); name the cache.dir of an "
         "encode, or the folder of an export"
     )
+
+
+def identity_of(directory: Path) -> tuple[Kind, str] | None:
+    """Of a cache its fingerprint, of a model the digest of its cards; None for a folder that is neither."""
+    if (directory / SPEC).is_file():
+        return "cache", read_spec(directory).fingerprint
+    cards = sorted(directory.glob(f"**/{CARD}"))
+    return ("model", xxhash.xxh3_64_hexdigest(b"".join(path.read_bytes() for path in cards))) if cards else None
+
+
+def is_last(name: str) -> bool:
+    """Whether the file is what makes a folder a cache or a model: it comes after all others."""
+    return name == SPEC or name.rpartition("/")[2] == CARD
 
 
 def _cache(directory: Path, licence: str) -> Contents:

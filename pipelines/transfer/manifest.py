@@ -51,7 +51,7 @@ class Manifest:
             files = {_inside(name): Digest(int(size), str(digest)) for name, (size, digest) in content["files"].items()}
             return cls(content["kind"], str(content["identity"]), files, bool(content["complete"]))
         except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
-            raise CacheError(f"{where}: not a manifest of flcache push ({error}); push again") from None
+            raise CacheError(f"{where}: not a manifest of flcache push ({error}); remove it, and push again") from None
 
 
 def _inside(name: Any) -> str:

@@ -8,12 +8,12 @@ from pathlib import Path
 
 from rich.filesize import decimal
 
-from flcache.cache.format.names import COMMITS, SPEC
+from flcache.cache.format.names import COMMITS
 from flcache.cache.storage import open_store
 from flcache.errors import CacheError
 
 from ..setup.progress import Progress
-from .contents import contents_of
+from .contents import identity_of, is_last
 from .manifest import Manifest, digest_of
 from .push import WORKERS
 from .remote import Remote
@@ -46,18 +46,16 @@ def pull(url: str, directory: Path) -> None:
 
 def _check_folder(directory: Path, manifest: Manifest) -> None:
     """Raises CacheError where a cache or a model of another origin lies there."""
-    if not (directory / SPEC).is_file():
-        return
-    found = contents_of(directory, licence="")
-    if (found.kind, found.identity) != (manifest.kind, manifest.identity):
-        raise CacheError(f"{directory}: holds another {found.kind} ({found.identity}); pull into a folder of its own")
+    found = identity_of(directory)
+    if found is not None and found != (manifest.kind, manifest.identity):
+        raise CacheError(f"{directory}: holds another {found[0]} ({found[1]}); pull into a folder of its own")
 
 
 def _fetch_all(remote: Remote, manifest: Manifest, directory: Path) -> int:
-    """Commits after their shards, the spec last: a pull that is killed leaves a cache of fewer shards, or none."""
+    """Commits after their shards, spec or card last: a pull that is killed leaves nothing that passes for whole."""
     groups: list[list[str]] = [[], [], []]
     for name in manifest.files:
-        groups[2 if name == SPEC else 1 if name.startswith(f"{COMMITS}/") else 0].append(name)
+        groups[2 if is_last(name) else 1 if name.startswith(f"{COMMITS}/") else 0].append(name)
     fetched = 0
     with Progress("Pulling", len(manifest.files), "files") as progress, ThreadPoolExecutor(WORKERS) as threads:
         for group in groups:

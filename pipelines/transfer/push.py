@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
 from pathlib import Path
 
 from rich.filesize import decimal
@@ -50,10 +51,11 @@ class _Push:
 
     def run(self) -> Manifest:
         """Send what is not there. The manifest is written now and then: a push that is killed goes on from it."""
-        manifest = Manifest(self._contents.kind, self._contents.identity)
+        names = list(chain.from_iterable(self._contents.files))
+        there = {name: self._there[name] for name in names if name in self._there}
+        manifest = Manifest(self._contents.kind, self._contents.identity, there)
         kept_s = time.monotonic()
-        total = sum(map(len, self._contents.files))
-        with Progress("Pushing", total, "files") as progress, ThreadPoolExecutor(WORKERS) as threads:
+        with Progress("Pushing", len(names), "files") as progress, ThreadPoolExecutor(WORKERS) as threads:
             for group in self._contents.files:
                 for name, digest in zip(group, threads.map(self._send, group), strict=True):
                     manifest.files[name] = digest

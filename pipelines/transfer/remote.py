@@ -21,7 +21,7 @@ ATTEMPTS = 6
 FIRST_PAUSE_S = 0.25
 """Doubled after each attempt."""
 EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gs", "gcs": "gs"}
-_FOR_GOOD = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
+_FOR_GOOD = (PermissionError, IsADirectoryError, NotADirectoryError)
 """Failures that another attempt does not mend."""
 
 

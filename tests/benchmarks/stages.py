@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -77,9 +78,7 @@ def measure(root: Path, clips: int, offered: float) -> dict[str, float]:
         )
         encoder: Any = StandIn()
         note = lambda event: stored_at.append(time.perf_counter()) if isinstance(event, ClipDone) else None  # noqa: E731
-        lazy = "load_model" in inspect.signature(local.run).parameters  # older code takes the encoder itself
-        given: dict[str, Any] = {"load_model": lambda: encoder} if lazy else {"model": encoder}
-        local.run(job, tasks, note, **given)
+        run_with(local.run, encoder)(job, tasks, note)
     span_s = encoder.spans[-1][1] - encoder.spans[0][0]
     status = Path("/proc/self/status").read_text()
     return {
@@ -88,6 +87,12 @@ def measure(root: Path, clips: int, offered: float) -> dict[str, float]:
         "seconds": stored_at[-1] - stored_at[0],
         "peak_mb": int(re.findall(r"VmHWM:\s+(\d+) kB", status)[0]) / 1024,
     }
+
+
+def run_with(run: Any, encoder: Any) -> Any:
+    """`run` with its encoder, which older code takes as it is."""
+    lazy = "load_model" in inspect.signature(run).parameters
+    return partial(run, load_model=lambda: encoder) if lazy else partial(run, model=encoder)
 
 
 def in_a_process(python: str, root: Path, clips: int, offered: float) -> dict[str, float]:

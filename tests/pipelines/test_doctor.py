@@ -6,6 +6,8 @@ import json
 import os
 import subprocess
 import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,13 @@ from flcache.videos.synthetic import draw_frames
 
 MAIN = "from flcache.pipelines.cli import main; main()"
 BREAK_TORCHVISION = 'raise RuntimeError("Couldn\'t load custom C++ ops")\n'
-NO_HUB = "import os; os.environ['HF_ENDPOINT'] = 'http://127.0.0.1:9'"
+NO_HUB = "import os; os.environ |= {'HF_ENDPOINT': 'http://127.0.0.1:9', 'HF_HUB_OFFLINE': '0'}"
+ASK_HUB = """
+import dataclasses, json
+from flcache.config import load_config
+from flcache.pipelines.doctor.places import hub
+print(json.dumps(dataclasses.asdict(hub(load_config(None, ["encoder.name=someone/private"])))))
+"""
 NO_DECORD = """
 import importlib.util
 find = importlib.util.find_spec
@@ -75,8 +83,32 @@ def test_a_broken_environment_is_named_with_its_mend(tmp_path: Path) -> None:
     assert found["decord"]["state"] == "note" and "pip install" in found["decord"]["mend"]
     assert "PyAV, H.264" in found and "decord, H.264" not in found
     assert "File too large" in found["disk"]["found"] and "cache.dir" in found["disk"]["mend"]
-    assert "hf download" in found["encoder"]["mend"]
+    assert "cannot be reached" in found["encoder"]["found"] and "hf download" in found["encoder"]["mend"]
     assert stderr.splitlines()[-1].startswith("Error: this configuration needs what does not work here: torchvision")
+
+
+def test_a_hub_that_says_no() -> None:
+    class Hub(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(401)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        def log_message(self, format: str, *arguments: object) -> None: ...
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Hub) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            address = f"http://127.0.0.1:{server.server_address[1]}"
+            environment = {**os.environ, "HF_ENDPOINT": address, "HF_HUB_OFFLINE": "0"}
+            done = subprocess.run([sys.executable, "-c", ASK_HUB], capture_output=True, env=environment, check=True)
+        finally:
+            server.shutdown()
+            thread.join()
+    found = json.loads(done.stdout)
+    assert found["state"] == "wrong" and found["needed"] and "401" in found["found"]
+    assert "hf auth login" in found["mend"]
 
 
 def test_a_folder_that_cannot_be_written(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -108,6 +108,9 @@ def test_an_exported_model_comes_back(trained: Path, tmp_path: Path) -> None:
         done = flcache(*command)
         assert done.returncode == 0, done.stderr
     assert tree(tmp_path / "back") == tree(tmp_path / "model")
+    card = tmp_path / "back" / "predictor" / "predictor.json"
+    card.write_text(card.read_text(encoding="utf-8") + "\n", encoding="utf-8")
+    assert_one_line("holds another model", "pull", tmp_path / "there", tmp_path / "back")
     assert 'load_predictor("DIR/predictor")' in (tmp_path / "there" / "README.md").read_text(encoding="utf-8")
 
 
@@ -122,6 +125,10 @@ def test_mistakes_are_one_line(encoded: Path, encoded_jointly: Path, tmp_path: P
     assert flcache("push", cache, there).returncode == 0
     assert_one_line("holds another cache", "push", cache_of(encoded_jointly), there)
     assert_one_line("holds another cache", "pull", there, cache_of(encoded_jointly))
+    whole = (there / MANIFEST).read_text(encoding="utf-8")
+    (there / MANIFEST).write_text(whole[:-9], encoding="utf-8")
+    assert_one_line("remove it, and push again", "push", cache, there)
+    (there / MANIFEST).write_text(whole, encoding="utf-8")
     next((there / "shards").glob("*.tar")).write_bytes(b"spoiled")
     assert_one_line("arrives as other bytes than were pushed", "pull", there, tmp_path / "back")
     assert not list((tmp_path / "back").rglob("*.pull"))
