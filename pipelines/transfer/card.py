@@ -72,8 +72,8 @@ or `flcache predict VIDEO --model DIR` where the encoder is beside it.
 """
 
 
-def cache_card(found: Mapping[str, Any], licence: str) -> str:
-    """Of a cache, from its `summary`."""
+def cache_card(found: Mapping[str, Any], encoder_name: str | None, licence: str) -> str:
+    """Of a cache, from its `summary` and the name of its encoder, if it has one."""
     latents, encoder = found["latents"], found["encoder"]
     rows = [
         f"| {name} | {split['clips']} | {split['failed']} | {split['planned_clips']} | {split['committed_shards']} of "
@@ -81,10 +81,9 @@ def cache_card(found: Mapping[str, Any], licence: str) -> str:
         for name, split in found["splits"].items()
     ]
     groups = failure_groups(Failure(**failure) for failure in found["failures"])
-    named = encoder.get("name") or encoder.get("model_type") if isinstance(encoder, Mapping) else None
     return _CACHE.format(
         licence=licence,
-        encoder=named or encoder,
+        encoder=encoder_name or _architecture(encoder),
         shape=_sizes(latents["shape"]),
         codec=latents["codec"],
         clip_bytes=decimal(latents["clip_bytes"]),
@@ -111,6 +110,14 @@ def model_card(directory: Path, predictor: Path, licence: str) -> str:
         fingerprint=card.fingerprint,
         folder=folder.relative_to(directory).as_posix(),
     )
+
+
+def _architecture(encoder: Any) -> str:
+    """The encoder of a spec in words, where it has no name."""
+    match encoder:
+        case {"architecture": {"model_type": str(kind)}}:
+            return f"a {kind} with random weights"
+    return "an encoder of their own"
 
 
 def _sizes(shape: Sequence[int]) -> str:

@@ -71,4 +71,5 @@ def _cache(directory: Path, licence: str) -> Contents:
         shards += [files.tar, files.idx, *([files.failures] if commit.failures_xxh3_64 else [])]
         known |= {files.tar: commit.tar_xxh3_64, files.idx: commit.idx_xxh3_64}
     groups = [[PLAN, *shards], [commit.files.commit for commit in cache.commits], [SPEC]]
-    return Contents("cache", cache.fingerprint, groups, cache_card(summary(directory), licence), known)
+    card = cache_card(summary(directory), cache.spec.soft.get("encoder"), licence)
+    return Contents("cache", cache.fingerprint, groups, card, known)

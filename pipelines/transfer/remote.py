@@ -97,6 +97,8 @@ class Remote:
                 raise
             except Exception as error:  # each store has exceptions of its own
                 if attempt == ATTEMPTS - 1 or isinstance(error, _FOR_GOOD):
-                    raise CacheError(f"{where}: {one_line(error)}; run the same command again to go on") from None
+                    raise CacheError(
+                        f"{where}: {one_line(error)}; mend that, then run the same command again: it goes on"
+                    ) from None
                 time.sleep(FIRST_PAUSE_S * 2**attempt)
         raise AssertionError("unreachable")

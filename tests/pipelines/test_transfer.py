@@ -95,6 +95,7 @@ def test_the_readme_says_what_it_is_and_its_code_reads_it(
     assert flcache("push", cache_of(encoded), f"file://{tmp_path}/there", "--license", "mit").returncode == 0
     readme = (tmp_path / "there" / "README.md").read_text(encoding="utf-8")
     assert readme.startswith("---\nlicense: mit\n") and LatentCache(cache_of(encoded)).fingerprint in readme
+    assert "# Latents of videos, by a vjepa2 with random weights\n" in readme
     assert "| train | 24 | 0 | 24 |" in readme and "None." in readme
     monkeypatch.chdir(tmp_path / "there")
     exec(compile(readme.split("```python\n")[1].split("```")[0], "README.md", "exec"), {})
