@@ -34,7 +34,7 @@ def write_video(tmp_path: Path) -> WriteVideo:
         options: dict[str, str] | None = None,
     ) -> Path:
         path = tmp_path / name
-        with av.open(str(path), "w") as container:
+        with av.open(str(path), "w", options={"fflags": "+bitexact"}) as container:
             stream: Any = container.add_stream(codec, rate=25, options=options or {"g": "12", "crf": "12"})
             stream.height, stream.width = size
             stream.pix_fmt, stream.thread_count = "yuv420p", 1

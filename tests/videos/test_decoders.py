@@ -256,7 +256,7 @@ def test_pictures_that_a_container_forgets_to_reorder_are_counted(write_video: C
 def test_matroska_that_is_turned_is_left_to_pyav(turn: Callable[[Any], None], tmp_path: Path) -> None:
     paths = [tmp_path / "plain.mkv", tmp_path / "turned.mkv"]
     for path, change in zip(paths, (lambda _: None, turn), strict=True):
-        with av.open(path, "w") as container:
+        with av.open(path, "w", options={"fflags": "+bitexact"}) as container:
             stream: Any = container.add_stream("libx264", rate=25)
             stream.width, stream.height, stream.pix_fmt = 96, 64, "yuv420p"
             change(stream)

@@ -27,8 +27,11 @@ EVERY_FRAME = ClipRequest(FRAMES, 0.0, None, 1, "pad")
 
 
 def grey(path: Path, level: int, container: str = "mpegts") -> Path:
-    """A video whose pictures have about one grey level, so that its pixels betray where they come from."""
-    with av.open(str(path), "w", format=container) as sink:
+    """A video whose pictures have about one grey level, so that its pixels betray where they come from.
+
+    The same bytes each time: a random identity of a Matroska track may look like an element that crops.
+    """
+    with av.open(str(path), "w", format=container, options={"fflags": "+bitexact"}) as sink:
         stream: Any = sink.add_stream("libx264", rate=25, options={"g": "5", "bf": "0"})
         stream.width, stream.height, stream.pix_fmt, stream.thread_count = 64, 48, "yuv420p", 1
         for number in range(FRAMES):
