@@ -5,7 +5,10 @@ The form follows from the path and from what is there; `forms` has one file for 
 
 from __future__ import annotations
 
+import hashlib
+import os
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 from flcache.errors import DataError
@@ -25,6 +28,7 @@ __all__ = [
     "FORMS",
     "SPLITS",
     "Video",
+    "is_held_out",
     "leads_out",
     "list_digest",
     "list_videos",
@@ -61,8 +65,22 @@ def split_lists(dataset: DatasetOptions) -> dict[str, Path]:
     """The list of every split that there is.
 
     Those that the options name. One CSV with a column `split` serves the others too; without any, the root is the list,
-    or its folders `train` and `val` are if it has both.
+    or its folders `train` and `val` are if it has both. With `val_fraction` the list of `train`, alone, serves both.
     """
+    lists = _separate_lists(dataset)
+    return {**lists, "val": lists["train"]} if _is_shared(dataset, lists) else lists
+
+
+def is_held_out(dataset: DatasetOptions) -> bool:
+    """Whether the validation videos are a part of the training videos' list, chosen by `val_fraction`."""
+    return _is_shared(dataset, _separate_lists(dataset))
+
+
+def _is_shared(dataset: DatasetOptions, lists: dict[str, Path]) -> bool:
+    return dataset.val_fraction > 0 and set(lists) == {"train"}
+
+
+def _separate_lists(dataset: DatasetOptions) -> dict[str, Path]:
     named = {split: Path(path) for split in SPLITS if (path := getattr(dataset, split))}
     if not named and dataset.root:
         root = Path(dataset.root)
@@ -83,7 +101,18 @@ def _splits_of_one(source: Source) -> set[str]:
 def list_videos(path: Path, dataset: DatasetOptions, split: str) -> list[Video]:
     """`read_annotations` of the list of a split of the configured dataset."""
     labels, root = (Path(name) if name else None for name in (dataset.labels, dataset.root))
-    return read_annotations(path, labels=labels, root=root, allow_outside=dataset.allow_outside, split=split)
+    read = partial(read_annotations, path, labels=labels, root=root, allow_outside=dataset.allow_outside)
+    if not is_held_out(dataset):
+        return read(split=split)
+    videos = read(split="train")
+    held_out = _held_out({video.path for video in videos}, dataset.val_fraction)
+    return [video for video in videos if (video.path in held_out) == (split == "val")]
+
+
+def _held_out(files: set[str], fraction: float) -> set[str]:
+    """A part of the files, at least one and not all, that depends on their names alone."""
+    by_digest = sorted(files, key=lambda file: hashlib.sha256(os.fsencode(file)).digest())
+    return set(by_digest[: min(max(1, round(fraction * len(files))), len(files) - 1)])
 
 
 def list_digest(path: Path, dataset: DatasetOptions) -> str:

@@ -19,6 +19,8 @@ class DatasetOptions:
     Something-Something's JSON, or tars (`{00000..00123}.tar`); paths are relative to `root`."""
     val: OptionalPath = None
     """The same for the validation videos; a `train` with a column `split` may hold them too."""
+    val_fraction: Fraction = 0.0
+    """Where no validation videos are named: the part of the training videos that is held out as these, by file."""
     labels: OptionalPath = None
     """Names of classes where a list has indices: `index label` lines, or `labels.json` of Something-Something."""
     allow_outside: bool = False

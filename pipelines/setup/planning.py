@@ -32,7 +32,7 @@ from flcache.config import Config
 from flcache.engines import ShardTask
 from flcache.errors import DataError
 from flcache.videos import PlannedClip, VideoFolder, planned_clips
-from flcache.videos.annotations import leads_out, list_digest, split_lists
+from flcache.videos.annotations import is_held_out, leads_out, list_digest, split_lists
 from flcache.videos.forms.text import file_digest
 
 from .clips import SplitClips, assign_split, list_of, read_split, report_missing
@@ -216,6 +216,7 @@ def _sources(config: Config, split: str) -> dict[str, Any]:
     """Everything that the clips of a split and their shards follow from, but the size of a clip."""
     dataset = config.dataset
     labels = file_digest(Path(dataset.labels)) if dataset.labels else None
+    held_out = {"val_fraction": dataset.val_fraction} if is_held_out(dataset) else {}
     return {
         "annotations": list_digest(list_of(config, split), dataset),
         "labels": labels,
@@ -224,4 +225,5 @@ def _sources(config: Config, split: str) -> dict[str, Any]:
         "shard_bytes": config.cache.shard_bytes,
         "seed": config.cache.seed,
         "planned_by": PLANNED_BY,
+        **held_out,
     }

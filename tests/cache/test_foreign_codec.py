@@ -1,4 +1,4 @@
-"""A codec that is registered from outside, the one of docs/configuration.md, works wherever a codec does."""
+"""A codec that is registered from outside, the one of docs/codec.md, works wherever a codec does."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ NUM_CLIPS = 20
 @pytest.fixture
 def page_codec() -> Iterator[str]:
     """The name of the codec that the page defines, registered for one test."""
-    page = (Path(__file__).resolve().parents[2] / "docs" / "configuration.md").read_text(encoding="utf-8")
+    page = (Path(__file__).resolve().parents[2] / "docs" / "codec.md").read_text(encoding="utf-8")
     (code,) = (block for block in page.split("```python\n")[1:] if "@register_codec" in block)
     code = code.split("```")[0]
     assert len(code.splitlines()) < 40

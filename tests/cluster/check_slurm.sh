@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The scripts of docs/clusters.md in a real Slurm: `PATH=$PWD/.venv/bin:$PATH bash tests/cluster/check_slurm.sh`.
+# The scripts of docs/slurm.md in a real Slurm: `PATH=$PWD/.venv/bin:$PATH bash tests/cluster/check_slurm.sh`.
 # Needs root, `apt-get install slurm-wlm munge`, and flcache with its test extra; some minutes, most of it Slurm's waiting.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
@@ -15,7 +15,7 @@ fail() {
 }
 
 block() { # block NUMBER: the bash block of that number in the page
-  awk -v wanted="$1" '/^```bash/ {n++; inside = 1; next} /^```/ {inside = 0} inside && n == wanted' "$here/../../docs/clusters.md"
+  awk -v wanted="$1" '/^```bash/ {n++; inside = 1; next} /^```/ {inside = 0} inside && n == wanted' "$here/../../docs/slurm.md"
 }
 
 in_state() { # in_state STATE JOB: wait until the job is in it

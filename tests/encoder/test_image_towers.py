@@ -23,7 +23,7 @@ from flcache.encoder.families import FAMILIES
 from flcache.encoder.torchvision_ops import import_transformers
 from flcache.errors import EncoderError
 
-CONFIGURATION = Path(__file__).resolve().parents[2] / "docs" / "configuration.md"
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "encoder.md"
 SMALL = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 3, "intermediate_size": 32}
 IMAGE = {**SMALL, "image_size": 16, "patch_size": 8}
 TEXT = {**SMALL, "vocab_size": 99}
@@ -105,10 +105,10 @@ def test_a_family_is_registered_once(families: None) -> None:
 
 def test_the_adapter_of_the_docs_is_an_encoder(families: None) -> None:
     """A patch of pixels that changes moves its own cell most, and every step sees its own frame alone."""
-    (code,) = re.findall(r"```python\n(from flcache\.encoder.*?)```", CONFIGURATION.read_text("utf-8"), re.DOTALL)
+    (code,) = re.findall(r"```python\n(from flcache\.encoder.*?)```", PAGE.read_text("utf-8"), re.DOTALL)
     assert len(code.splitlines()) < 40
     found: dict[str, Any] = {}
-    exec(compile(code, "configuration.md", "exec"), found)
+    exec(compile(code, "encoder.md", "exec"), found)
     model: LatentVideoModel = found["model"]
     steps, height, width, _ = model.latent_shape(4)
     edge = 32

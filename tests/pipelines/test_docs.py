@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 from pathlib import Path
+from typing import Any
 
 import click
 import pytest
-from small_run import flcache
+from small_run import ENCODER, flcache, small_config
 
 from flcache.cache import LatentCache
 from flcache.config import load_config
@@ -49,17 +51,78 @@ def test_every_command_and_option_exists(page: Path) -> None:
         assert {word for word in arguments if word.startswith("--")} <= known, f"{page.name}: {line}"
 
 
-def test_the_guides_configuration_and_code_run(videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (configuration,) = blocks(ROOT / "docs" / "guide.md", "yaml")
-    _, code = blocks(ROOT / "docs" / "guide.md", "python")  # the first one: tests/predictor/test_foreign_predictor.py
+@pytest.fixture
+def demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder in which a demo of few videos was encoded, to be in."""
     monkeypatch.chdir(tmp_path)
+    write_dataset(Path("flcache-demo/videos"), train_videos=16, val_videos=4)
+    encode.run(load_config("demo"))
+    return tmp_path
+
+
+@pytest.mark.parametrize("page", ["python.md", "order.md", "reading.md"])
+def test_the_code_of_a_page_runs_after_a_demo(page: str, demo: Path) -> None:
+    found: dict[str, Any] = {}
+    for code in blocks(ROOT / "docs" / page, "python"):
+        exec(compile(code, page, "exec"), found)
+    assert len(found["cache"]) == 16
+
+
+def test_the_configuration_of_the_videos_page_loads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (configuration,) = blocks(ROOT / "docs" / "videos.md", "yaml")
     Path("my.yaml").write_text(configuration, encoding="utf-8")
     assert load_config("my.yaml").encoder.architecture["hidden_size"] == 1024
-    data = [f"dataset.root={videos}", f"dataset.train={videos}/train.csv", f"dataset.val={videos}/val.csv"]
-    encode.run(load_config("demo", data))
-    found: dict[str, object] = {}
-    exec(compile(code, "guide.md", "exec"), found)
-    assert len(found["cache"]) == 24 and found["batch"].target.shape == (8, 8, 4, 4, 64)  # type: ignore
+
+
+def smaller() -> list[str]:
+    """What makes the shipped configurations small: another encoder, fewer steps."""
+    content = small_config(Path(), Path())
+    rooms = {name: content[name] for name in ("clip", "encode", "predictor", "training")}
+    rooms["training"] |= {"validate_every": 6}
+    del rooms["training"]["dir"]
+    values = [f"{room}.{name}={json.dumps(value)}" for room, keys in rooms.items() for name, value in keys.items()]
+    return ["encoder.name=", *(f"encoder.architecture.{name}={value}" for name, value in ENCODER.items()), *values]
+
+
+def run_typed(page: Path, video: Path) -> list[str]:
+    """Run every line of the page that begins with `flcache`, made smaller; returns the names of the commands."""
+    lines = re.findall(r"^ {4}flcache (.*)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    commands = [shlex.split(line, comments=True) for line in lines if not line.startswith("demo")]
+    for command in commands:
+        words = [str(video) if word == "VIDEO" else word for word in command]
+        done = flcache(*words, *(smaller() if "--config" in words else []))
+        assert done.returncode == 0, f"{command}: {done.stderr}"
+    return [command[0] for command in commands]
+
+
+def test_getting_started_runs_as_typed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a folder of videos and nothing else."""
+    monkeypatch.chdir(tmp_path)
+    write_dataset(tmp_path / "written", train_videos=24, val_videos=0, size=32)
+    Path("videos").mkdir()
+    for number, path in enumerate(sorted(Path("written").rglob("*.mp4"))):
+        path.rename(f"videos/{number}.mp4")
+    (configuration,) = blocks(ROOT / "docs" / "index.md", "yaml")
+    Path("my.yaml").write_text(configuration, encoding="utf-8")
+    commands = run_typed(ROOT / "docs" / "index.md", tmp_path / "none")
+    assert commands == ["doctor", "inspect-config", "encode", "inspect-cache", "train", "evaluate", "report"]
+    assert len(LatentCache("latents", "train")) == 22 and len(LatentCache("latents", "val")) == 2
+    assert "<html" in Path("runs/first/report.html").read_text(encoding="utf-8")
+
+
+def test_the_readme_runs_as_typed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On videos that lie as those of Kinetics do."""
+    monkeypatch.chdir(tmp_path)
+    root = tmp_path / "kinetics"
+    write_dataset(root, train_videos=16, val_videos=4, size=32)
+    (root / "annotations").mkdir()
+    for split in ("train", "val"):
+        (root / f"{split}.csv").rename(root / "annotations" / f"{split}.csv")
+    monkeypatch.setenv("KINETICS_400", str(root))
+    commands = run_typed(ROOT / "README.md", next(root.rglob("v*.mp4")))
+    assert commands[:5] == ["doctor", "inspect-config", "encode", "train", "evaluate"]
+    assert commands[5:] == ["report", "export", "predict"]
 
 
 def test_the_finetuning_example_runs_as_typed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

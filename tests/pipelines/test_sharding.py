@@ -21,7 +21,7 @@ from flcache.config import load_config
 from flcache.pipelines import evaluate, train
 from flcache.training import read_metrics
 
-GUIDE = Path(__file__).resolve().parents[2] / "docs" / "clusters.md"
+GUIDE = Path(__file__).resolve().parents[2] / "docs" / "fsdp.md"
 FSDP = {
     "ACCELERATE_USE_FSDP": "true",
     "FSDP_VERSION": "2",
@@ -75,7 +75,7 @@ def test_the_guides_command_trains_a_checkpoint_that_evaluates_and_resumes(
     encoded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    section = GUIDE.read_text(encoding="utf-8").split("\n## FSDP\n")[1].split("\n## ")[0]
+    section = GUIDE.read_text(encoding="utf-8")
     Path("fsdp.yaml").write_text(re.findall(r"```yaml\n(.*?)```", section, re.DOTALL)[0], encoding="utf-8")
     Path("my.yaml").write_text(encoded.read_text(encoding="utf-8"), encoding="utf-8")
     (line,) = re.findall(r"^ {4}(accelerate launch .*)$", section, re.MULTILINE)

@@ -22,7 +22,7 @@ from flcache.pipelines import evaluate, train
 from flcache.predictor import PREDICTORS, Predictor, PredictorOptions, register_predictor, training_memory_bytes
 from flcache.training import read_metrics
 
-GUIDE = Path(__file__).resolve().parents[2] / "docs" / "guide.md"
+GUIDE = Path(__file__).resolve().parents[2] / "docs" / "predictor.md"
 T, H, W, D = 6, 2, 2, 4
 
 

@@ -24,7 +24,7 @@ from flcache.videos import (
     plan_clips,
     probe,
 )
-from flcache.videos.annotations import list_digest, list_videos, read_annotations, split_lists
+from flcache.videos.annotations import is_held_out, list_digest, list_videos, read_annotations, split_lists
 from flcache.videos.container import CONTAINERS
 from flcache.videos.decoders import DECODERS, OpenedVideo
 from flcache.videos.planned import decode_planned, planned_clips
@@ -184,6 +184,29 @@ def test_folders_train_and_val_are_the_splits(tmp_path: Path) -> None:
     assert len({video.video_id for video in (*train, *val)}) == 3 and train[0].label is None
     assert split_lists(DatasetOptions(root=str(root / "train"))) == {"train": root / "train"}
     assert split_lists(DatasetOptions()) == {}
+
+
+@pytest.mark.parametrize(("fraction", "count"), [(0.01, 1), (0.25, 5), (1.0, 19)])
+def test_a_part_of_the_videos_is_held_out_where_none_are_for_validation(
+    fraction: float, count: int, tmp_path: Path
+) -> None:
+    """Pieces of one file stay together, and which are held out depends on the names of the files alone."""
+    csv = written(tmp_path, "path,start,end\n" + "".join(f"{n}.mp4,{s},{s + 1}\n" for n in range(20) for s in (0, 1)))
+    dataset = DatasetOptions(root=str(tmp_path), train=str(csv), val_fraction=fraction)
+    assert split_lists(dataset) == {"train": csv, "val": csv} and is_held_out(dataset)
+    train, val = (list_videos(csv, dataset, split) for split in ("train", "val"))
+    files = [{video.path for video in videos} for videos in (train, val)]
+    assert not files[0] & files[1] and len(files[1]) == count and len(train) + len(val) == 40
+    lines = csv.read_text().splitlines()
+    csv.write_text("\n".join([lines[0], *reversed(lines[1:])]) + "\n")
+    assert {video.path for video in list_videos(csv, dataset, "val")} == files[1]
+
+
+def test_nothing_is_held_out_where_validation_videos_are_named(tmp_path: Path) -> None:
+    root = touch(tmp_path / "videos", "train/0.mp4", "val/0.mp4")
+    dataset = DatasetOptions(root=str(root), val_fraction=0.5)
+    assert not is_held_out(dataset)
+    assert split_lists(dataset) == {"train": root / "train", "val": root / "val"}
 
 
 def test_the_digest_of_a_folder_is_of_its_names(tmp_path: Path) -> None:
