@@ -19,6 +19,8 @@ from flcache.errors import ConfigError, TrainingError
 from flcache.sealed import one_line
 
 TENSORBOARD = "tensorboard"
+DVCLIVE = "dvclive"
+"""Takes `/` in a name for a folder: `loss` and `loss/copy_last` cannot both be there."""
 
 
 class MetricsLog:
@@ -48,7 +50,7 @@ class MetricsLog:
         self._file.write(json.dumps({"step": step, **metrics}) + "\n")
         self._file.flush()
         for tracker in self._trackers:
-            tracker.log(metrics, step=step)
+            tracker.log(_without_folders(metrics) if tracker.name == DVCLIVE else metrics, step=step)
 
     def __enter__(self) -> MetricsLog:
         return self
@@ -82,6 +84,10 @@ def _started(name: str, directory: Path, start_step: int, config: str) -> Any:
     except Exception as error:  # a tracker raises what it likes, such as of an account that is not logged in
         raise TrainingError(f"training.trackers: {name} does not start: {one_line(error)}") from error
     return tracker
+
+
+def _without_folders(metrics: Mapping[str, float]) -> dict[str, float]:
+    return {name.replace("/", "."): value for name, value in metrics.items()}
 
 
 class Means:

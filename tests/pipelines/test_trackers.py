@@ -64,6 +64,17 @@ def test_no_tracker_is_needed_and_others_get_every_logged_step(
     assert sorted(path.name for path in (tmp_path / "none").iterdir()) == ["checkpoints", "metrics.jsonl"]
 
 
+def test_dvclive_gets_names_that_are_no_folders(
+    encoded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It takes `loss/copy_last` for a value in a folder `loss`, where there is a value `loss`."""
+    monkeypatch.setitem(LOGGER_TYPE_TO_CLASS, "kept", Kept)
+    monkeypatch.setattr(Kept, "name", "dvclive")
+    train.run(load_config(encoded, [f"training.dir={tmp_path}", "training.trackers=[kept]"]))
+    _, values = Kept.happened[-2]
+    assert values["loss.copy_last"] == lines(tmp_path)[-1]["loss/copy_last"] and not any("/" in name for name in values)
+
+
 def test_a_tracker_that_is_unknown_or_missing_or_broken_is_one_line_before_the_first_step(
     encoded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
