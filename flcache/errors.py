@@ -7,6 +7,7 @@ FlcacheError
 ├── EncoderError           an encoder that cannot be loaded, or was asked for what it cannot do
 ├── CacheError             a cache that cannot be read or written
 │   ├── SpecMismatch       the cache holds latents of another spec
+│   ├── RemoteError        a store at a URL fails, or bytes do not arrive as they lie there
 │   └── DamagedError       bytes on disk are not the bytes that were committed
 ├── PredictorError         a saved predictor that cannot be loaded, or was asked for what it cannot do
 ├── LeakError              a context that has seen the future it is asked to predict
@@ -76,6 +77,10 @@ class CacheError(FlcacheError):
 
 class SpecMismatch(CacheError):
     """The cache holds latents of another spec; the message names every field that differs."""
+
+
+class RemoteError(CacheError):
+    """A store at a URL fails for good, or bytes do not arrive as they lie there."""
 
 
 class DamagedError(CacheError):

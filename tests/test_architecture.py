@@ -24,6 +24,7 @@ FLOORS = {
     "bounds": 0,
     "lazy": 0,
     "sealed": 0,
+    "remote": 1,
     "sampling": 1,
     "videos": 2,
     "encoder": 2,

@@ -4,26 +4,17 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import Any, Literal
 
-import xxhash
-
 from flcache.errors import CacheError
+from flcache.remote import Digest, RemoteFiles
 from flcache.sealed import check_seal, sealed
 
 MANIFEST = "manifest.json"
 MAX_MANIFEST_BYTES = 2**30
 FORMAT = "flcache-push-1"
 Kind = Literal["cache", "model"]
-
-
-@dataclass(frozen=True)
-class Digest:
-    """Size and content of a file."""
-
-    bytes: int
-    xxh3_64: str
 
 
 @dataclass
@@ -61,15 +52,10 @@ def _inside(name: Any) -> str:
     return str(name)
 
 
-def digest_of(path: Path) -> Digest:
-    with path.open("rb") as stream:
-        return digest_stream(stream)
-
-
-def digest_stream(stream: Any) -> Digest:
-    """Of all that is left to read of `stream`."""
-    digest, size = xxhash.xxh3_64(), 0
-    while block := stream.read(2**20):
-        digest.update(block)
-        size += len(block)
-    return Digest(size, digest.hexdigest())
+def manifest_at(files: RemoteFiles) -> Manifest | None:
+    """Of what was pushed there; None where nothing was."""
+    try:
+        raw = files.read(MANIFEST, MAX_MANIFEST_BYTES)
+    except FileNotFoundError:
+        return None
+    return Manifest.parse(raw, f"{files.url}/{MANIFEST}")

@@ -11,12 +11,12 @@ from rich.filesize import decimal
 from flcache.cache.format.names import COMMITS
 from flcache.cache.storage import open_store
 from flcache.errors import CacheError
+from flcache.remote import RemoteFiles, digest_of
 
 from ..setup.progress import Progress
 from .contents import identity_of, is_last
-from .manifest import Manifest, digest_of
+from .manifest import Manifest, manifest_at
 from .push import WORKERS
-from .remote import Remote
 
 _FETCHES = 3
 """Of a file that arrives as other bytes."""
@@ -28,8 +28,8 @@ def pull(url: str, directory: Path) -> None:
     Files that are there and whole are not fetched again. Raises CacheError if nothing was pushed there or the push is
     not finished, if `directory` holds something else, or if a file does not arrive as it was pushed.
     """
-    remote = Remote(url)
-    manifest = remote.manifest()
+    remote = RemoteFiles(url)
+    manifest = manifest_at(remote)
     if manifest is None:
         raise CacheError(f'{url}: no manifest.json: nothing was pushed here; "flcache push DIR {url}" does it')
     if not manifest.complete:
@@ -51,7 +51,7 @@ def _check_folder(directory: Path, manifest: Manifest) -> None:
         raise CacheError(f"{directory}: holds another {found[0]} ({found[1]}); pull into a folder of its own")
 
 
-def _fetch_all(remote: Remote, manifest: Manifest, directory: Path) -> int:
+def _fetch_all(remote: RemoteFiles, manifest: Manifest, directory: Path) -> int:
     """Commits after their shards, spec or card last: a pull that is killed leaves nothing that passes for whole."""
     groups: list[list[str]] = [[], [], []]
     for name in manifest.files:
@@ -65,7 +65,7 @@ def _fetch_all(remote: Remote, manifest: Manifest, directory: Path) -> int:
     return fetched
 
 
-def _fetch(remote: Remote, manifest: Manifest, directory: Path, name: str) -> bool:
+def _fetch(remote: RemoteFiles, manifest: Manifest, directory: Path, name: str) -> bool:
     """Whether the file had to be fetched."""
     path, digest = directory / name, manifest.files[name]
     if path.is_file() and path.stat().st_size == digest.bytes and digest_of(path) == digest:

@@ -10,16 +10,14 @@ from pathlib import Path
 from rich.filesize import decimal
 
 from flcache.errors import CacheError
+from flcache.remote import Digest, RemoteFiles, digest_of
 
 from ..setup.progress import Progress
 from .contents import Contents, contents_of
-from .manifest import MANIFEST, Digest, Manifest, digest_of
-from .remote import Remote
+from .manifest import MANIFEST, Manifest, manifest_at
 
 WORKERS = 8
 _KEPT_EVERY_S = 60.0
-_SENDS = 3
-"""Of a file that arrives as other bytes."""
 
 
 def push(directory: Path, url: str, *, licence: str, read_back: bool = True) -> None:
@@ -28,8 +26,8 @@ def push(directory: Path, url: str, *, licence: str, read_back: bool = True) -> 
     What arrived in an earlier push is not sent again. Raises CacheError if `url` holds something else, if a file is not
     what its commit says, or if the store fails for good.
     """
-    contents, remote = contents_of(directory, licence), Remote(url)
-    there = remote.manifest() or Manifest(contents.kind, contents.identity)
+    contents, remote = contents_of(directory, licence), RemoteFiles(url)
+    there = manifest_at(remote) or Manifest(contents.kind, contents.identity)
     if (there.kind, there.identity) != (contents.kind, contents.identity):
         raise CacheError(f"{url}: holds another {there.kind} ({there.identity}); push to a folder of its own")
     sent = _Push(directory, contents, remote, there.files, read_back)
@@ -43,7 +41,7 @@ def push(directory: Path, url: str, *, licence: str, read_back: bool = True) -> 
 
 class _Push:
     def __init__(
-        self, directory: Path, contents: Contents, remote: Remote, there: dict[str, Digest], read_back: bool
+        self, directory: Path, contents: Contents, remote: RemoteFiles, there: dict[str, Digest], read_back: bool
     ) -> None:
         self._directory, self._contents, self._remote = directory, contents, remote
         self._there, self._read_back = there, read_back
@@ -72,9 +70,6 @@ class _Push:
             raise CacheError(f"{path}: not what its commit says; run flcache repair, then push")
         if self._there.get(name) == digest:
             return digest
-        for _ in range(_SENDS):
-            self._remote.put(path, name)
-            if not self._read_back or self._remote.digest(name) == digest:
-                self.count += 1
-                return digest
-        raise CacheError(f"{self._remote.url}/{name}: arrives as other bytes than were sent, {_SENDS} times over")
+        self._remote.put_checked(path, name, digest, read_back=self._read_back)
+        self.count += 1
+        return digest
