@@ -17,12 +17,14 @@ import torch
 from torch import Tensor
 
 from flcache.cache import CacheSpec, LatentCache, latent_differences, make_spec, with_calibration
+from flcache.cache.storage import Location
 from flcache.config import Config
 from flcache.encoder import LatentVideoModel, change_future, distance
 from flcache.errors import CacheError, DataError, DecodeError, LeakError, SpecMismatch
 from flcache.leak import legal_boundaries, middle_boundary
 from flcache.videos import DecodedClip, PlannedClip, VideoFolder, decode_planned, planned_clips
 
+from .setup.cache import cache_store
 from .setup.clips import open_pool
 from .setup.encoder import hard_spec, load_configured_encoder
 
@@ -75,16 +77,16 @@ class Audit:
         return min(clip.targets_moved for clip in self.clips)
 
 
-def run(directory: Path, config: Config, clips: int, as_json: bool = False) -> None:
+def run(directory: Location, config: Config, clips: int, as_json: bool = False) -> None:
     """Audit `clips` clips of the cache at `directory`, evenly spread over all its splits.
 
     Raises DataError if it has none, SpecMismatch if the configuration makes other latents, CacheError if those in it
     are not those that are encoded now, LeakError if a context moves that the cache says has not seen the future.
     """
-    cache = LatentCache(directory)
+    cache = LatentCache(cache_store(config, directory))
     if not len(cache):
         raise DataError(
-            f'{cache.path}: holds no clips to audit; see "flcache inspect-cache {cache.path}" for what failed'
+            f'{cache.store}: holds no clips to audit; see "flcache inspect-cache {cache.store}" for what failed'
         )
     model = load_configured_encoder(config, device=config.encode.device)
     _check_spec(cache, config, model)
@@ -99,7 +101,7 @@ def _check_spec(cache: LatentCache, config: Config, model: LatentVideoModel) -> 
     wanted = make_spec(with_calibration(hard_spec(config, model), cache.spec))
     if different := latent_differences(cache.spec, wanted):
         raise SpecMismatch(
-            f"{cache.path}: the configuration does not make these latents: {'; '.join(different)}; name the "
+            f"{cache.store}: the configuration does not make these latents: {'; '.join(different)}; name the "
             f"configuration that the cache was encoded with"
         )
 
@@ -117,7 +119,7 @@ def _audit(cache: LatentCache, config: Config, model: LatentVideoModel, num_clip
         audited.append(AuditedClip(clip.clip_id, distance(_float(cache[index].latents), stored), *moved))
     if not audited:
         raise DataError(
-            f"{cache.path}: no clip of {num_clips} could be decoded to compare it, {undecodable[:1]}; check "
+            f"{cache.store}: no clip of {num_clips} could be decoded to compare it, {undecodable[:1]}; check "
             f"dataset.root={config.dataset.root}"
         )
     return Audit(cache, boundary, tuple(audited), tuple(undecodable))
@@ -143,7 +145,7 @@ def _float(latents: Any) -> Tensor:
 
 def _verdict(audit: Audit) -> CacheError | LeakError | None:
     """The error to raise; None if cache and contexts are sound."""
-    path, furthest, moved = audit.cache.path, audit.furthest, audit.moved
+    path, furthest, moved = audit.cache.store, audit.furthest, audit.moved
     if not furthest.from_cache <= TOLERANCE:
         return CacheError(
             f"{path}: clip {furthest.clip_id} is {furthest.from_cache:.1%} of its RMS away from what the encoder gives "
@@ -178,7 +180,7 @@ def _to_json(audit: Audit, *, ok: bool) -> dict[str, Any]:
 def _describe(audit: Audit) -> str:
     count, moved = len(audit.clips), audit.moved
     lines = [
-        f"{audit.cache.path}: {count} clips encoded again; the furthest is {audit.furthest.from_cache:.3%} of its RMS "
+        f"{audit.cache.store}: {count} clips encoded again; the furthest is {audit.furthest.from_cache:.3%} of its RMS "
         f"away from the cache ({audit.furthest.clip_id})",
         f"every pixel from step {audit.boundary} on changed: the targets moved by at least {audit.targets_moved:.1%}",
     ]

@@ -149,7 +149,7 @@ def audit(resolved: ResolvedConfig, directory: str, clips: int, as_json: bool) -
     """
     from . import audit as stage
 
-    stage.run(Path(directory), resolved.config, clips=clips, as_json=as_json)
+    stage.run(directory, resolved.config, clips=clips, as_json=as_json)
 
 
 @cli.command()
@@ -186,7 +186,7 @@ def inspect_cache(directory: str, as_json: bool) -> None:
     """Show what is in a cache, how much of it is done, and what failed and why."""
     from . import inspect_cache as stage
 
-    stage.run(Path(directory), as_json=as_json)
+    stage.run(directory, as_json=as_json)
 
 
 @cli.command()

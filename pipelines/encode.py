@@ -5,11 +5,10 @@ Safe to kill and to run again: committed shards are never touched, all others ar
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from flcache.config import Config
 from flcache.errors import ConfigError
 
+from .setup.cache import cache_store
 from .setup.encoding import encode_missing, report_encoding
 from .setup.engine import LOCAL, Engine
 from .setup.planning import begin_planning
@@ -32,7 +31,7 @@ def run(
             "training.augment: a cache keeps one form of each clip, so every epoch would see one crop; encode with "
             "training.augment.crop=1 training.augment.flip=false, or train with training.source=videos"
         )
-    cache_dir = Path(config.require("cache.dir"))
-    planning = begin_planning(cache_dir, config)
-    encode_missing(cache_dir, config, planning, shards, retry_failed=retry_failed, engine=engine)
-    report_encoding(cache_dir, config)
+    cache = cache_store(config)
+    planning = begin_planning(cache, config)
+    encode_missing(cache, config, planning, shards, retry_failed=retry_failed, engine=engine)
+    report_encoding(cache, config)

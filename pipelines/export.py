@@ -25,6 +25,7 @@ from flcache.errors import ConfigError
 from flcache.predictor import PredictorCard, save_predictor
 from flcache.training import WorldModel, latest_checkpoint, open_checkpoint
 
+from .setup.cache import cache_store
 from .setup.encoder import check_encoder, pick_device, with_weights
 from .setup.model import load_trained
 from .setup.run_config import run_config
@@ -102,7 +103,7 @@ def _times(config: Config, source: LatentSource) -> tuple[float, ...] | None:
             seconds = step_times(np.arange(frames) / fps, frames // source.latent_shape[0])
             return tuple(seconds.tolist())
     if config.training.source == "cache":
-        return tuple(LatentCache(config.require("cache.dir"), "train")[0].times.tolist())
+        return tuple(LatentCache(cache_store(config), "train")[0].times.tolist())
     return None
 
 

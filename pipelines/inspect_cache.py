@@ -6,7 +6,6 @@ Lists every failure with --json, else one example for each stage and reason.
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -14,9 +13,10 @@ from rich.filesize import decimal
 from rich.table import Table
 
 from flcache.cache import LatentCache, failure_groups, summary
+from flcache.cache.storage import Location
 
 
-def run(directory: Path, as_json: bool = False) -> None:
+def run(directory: Location, as_json: bool = False) -> None:
     """Print the summary of the cache at `directory`. Raises CacheError where there is none."""
     found = summary(directory)
     if as_json:

@@ -7,29 +7,29 @@ and to run again.
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 
 from flcache.cache import finalize_statistics, is_committed
 from flcache.cache.check.repair import prove, prove_spec, set_aside, set_spec_aside, shards_aside, spec_waits
 from flcache.cache.format.names import PLAN, parse_shard_name, shard_name
 from flcache.cache.format.spec import read_spec
-from flcache.cache.storage import Store, open_store
+from flcache.cache.storage import Location, Store
 from flcache.config import Config
 from flcache.errors import CacheError
 
+from .setup.cache import cache_store
 from .setup.encoder import earlier_forms, load_configured_encoder
 from .setup.encoding import encode_missing, open_cache, report_encoding
 from .setup.planning import begin_planning
 from .setup.progress import verify_with_progress
 
 
-def run(directory: Path | str, config: Config) -> None:
+def run(directory: Location, config: Config) -> None:
     """Repair the cache at `directory`.
 
     Raises CacheError if what is encoded anew is not what was committed, and while another repair is at work: each would
     set aside what the other has encoded.
     """
-    store = open_store(directory)
+    store = cache_store(config, directory)
     if not any(store.names()):
         read_spec(store)  # raises CacheError before a folder is made
     with store.lock("repair", wait=False) as alone:

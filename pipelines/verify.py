@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 from flcache.cache import Verification
+from flcache.cache.storage import Location
 from flcache.errors import DamagedError
 
 from .setup.progress import verify_with_progress
 
 
-def run(directory: Path | str, as_json: bool = False) -> None:
+def run(directory: Location, as_json: bool = False) -> None:
     """Print the result of `flcache.cache.verify_cache`. Raises DamagedError if there is damage."""
-    found = verify_with_progress(Path(directory))
+    found = verify_with_progress(directory)
     if as_json:
         print(json.dumps(found.as_json(), indent=2))
     else:

@@ -18,6 +18,8 @@ RUN_BY = {
     "flcache bench": "tests/pipelines/test_bench.py",
     "flcache audit": "tests/pipelines/test_audit_and_probe.py",
     "flcache encode --config my.yaml --engine ray": "tests/cluster/check_ray.py",
+    "flcache encode --config my.yaml cache.dir=s3": "tests/pipelines/test_bucket.py",
+    "flcache train --config my.yaml cache.dir=s3": "tests/pipelines/test_bucket.py",
     "flcache push": "tests/pipelines/test_transfer.py",
     "flcache pull": "tests/pipelines/test_transfer.py",
     "accelerate launch": "tests/pipelines/test_sharding.py",

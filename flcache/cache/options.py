@@ -7,12 +7,17 @@ from typing import Annotated
 
 from flcache.bounds import Formerly, Fraction, OptionalPath, Positive
 from flcache.cache.codecs.registry import CodecName
+from flcache.cache.storage import DEFAULT_BYTES
 
 
 @dataclass(frozen=True)
 class CacheOptions:
     dir: OptionalPath = None
-    """Folder of the cache."""
+    """Folder of the cache, or its URL: `s3://bucket/k400`, or any other that fsspec knows."""
+    local_dir: OptionalPath = None
+    """Where files of a cache at a URL are kept on this machine; `~/.cache/flcache` if null."""
+    local_bytes: Positive = DEFAULT_BYTES
+    """How much is kept there at most; what was used longest ago goes."""
     codec: CodecName = "float16"
     """How latents are stored; `int8` takes half the bytes of `float16`, calibrated on training clips beforehand."""
     min_cosine: Fraction | None = None

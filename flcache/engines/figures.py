@@ -41,7 +41,7 @@ class EncoderTimes:
         """One line about it for a run with `workers` decoding processes on `cores`."""
         said = f"encoder busy {self.busy:.2f}"
         if self.held_back_by == "store":
-            return f"{said}; storing held it back: a faster disk for cache.dir would help"
+            return f"{said}; storing held it back: a faster disk or network for cache.dir would help"
         if self.held_back_by is None:
             return said
         wanted = max(workers + 1, ceil(workers / max(self.busy, 0.01)))

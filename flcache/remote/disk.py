@@ -26,6 +26,7 @@ from flcache.errors import CacheError, DamagedError, RemoteError
 from flcache.remote.digest import digest_stream, md5_stream
 from flcache.remote.files import TRANSFERS, Entry, RemoteFiles
 
+DEFAULT_BYTES = 64 * 2**30
 LEDGER = ".ledger"
 """Locked while space is claimed; it holds the bytes that are claimed, or more."""
 PARTIAL = ".part"
@@ -168,7 +169,7 @@ class DiskCache:
         for item in os.scandir(self.folder):
             with suppress(FileNotFoundError):
                 status = item.stat()
-                if item.name != LEDGER:
+                if item.name != LEDGER and item.is_file():
                     found.append((not item.name.endswith(PARTIAL), status.st_mtime, status.st_size, item.path))
         left = sum(size for _, _, size, _ in found)
         if left > room:

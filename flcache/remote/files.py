@@ -19,8 +19,6 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-import fsspec
-
 from flcache.errors import ConfigError, DamagedError, RemoteError
 from flcache.remote.digest import Digest, digest_stream, md5_bytes, md5_stream
 from flcache.sealed import one_line
@@ -77,8 +75,8 @@ class RemoteFiles:
     good.
     """
 
-    def __init__(self, url: str) -> None:
-        self.url = url.rstrip("/")
+    def __init__(self, url: str, *, attempts: int = ATTEMPTS) -> None:
+        self.url, self._attempts = url.rstrip("/"), attempts
         _connect(self.url, os.getpid())
 
     def __str__(self) -> str:
@@ -124,7 +122,7 @@ class RemoteFiles:
                 raise FileNotFoundError(self._where(name))
             if entry.size > limit:
                 raise DamagedError(f"{self._where(name)}: more than {limit} bytes, and so none of this format")
-            content = self._read_part(name, 0, entry.size)
+            content = self.read_once(name, 0, entry.size)
             md5 = md5_bytes(content)
             if md5 == entry.md5 or md5 in seen:
                 return content
@@ -132,11 +130,32 @@ class RemoteFiles:
             entry = None  # it may have been replaced
         raise self._spoiled(name)
 
+    def read_part(self, name: str, start: int, end: int) -> bytes:
+        """The bytes from `start` until `end`, as two readings agree."""
+        seen = set()
+        for _ in range(TRANSFERS):
+            content = self.read_once(name, start, end)
+            if content in seen:
+                return content
+            seen.add(content)
+        raise self._spoiled(name)
+
+    def read_once(self, name: str, start: int, end: int) -> bytes:
+        """As `read_part`, unchecked."""
+
+        def read() -> bytes:
+            content: bytes = self._fsspec.cat_file(self._place(name), start=start, end=end)
+            if len(content) != end - start:
+                raise OSError(f"ends {end - start - len(content)} bytes early")
+            return content
+
+        return self._patiently(name, read) if end > start else b""
+
     def fetch(self, name: str, size: int, descriptor: int) -> None:
         """The first `size` bytes of a file, into an open local file. What arrives is for the caller to check."""
 
         def piece(start: int) -> None:
-            content = memoryview(self._read_part(name, start, min(start + CHUNK_BYTES, size)))
+            content = memoryview(self.read_once(name, start, min(start + CHUNK_BYTES, size)))
             while content:
                 written = os.pwrite(descriptor, content, start)
                 content, start = content[written:], start + written
@@ -149,8 +168,15 @@ class RemoteFiles:
             list(threads.map(piece, starts))
 
     def write(self, name: str, content: bytes) -> None:
-        """Make `content` the file `name`. Stores show whole files only; a folder (`file://`) may show a part of it."""
-        self._patiently(name, lambda: self._with_folder(name, lambda place: self._fsspec.pipe_file(place, content)))
+        """Make `content` the file `name`, and check that it lies there.
+
+        Stores show whole files only; a folder (`file://`) may show a part of it.
+        """
+        for _ in range(TRANSFERS):
+            self._patiently(name, lambda: self._with_folder(name, lambda place: self._fsspec.pipe_file(place, content)))
+            if self._holds(name, content):
+                return
+        raise self._spoiled(name)
 
     def write_new(self, name: str, content: bytes) -> bool:
         """As `write`; but if `name` exists nothing changes, and False is returned.
@@ -168,6 +194,8 @@ class RemoteFiles:
             self._patiently(name, lambda: self._with_folder(name, create))
         except FileExistsError:
             return False
+        if not self._holds(name, content):
+            self.write(name, content)
         return True
 
     def put(self, path: Path, name: str) -> None:
@@ -191,6 +219,20 @@ class RemoteFiles:
 
     def get(self, name: str, path: Path) -> None:
         self._patiently(name, lambda: self._fsspec.get_file(self._place(name), str(path)))
+
+    def move(self, name: str, to: str) -> bool:
+        """Rename a file there, replacing what is at `to`, by a copy; False if there is no `name`."""
+        entry = self.entry(name)
+        if entry is None:
+            return False
+        copy = partial(self._with_folder, to, lambda place: self._fsspec.cp_file(self._place(name), place))
+        for _ in range(TRANSFERS):
+            self._patiently(to, copy)
+            there = self.entry(to)
+            if there is not None and there.size == entry.size:
+                self.remove(name)
+                return True
+        raise self._spoiled(to)
 
     def remove(self, name: str) -> None:
         """Delete the file, if there is one."""
@@ -230,14 +272,12 @@ class RemoteFiles:
         names = ((place.removeprefix(below), info) for place, info in found.items())
         return frozenset((name, _entry(info)) for name, info in names if info["type"] == "file")
 
-    def _read_part(self, name: str, start: int, end: int) -> bytes:
-        def read() -> bytes:
-            content: bytes = self._fsspec.cat_file(self._place(name), start=start, end=end)
-            if len(content) != end - start:
-                raise OSError(f"ends {end - start - len(content)} bytes early")
-            return content
-
-        return self._patiently(name, read) if end > start else b""
+    def _holds(self, name: str, content: bytes) -> bool:
+        """Whether the file is there with this content, by its size and its md5, or else read back."""
+        entry = self.entry(name)
+        if entry is None or entry.size != len(content):
+            return False
+        return entry.md5 == md5_bytes(content) or self.read_once(name, 0, entry.size) == content
 
     def _with_folder(self, name: str, use: Callable[[str], T]) -> T:
         """`use` of the place of `name`, whose folder is made where the store has folders and lacks it."""
@@ -253,13 +293,13 @@ class RemoteFiles:
             return use(place)
 
     def _patiently(self, name: str, ask: Callable[[], T]) -> T:
-        for attempt in range(ATTEMPTS):
+        for attempt in range(self._attempts):
             try:
                 return ask()
             except (FileNotFoundError, FileExistsError):
                 raise
             except Exception as error:  # each store has exceptions of its own
-                if attempt == ATTEMPTS - 1 or isinstance(error, _FOR_GOOD):
+                if attempt == self._attempts - 1 or isinstance(error, _FOR_GOOD):
                     again = "mend that, then run the same command again: it goes on"
                     raise RemoteError(f"{self._where(name)}: {one_line(error)}; {again}") from None
                 time.sleep(FIRST_PAUSE_S * 2**attempt)
@@ -272,6 +312,8 @@ class RemoteFiles:
 @lru_cache(maxsize=64)
 def _connect(url: str, process: int) -> tuple[Any, str]:
     """The file system of `url`, and where in it `url` is. One for each `process`: none survives a fork."""
+    import fsspec  # where no URL is used it is not loaded
+
     try:
         files, root = fsspec.core.url_to_fs(url)
     except ImportError as error:

@@ -92,6 +92,9 @@ class TrainingOptions:
     """Optimiser steps."""
     batch_size: Positive = 8
     """Clips per process and forward pass."""
+    shuffle_block: Positive | None = None
+    """A cache larger than memory, or than `cache.local_bytes`: shuffle the clips within blocks of this many neighbours,
+    and the blocks, instead of all clips."""
     accumulate: Positive = 1
     """Batches per optimiser step."""
     context_steps: Positive | None = None

@@ -7,11 +7,14 @@ import os
 import shutil
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 from rich.filesize import decimal
 
 from flcache.config import Config
+from flcache.errors import FlcacheError
+from flcache.remote import RemoteFiles, default_folder, is_url
 from flcache.sealed import one_line
 
 from .finding import Finding
@@ -22,7 +25,7 @@ _ASK_S = 5.0
 
 def disk(config: Config) -> Finding:
     """Write and read speed of the folder of the cache, past the system's own cache, and what is free there."""
-    folder = nearest(Path(config.cache.dir or "."))
+    folder = nearest(_local_folder(config))
     needed = config.cache.dir is not None
     try:
         written_s, read_s = _written_and_read_s(folder)
@@ -33,6 +36,31 @@ def disk(config: Config) -> Finding:
     speeds = [f"{_WRITTEN_BYTES / 2**20 / seconds:,.0f} MiB/s" for seconds in (written_s, read_s)]
     free = decimal(shutil.disk_usage(folder).free)
     return Finding("disk", "ok", f"{folder}: writes {speeds[0]}, reads {speeds[1]}, {free} free")
+
+
+def bucket(config: Config) -> Iterator[Finding]:
+    """Whether a cache at a URL can be written and read; nothing for one in a folder."""
+    url = config.cache.dir
+    if not is_url(url):
+        return
+    name, content = f".flcache-doctor-{os.getpid()}", b"flcache doctor"
+    try:
+        files = RemoteFiles(str(url), attempts=1)
+        files.write(name, content)
+        files.read(name, len(content))
+        files.remove(name)
+    except FlcacheError as error:
+        mend = "check cache.dir, and the credentials as its library finds them, such as by: aws configure"
+        yield Finding("bucket", "wrong", one_line(error), mend, True)
+        return
+    yield Finding("bucket", "ok", f"{url}: can be written and read")
+
+
+def _local_folder(config: Config) -> Path:
+    """Where files of the cache lie on this machine."""
+    if is_url(config.cache.dir):
+        return Path(config.cache.local_dir) if config.cache.local_dir else default_folder()
+    return Path(config.cache.dir or ".")
 
 
 def nearest(folder: Path) -> Path:

@@ -26,6 +26,7 @@ from flcache.evaluation.report import (
 )
 from flcache.videos import ClipRequest, PlannedClip, VideoFolder, decode_planned, planned_clips
 
+from ..setup.cache import cache_store
 from ..setup.clips import open_pool, read_split
 from ..setup.encoder import pick_device
 from ..setup.model import load_trained
@@ -100,7 +101,7 @@ def _count_clips(config: Config) -> int:
     """How many clips the split has, including live videos that cannot be decoded."""
     split = config.evaluation.split
     if config.training.source == "cache":
-        return len(LatentCache(config.require("cache.dir"), split))
+        return len(LatentCache(cache_store(config), split))
     return len(read_split(config, split).clips)
 
 

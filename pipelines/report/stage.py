@@ -15,6 +15,7 @@ from flcache.config import Config, to_yaml
 from flcache.evaluation.report import Report, write_report
 from flcache.training import RunRecord, chosen_checkpoint, open_checkpoint, read_metrics
 
+from ..setup.cache import cache_store
 from ..setup.run_config import run_config
 from .player import gather_pictures
 
@@ -39,7 +40,7 @@ def run(
         split=config.evaluation.split,
         evaluation=evaluation,
         losses=read_metrics(training / "metrics.jsonl"),
-        cache=summary(config.cache.dir) if config.training.source == "cache" and config.cache.dir else None,
+        cache=summary(cache_store(config)) if config.training.source == "cache" and config.cache.dir else None,
         player=player,
         provenance=_provenance(config, record, checkpoint),
         config=to_yaml(config),

@@ -37,6 +37,7 @@ MAY_CHANGE = (
     "encoder.*",
     "encode.*",
     "cache.dir",
+    "cache.local_*",
     "cache.codec",
     "cache.min_cosine",
 )

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from flcache.config import Config, load_config
+from flcache.remote import is_url
 
 
 def run_config(checkpoint: Path, training: Path, overrides: Sequence[str]) -> Config:
@@ -26,6 +27,6 @@ def run_config(checkpoint: Path, training: Path, overrides: Sequence[str]) -> Co
 
 
 def _existing(configured: str | None, beside: Path) -> str | None:
-    if configured is not None and not Path(configured).exists() and beside.is_dir():
-        return str(beside)
-    return configured
+    if configured is None or is_url(configured) or Path(configured).exists() or not beside.is_dir():
+        return configured
+    return str(beside)

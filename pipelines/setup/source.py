@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import torch
+from rich.filesize import decimal
 
 from flcache.batch import ChannelStatistics, LatentBatch
 from flcache.cache import (
@@ -32,6 +33,7 @@ from flcache.leak import check_boundary, middle_boundary
 from flcache.training import Source, VideoSource, WorldModel
 from flcache.videos import DecodePool, PlannedClip, VideoFolder, planned_clips
 
+from .cache import cache_store
 from .clips import assign_split, open_pool, read_split
 from .encoder import earlier_forms, hard_spec, load_configured_encoder
 from .running import as_trained
@@ -152,7 +154,7 @@ def source_clips(config: Config, split: str) -> pd.DataFrame:
     """The clips of `split`: rows of the cache's plan, or of the annotations for a live source."""
     if config.training.source != "cache":
         return read_split(config, split).clips
-    plan = read_plan(Path(config.require("cache.dir")))
+    plan = read_plan(cache_store(config))
     return plan[plan["split"] == split]
 
 
@@ -161,11 +163,14 @@ def _equal(one: ChannelStatistics, other: ChannelStatistics) -> bool:
 
 
 def _cached(config: Config, reading: Reading, device: str) -> LatentSource:
-    cache = LatentCache(config.require("cache.dir"), reading.split)
+    cache = LatentCache(cache_store(config), reading.split)
     if reading.most is not None and reading.most < len(cache):
         cache = cache.select(ids=[cache.clip_id(index) for index in range(reading.most)])
     context_steps = _context_steps(config, cache.seen_until)
     order = reading.order(config.seed)
+    if reading.shuffle:
+        order["shuffle_block"] = config.training.shuffle_block
+        _check_room(config, cache)
     loader = LatentLoader(cache, context_steps=context_steps, allow_leak=config.allow_leak, device=device, **order)
     return LatentSource(
         batches=loader,
@@ -178,6 +183,19 @@ def _cached(config: Config, reading: Reading, device: str) -> LatentSource:
         statistics=cache.statistics,
         encoder=None,
         precision=config.training.precision,
+    )
+
+
+def _check_room(config: Config, cache: LatentCache) -> None:
+    """A notice where clips in random order would be fetched anew for every batch."""
+    num_bytes, room = sum(commit.tar_bytes for commit in cache.commits), config.cache.local_bytes
+    if not cache.store.ahead_bytes or num_bytes <= room or config.training.shuffle_block:
+        return
+    block = max(1, room // 4 // cache.spec.codec.clip_bytes(cache.latent_shape))
+    print(
+        f"Notice: {cache.store}: {decimal(num_bytes)} of clips in random order, and cache.local_bytes is "
+        f"{decimal(room)}: shards are fetched over and over; raise it, or set training.shuffle_block={block}",
+        file=sys.stderr,
     )
 
 
@@ -260,7 +278,7 @@ def _live_spec(config: Config, model: LatentVideoModel) -> CacheSpec:
             "set encode.keep.pool=false and encode.keep.pca=null, or train with training.source=cache"
         )
     try:
-        cache = read_spec(Path(config.require("cache.dir")))
+        cache = read_spec(cache_store(config))
     except (CacheError, ConfigError):  # no cache there, or none configured
         return CacheSpec(hard, {})
     fresh = CacheSpec(with_calibration(hard, cache), {})
@@ -270,7 +288,7 @@ def _live_spec(config: Config, model: LatentVideoModel) -> CacheSpec:
 def _known_statistics(config: Config, fingerprint: str) -> ChannelStatistics | None:
     """The channel statistics of the configured cache, if it holds the same latents."""
     try:
-        cache = LatentCache(config.cache.dir) if config.cache.dir else None
+        cache = LatentCache(cache_store(config)) if config.cache.dir else None
         return cache.statistics() if cache and cache.fingerprint == fingerprint else None
     except CacheError:
         return None

@@ -16,6 +16,7 @@ from flcache.errors import ConfigError, DataError
 from flcache.training import Augmentation, read_metrics
 from flcache.videos import VideoFolder, list_videos
 
+from .cache import cache_store
 from .clips import list_of
 from .encoding import encode_missing
 from .engine import encode_devices
@@ -82,8 +83,8 @@ def time_encoding(config: Config) -> float:
 
     Raises DataError where no clip can be encoded.
     """
-    cache_dir = Path(config.require("cache.dir"))
-    times = encode_missing(cache_dir, config, begin_planning(cache_dir, config))
+    cache = cache_store(config)
+    times = encode_missing(cache, config, begin_planning(cache, config))
     if not times.clips:
         raise DataError(f"{config.dataset.root}: none of the clips to measure with could be encoded")
     return len(encode_devices(config)) * times.clips / times.span_s

@@ -1,4 +1,4 @@
-"""A store's files are whole or absent, whoever is killed; and a cache needs no more of its store than `Store` says."""
+"""A store's files are whole or absent, whoever is killed."""
 
 from __future__ import annotations
 
@@ -9,17 +9,13 @@ import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, closing, nullcontext
-from dataclasses import dataclass, field
+from contextlib import closing
 from pathlib import Path
 from threading import Barrier
 
 import pytest
-from small_cache import file_bytes, make_cache
 
-from flcache.cache import LatentCache, LatentLoader, is_committed, read_spec, summary, verify_cache
-from flcache.cache.check.repair import prove, set_aside, shards_aside
-from flcache.cache.storage import LocalStore, Store, open_store
+from flcache.cache.storage import LocalStore, open_store
 from flcache.errors import CacheError, DamagedError
 
 NAME = "shards/file"
@@ -49,7 +45,7 @@ def writer(store: LocalStore) -> Iterator[subprocess.Popen[str]]:
         process.kill()
 
 
-def read_part(store: Store, name: str, offset: int, num_bytes: int) -> bytes:
+def read_part(store: LocalStore, name: str, offset: int, num_bytes: int) -> bytes:
     buffer = bytearray(num_bytes)
     return bytes(buffer[: store.open(name).read_into(offset, memoryview(buffer))])
 
@@ -224,114 +220,3 @@ def test_an_open_file_stays_what_it_was_when_another_takes_its_name(tmp_path: Pa
         store.write("plan", b"new and longer")
         content = bytearray(file.num_bytes)
         assert file.read_into(0, memoryview(content)) == 3 and content == b"old"
-
-
-@dataclass
-class MemoryFile:
-    """One file of a MemoryStore, for reading and for writing."""
-
-    files: dict[str, bytes]
-    name: str
-    content: bytes = b""
-
-    @property
-    def num_bytes(self) -> int:
-        return len(self.files[self.name])
-
-    def read_into(self, offset: int, buffer: memoryview) -> int:
-        found = self.files[self.name][offset : offset + len(buffer)]
-        buffer[: len(found)] = found
-        return len(found)
-
-    def will_need(self, offset: int, num_bytes: int) -> None: ...
-
-    def close(self) -> None: ...
-
-    def write(self, content: bytes | memoryview) -> None:
-        self.content += bytes(content)
-
-    def publish(self) -> None:
-        self.files[self.name] = self.content
-
-    def discard(self) -> None: ...
-
-
-@dataclass
-class MemoryStore:
-    """A cache without a file system: what reads or writes it past the store finds nothing."""
-
-    files: dict[str, bytes] = field(default_factory=dict)
-
-    def __str__(self) -> str:
-        return "memory:cache"
-
-    def exists(self, name: str) -> bool:
-        return name in self.files
-
-    def size(self, name: str) -> int | None:
-        return len(self.files[name]) if name in self.files else None
-
-    def names(self, folder: str = "") -> Iterator[str]:
-        return iter([name for name in self.files if not folder or name.startswith(f"{folder}/")])
-
-    def unpublished(self) -> Iterator[str]:
-        return iter(())
-
-    def read(self, name: str, limit: int) -> bytes:
-        if (self.size(name) or 0) > limit:
-            raise DamagedError(f"{self}/{name}: more than {limit} bytes")
-        return self.files[name]
-
-    def open(self, name: str, *, sequential: bool = False) -> MemoryFile:
-        return MemoryFile(self.files, name)
-
-    def write(self, name: str, content: bytes) -> None:
-        self.files[name] = content
-
-    def write_new(self, name: str, content: bytes) -> bool:
-        return self.files.setdefault(name, content) is content
-
-    def create(self, name: str) -> MemoryFile:
-        return MemoryFile(self.files, name)
-
-    def move(self, name: str, to: str) -> bool:
-        if moves := name in self.files:
-            self.files[to] = self.files.pop(name)
-        return moves
-
-    def remove(self, name: str) -> None:
-        self.files.pop(name, None)
-
-    def remove_leftovers(self, name: str) -> None: ...
-
-    def lock(self, name: str, *, wait: bool = True) -> AbstractContextManager[bool]:
-        return nullcontext(True)
-
-
-@pytest.mark.parametrize("codec", ["float16", "int8"])
-def test_a_cache_in_another_store_is_the_same_cache(tmp_path: Path, codec: str) -> None:
-    store = MemoryStore()
-    folder = make_cache(tmp_path / "cache", codec=codec)
-    make_cache(store, codec=codec)
-    assert store.files == file_bytes(folder)
-    assert verify_cache(store) == verify_cache(folder)
-    assert summary(store) == summary(folder) | {"path": "memory:cache"}
-    for ours, theirs in zip(LatentCache(store), LatentCache(folder), strict=True):
-        assert ours.clip_id == theirs.clip_id and ours.latents.tobytes() == theirs.latents.tobytes()
-    options = {"batch_size": 3, "context_steps": 1, "shuffle_block": 8, "copy": True}
-    loaders = [LatentLoader(LatentCache(place, "train"), **options) for place in (store, folder)]
-    for ours, theirs in zip(*loaders, strict=True):
-        assert ours.ids == theirs.ids and ours.latents.equal(theirs.latents)
-
-
-def test_a_cache_in_another_store_is_proven_and_repaired() -> None:
-    store = MemoryStore()
-    make_cache(store)
-    whole, tar = dict(store.files), "shards/train-000001.tar"
-    store.files[tar] = store.files[tar][:-1] + b"x"
-    assert [damage.file for damage in verify_cache(store).damaged] == [tar]
-    set_aside(store, "train", 1)
-    assert not is_committed(store, "train", 1) and shards_aside(store) == [("train", 1)]
-    make_cache(store)
-    assert prove(store, "train", 1) and store.files == whole
-    assert read_spec(store).channels is not None

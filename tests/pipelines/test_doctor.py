@@ -17,7 +17,7 @@ import pytest
 from flcache.config import load_config
 from flcache.pipelines.doctor.decoding import CODECS, REQUEST, SAMPLES
 from flcache.pipelines.doctor.packages import gpu
-from flcache.pipelines.doctor.places import disk
+from flcache.pipelines.doctor.places import bucket, disk
 from flcache.pipelines.doctor.stage import findings
 from flcache.videos import decode_clip
 from flcache.videos.synthetic import draw_frames
@@ -116,6 +116,14 @@ def test_a_folder_that_cannot_be_written(monkeypatch: pytest.MonkeyPatch) -> Non
     found = disk(load_config(None, []))
     assert found.state == "wrong" and not found.needed and "choose another cache.dir" in (found.mend or "")
     assert disk(load_config(None, ["cache.dir=/sys/cache"])).needed
+
+
+def test_a_bucket_is_tried(tmp_path: Path) -> None:
+    assert not list(bucket(load_config(None, [f"cache.dir={tmp_path}"])))
+    (found,) = bucket(load_config(None, [f"cache.dir=file://{tmp_path}"]))
+    assert found.state == "ok" and list(tmp_path.iterdir()) == []
+    (found,) = bucket(load_config(None, ["cache.dir=file:///sys/cache"]))
+    assert found.state == "wrong" and found.needed and "check cache.dir" in (found.mend or "")
 
 
 def test_a_gpu_is_needed_only_where_one_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:

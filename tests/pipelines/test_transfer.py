@@ -3,15 +3,10 @@
 from __future__ import annotations
 
 import random
-import socket
-import subprocess
-import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from bad_road import bad_road
 from forked import Forked, command_line
 from small_run import flcache, tree
 
@@ -19,42 +14,6 @@ from flcache.cache import LatentCache
 from flcache.config import load_config
 from flcache.pipelines.transfer.manifest import MANIFEST, Digest, Manifest
 from flcache.sealed import sealed
-
-SERVER = "from moto.server import main; main()"
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[int]:
-    """The port of an S3 server on localhost."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-    command = [sys.executable, "-c", SERVER, "-H", "127.0.0.1", "-p", str(port)]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        for _ in range(600):
-            with socket.socket() as probe:
-                if probe.connect_ex(("127.0.0.1", port)) == 0:
-                    break
-            assert process.poll() is None
-            time.sleep(0.1)
-        yield port
-    finally:
-        process.kill()
-        process.wait()
-
-
-@pytest.fixture
-def bucket(server: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """A URL of a fresh folder, reached over a road that loses, cuts and spoils."""
-    for name, value in {"ACCESS_KEY_ID": "any", "SECRET_ACCESS_KEY": "any", "DEFAULT_REGION": "us-east-1"}.items():
-        monkeypatch.setenv(f"AWS_{name}", value)
-    with socket.create_connection(("127.0.0.1", server)) as ready:
-        ready.sendall(b"PUT /latents HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
-        assert b"HTTP/1.1 " in ready.recv(4096)
-    with bad_road(server, fail=0.05, cut=0.03, flip=0.03) as port:
-        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{port}")
-        yield f"s3://latents/{random.randrange(2**60)}"
 
 
 def cache_of(config: Path) -> Path:

@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 from forked import Forked, start_together
+from watched import held_bytes
 
 from flcache.errors import CacheError, DamagedError, RemoteError
 from flcache.remote import DiskCache, RemoteFile, RemoteFiles, digest_of, is_url
-from flcache.remote.disk import LEDGER, PARTIAL
+from flcache.remote.disk import PARTIAL
 
 KIB = 2**10
 
@@ -37,17 +38,6 @@ def content(cache: DiskCache, file: RemoteFile) -> bytes:
     with cache.open(file) as descriptor:
         assert os.path.samestat(os.fstat(descriptor), cache.path(file).stat())
         return os.pread(descriptor, 2**20, 0)
-
-
-def held_bytes(folder: Path) -> int:
-    """Of all files in the folder of a disk cache; one may go meanwhile."""
-    total = 0
-    for path in folder.iterdir() if folder.is_dir() else ():
-        try:
-            total += path.stat().st_size * (path.name != LEDGER)
-        except FileNotFoundError:
-            continue
-    return total
 
 
 def test_what_was_used_longest_ago_goes(files: RemoteFiles, tmp_path: Path) -> None:

@@ -105,7 +105,7 @@ class RetryWriter:
             self._writer.fail(self._failures[slot])
             return
         row, clip_id, metadata_at = self._stored[slot]
-        with closing(self._store.open(self._old.files.tar)) as tar:
+        with closing(self._store.open(self._old.files.tar, digest=self._old.tar_digest)) as tar:
             metadata = self._metadata(tar, clip_id, metadata_at)
             payloads = [self._payload(tar, row, number) for number in range(len(row["payloads"]))]
         self._writer.add_stored(clip_id, row, metadata, payloads, str(json.loads(metadata)["decoder"]))

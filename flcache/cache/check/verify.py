@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import xxhash
 
-from flcache.cache.check.walk import PlannedClip, walk_tar
+from flcache.cache.check.walk import PlannedClip, Problem, walk_tar
 from flcache.cache.format.commit import (
     MAX_FAILURES_BYTES,
     Commit,
@@ -26,7 +26,9 @@ from flcache.cache.format.plan_table import PlanTable
 from flcache.cache.format.spec import CacheSpec, read_spec
 from flcache.cache.read.reader import read_rows
 from flcache.cache.storage import Location, Store, open_store
-from flcache.errors import CacheError, DamagedError
+from flcache.errors import CacheError, DamagedError, RemoteError
+
+_READINGS = 3
 
 
 @dataclass(frozen=True)
@@ -63,12 +65,12 @@ class Verification:
 def verify_cache(
     location: Location, *, threads: int | None = None, on_shard: Callable[[bool], None] = lambda damaged: None
 ) -> Verification:
-    """Read every committed byte of the cache at `location`; `threads` is one per core by default.
+    """Read every committed byte of the cache at `location`, where it lies; `threads` is one per core by default.
 
     `on_shard` is called once a shard, with whether it is damaged. Raises CacheError only if there is no cache at all:
     damage is returned.
     """
-    store = open_store(location)
+    store = open_store(location).direct()
     if not store.exists(SPEC):
         read_spec(store)  # says so
     try:
@@ -119,12 +121,21 @@ class ShardVerifier:
             rows = read_rows(self._store, commit, self._spec)
             planned = self._clips(commit, rows)
             file = files.tar
-            for clip, problem in walk_tar(self._store, commit, self._spec, rows, planned):
+            for clip, problem in self._problems(commit, rows, planned):
                 add(problem, clip)
+        except RemoteError:  # nothing is known of a file that cannot be read
+            raise
         except CacheError as error:
             # A Damage has the file in a field of its own, and the command line gives the advice once.
             add(str(error).removeprefix(f"{self._store}/{file}: ").removesuffix(f"; {repair_hint(self._store)}"))
         return clips, damaged
+
+    def _problems(self, commit: Commit, rows: Rows, planned: list[PlannedClip]) -> list[Problem]:
+        """What is wrong with the tar. One that seems damaged is read again: a network may have spoiled it."""
+        readings: list[list[Problem]] = []
+        while len(readings) < _READINGS and (not readings or readings[-1]):
+            readings.append(list(walk_tar(self._store, commit, self._spec, rows, planned)))
+        return min(readings, key=len)
 
     def _check_commit(self, commit: Commit) -> None:
         if commit.fingerprint != self._spec.fingerprint:

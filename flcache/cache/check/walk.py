@@ -45,7 +45,7 @@ def walk_tar(store: Store, commit: Commit, spec: CacheSpec, rows: Rows, clips: l
     """
     name = commit.files.tar
     check_size(store, name, commit.tar_bytes)
-    with closing(store.open(name, sequential=True)) as file:
+    with closing(store.open(name, sequential=True, digest=commit.tar_digest)) as file:
         tar = _Tar(file, commit.tar_bytes)
         named = False
         for problem in _members(tar, commit, spec, rows, clips):

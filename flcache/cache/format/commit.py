@@ -6,15 +6,16 @@ A commit holds neither times nor names of machines: the same plan, spec and mach
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 
 from flcache.cache.codecs.fidelity import Fidelity
 from flcache.cache.format.names import COMMITS, ShardFiles, shard_files, shard_name, shard_of
-from flcache.cache.format.record import parse_fields, parse_object, read_record, seal
+from flcache.cache.format.record import MAX_RECORD_BYTES, parse_fields, parse_object, parse_record, seal
 from flcache.cache.format.spec import FORMAT
 from flcache.cache.storage import Location, Store, open_store
 from flcache.errors import DamagedError, Reason, Stage
+from flcache.remote import Digest
 
 MAX_FAILURES_BYTES = 2**30
 
@@ -60,6 +61,10 @@ class Commit:
         return shard_name(self.split, self.shard)
 
     @property
+    def tar_digest(self) -> Digest:
+        return Digest(self.tar_bytes, self.tar_xxh3_64)
+
+    @property
     def files(self) -> ShardFiles:
         return shard_files(self.split, self.shard)
 
@@ -74,9 +79,12 @@ def damaged(store: Store, what: str) -> DamagedError:
     return DamagedError(f"{store}/{what}; {repair_hint(store)}")
 
 
-def write_commit(store: Store, commit: Commit, *, file: str | None = None) -> None:
-    """Write the commit, to `file` if that is given; tar, idx and failures must be published already."""
-    store.write(file or commit.files.commit, seal({"format": FORMAT} | asdict(commit)))
+def write_commit(store: Store, commit: Commit, *, file: str | None = None) -> bool:
+    """Write the commit, to `file` if that is given; tar, idx and failures must be published already.
+
+    False if there is one: of two that write a shard, where nothing could be locked, the first stands.
+    """
+    return store.write_new(file or commit.files.commit, seal({"format": FORMAT} | asdict(commit)))
 
 
 def is_committed(location: Location, split: str, shard: int) -> bool:
@@ -86,7 +94,11 @@ def is_committed(location: Location, split: str, shard: int) -> bool:
 def read_commit(store: Store, split: str, shard: int, *, file: str | None = None) -> Commit:
     """The commit of a shard, in `file` if that is given. Raises DamagedError unless it is whole and of this shard."""
     file = file or shard_files(split, shard).commit
-    content = read_record(store, file, repair=repair_hint(store))
+    return _parse_commit(store, split, shard, file, store.read(file, MAX_RECORD_BYTES))
+
+
+def _parse_commit(store: Store, split: str, shard: int, file: str, raw: bytes) -> Commit:
+    content = parse_record(store, file, raw, repair=repair_hint(store))
     commit = parse_fields(Commit, content) if content.pop("format", None) == FORMAT else None
     if commit is None or commit.shard != shard:
         raise damaged(store, f"{file}: not a commit of format {FORMAT}")
@@ -98,7 +110,10 @@ def read_commit(store: Store, split: str, shard: int, *, file: str | None = None
 def read_commits(location: Location, *, fingerprint: str) -> list[Commit]:
     """All commits, by split and shard. Raises DamagedError for one that is not of this spec."""
     store = open_store(location)
-    commits = [read_commit(store, split, shard) for split, shard in sorted(committed_shards(store))]
+    shards = sorted(committed_shards(store))
+    files = [shard_files(*shard).commit for shard in shards]
+    records = zip(shards, files, store.read_all(files, MAX_RECORD_BYTES), strict=True)
+    commits = [_parse_commit(store, *shard, file, raw) for shard, file, raw in records]
     for commit in commits:
         if commit.fingerprint != fingerprint:
             raise DamagedError(f"{store}: {commit.name} is of another spec; {repair_hint(store)}")
@@ -112,13 +127,21 @@ def failures_bytes(failures: list[Failure]) -> bytes:
 
 def read_failures(location: Location, commit: Commit) -> list[Failure]:
     """The failed clips of a committed shard, by slot."""
-    if not commit.failed:
-        return []
-    store, file = open_store(location), commit.files.failures
-    lines = store.read(file, MAX_FAILURES_BYTES).splitlines()
+    return read_all_failures(location, [commit])
+
+
+def read_all_failures(location: Location, commits: Iterable[Commit]) -> list[Failure]:
+    """The failed clips of these shards, shard by shard."""
+    store, found = open_store(location), [commit for commit in commits if commit.failed]
+    raws = store.read_all([commit.files.failures for commit in found], MAX_FAILURES_BYTES)
+    return [failure for commit, raw in zip(found, raws, strict=True) for failure in _parse_failures(store, commit, raw)]
+
+
+def _parse_failures(store: Store, commit: Commit, raw: bytes) -> list[Failure]:
+    lines = raw.splitlines()
     failures = [failure for failure in map(_parse_failure, lines) if failure]
     if len(lines) != commit.failed or len(failures) != commit.failed:
-        raise damaged(store, f"{file}: does not hold the {commit.failed} failures of its commit")
+        raise damaged(store, f"{commit.files.failures}: does not hold the {commit.failed} failures of its commit")
     return failures
 
 

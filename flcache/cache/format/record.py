@@ -38,7 +38,11 @@ def seal(content: dict[str, Any]) -> bytes:
 
 def read_record(store: Store, name: str, *, repair: str) -> dict[str, Any]:
     """The content of the record `name`. Raises DamagedError, ending with `repair`, if it is not whole."""
-    raw = store.read(name, MAX_RECORD_BYTES)
+    return parse_record(store, name, store.read(name, MAX_RECORD_BYTES), repair=repair)
+
+
+def parse_record(store: Store, name: str, raw: bytes, *, repair: str) -> dict[str, Any]:
+    """As `read_record`, from the bytes of the file."""
     head, tail = raw[: -len(_tail(b""))], raw[-len(_tail(b"")) :]
     content = parse_object(raw)
     if tail != _tail(head) or content is None:

@@ -6,7 +6,7 @@ whichever processes wrote them and in whatever order.
 
 from __future__ import annotations
 
-from contextlib import closing
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from math import prod
 from typing import TYPE_CHECKING, Any
@@ -29,6 +29,7 @@ TRAINING_SPLIT = "train"
 _CONSTANT = 1e-6
 """A channel with a deviation below this part of its RMS counts as constant: the deviation is rounding error."""
 _ROUNDING = 1e-6
+_THREADS = 8
 
 
 @dataclass
@@ -93,8 +94,10 @@ def finalize_statistics(location: Location) -> bool:
 def merge_channels(store: Store, spec: CacheSpec, commits: list[Commit]) -> dict[str, Any]:
     """The `channels` of `spec.json` over the given shards: mean, rms, count. Raises CacheError if they are empty."""
     total = ChannelSums(spec.latent_shape[-1])
-    for commit in commits:
-        total.merge(commit.positions, _read_sums(store, commit, total.width))
+    with ThreadPoolExecutor(_THREADS) as threads:
+        sums = threads.map(lambda commit: _read_sums(store, commit, total.width), commits)
+        for commit, shard in zip(commits, sums, strict=True):
+            total.merge(commit.positions, shard)
     if not total.positions:
         raise CacheError(f'{store}: no {TRAINING_SPLIT} clip to take channel statistics from; run "flcache encode"')
     return total.channels()
@@ -125,9 +128,8 @@ def _read_sums(store: Store, commit: Commit, width: int) -> NDArray[np.float64]:
     check_size(store, tar, commit.tar_bytes)
     offset = last_member_offset(commit.tar_bytes, 2 * width * 8)
     if offset >= 0:
-        sums = np.full((2, width), np.nan, dtype="<f8")
-        with closing(store.open(tar)) as file:
-            file.read_into(offset, sums.data.cast("B"))
+        raw = store.read_part(tar, offset, 2 * width * 8)
+        sums = np.frombuffer(raw.ljust(2 * width * 8, b"\xff"), dtype="<f8").reshape(2, width)
         if _are_sums(sums, commit.positions):
             return sums
     raise damaged(store, f"{tar}: its channel sums are of no latents")

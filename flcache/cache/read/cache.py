@@ -15,12 +15,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from flcache.cache.format.commit import Commit, Failure, read_commit, read_commits, read_failures, repair_hint
+from flcache.cache.format.commit import Commit, Failure, read_all_failures, read_commit, read_commits, repair_hint
 from flcache.cache.format.plan_table import PlanTable
 from flcache.cache.format.spec import read_spec
 from flcache.cache.format.statistics import TRAINING_SPLIT, channel_statistics, merge_channels
 from flcache.cache.read.reader import ShardReader
-from flcache.cache.storage import Location, local_path, open_store
+from flcache.cache.storage import Folder, Location, local_path, open_store
 from flcache.errors import CacheError, DamagedError
 
 if TYPE_CHECKING:
@@ -66,7 +66,6 @@ class LatentCache:
 
     def __init__(self, path: Location, split: str | None = None) -> None:
         self.store = open_store(path)
-        self.path = local_path(self.store)
         self.spec = read_spec(self.store)
         self._plan = PlanTable(self.store)
         self._commits = read_commits(self.store, fingerprint=self.spec.fingerprint)
@@ -77,6 +76,11 @@ class LatentCache:
         self._ends = list(accumulate(commit.clips for commit in self.commits))
         self._chosen: NDArray[np.int64] | None = None
         self._readers: dict[int, ShardReader] = {}
+
+    @property
+    def path(self) -> Folder:
+        """The folder of the cache. Raises CacheError for one at a URL."""
+        return local_path(self.store)
 
     @property
     def fingerprint(self) -> str:
@@ -214,6 +218,11 @@ class LatentCache:
                 self._readers.pop(oldest, None)
         return reader
 
+    def fetch_soon(self, shard: int) -> None:
+        """Begin to fetch the selected shard number `shard`, where its store has to; returns at once."""
+        commit = self.commits[shard]
+        self.store.open(commit.files.tar, digest=commit.tar_digest).will_need(0, commit.tar_bytes)
+
     def statistics(self) -> ChannelStatistics:
         """Mean and deviation per channel over the valid steps of the training split, as far as it is committed.
 
@@ -223,7 +232,7 @@ class LatentCache:
 
     def failures(self) -> list[Failure]:
         """The failed clips of the selected splits, as far as they are committed."""
-        return [failure for commit in self.commits for failure in read_failures(self.store, commit)]
+        return read_all_failures(self.store, self.commits)
 
     def progress(self) -> dict[str, SplitProgress]:
         """How much of each split is done."""

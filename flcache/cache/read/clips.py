@@ -16,6 +16,8 @@ from flcache.cache.read.reader import ShardReader
 from flcache.cache.read.ring import BatchBuffer
 from flcache.errors import CacheError, DamagedError
 
+ShardKey = tuple[int, int]
+"""The number of a cache, and of one of its shards."""
 VERIFY = ("always", "first_epoch", "off")
 
 
@@ -63,6 +65,22 @@ class ClipReader:
         for cache in self._caches:
             cache.reader(cache.locate(0)[0])
 
+    @property
+    def ahead_bytes(self) -> int:
+        """How much may be asked for before it is read; 0 where all caches are in folders."""
+        return max(cache.store.ahead_bytes for cache in self._caches)
+
+    def shards_of(self, numbers: NDArray[np.int64]) -> list[ShardKey]:
+        """The shards of these clips that may have to be fetched, each once, in the order of the clips."""
+        found = dict.fromkeys(self._located(number) for number in numbers.tolist())
+        return [(owner, shard) for owner, shard in found if self._caches[owner].store.ahead_bytes]
+
+    def shard_bytes(self, shard: ShardKey) -> int:
+        return self._caches[shard[0]].commits[shard[1]].tar_bytes
+
+    def fetch_soon(self, shard: ShardKey) -> None:
+        self._caches[shard[0]].fetch_soon(shard[1])
+
     def read(
         self, numbers: NDArray[np.int64], buffer: BatchBuffer, take: Callable[[BatchBuffer, int, int], None]
     ) -> StoredBatch:
@@ -91,6 +109,11 @@ class ClipReader:
         if len(self._caches) == 1:  # one look-up for the whole batch
             return self._caches[0].ids_at([(place.shard, place.reader.slots[place.row]) for place in places])
         return tuple(place.cache.clip_id(place.clip) for place in places)
+
+    def _located(self, number: int) -> ShardKey:
+        owner = bisect_right(self._ends, number)
+        cache = self._caches[owner]
+        return owner, cache.locate(number - self._ends[owner] + len(cache))[0]
 
     def _place(self, owner: int, number: int) -> _Place:
         cache = self._caches[owner]

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch.utils.data import IterableDataset, get_worker_info
 
 from flcache.batch import LatentBatch
+from flcache.cache.read.ahead import ShardsAhead
 from flcache.cache.read.cache import LatentCache
 from flcache.cache.read.clips import ClipReader, StoredBatch
 from flcache.cache.read.delivery import CudaDelivery, Decoder, HostDelivery
@@ -124,9 +125,12 @@ class LatentLoader(IterableDataset[LatentBatch]):
             stored = self._clips.read(numbers, buffer, ring.delivery.take)
             return stored, ring.delivery.stage(buffer, stored)
 
+        ahead = ShardsAhead(self._clips, self._sampler.remaining()) if self._clips.ahead_bytes else None
         with closing(read_ahead(self._sampler.remaining(), ring.buffers, self._threads, read)) as batches:
             for result, buffer in batches:
                 self._sampler.advance()
+                if ahead is not None:
+                    ahead.advance()
                 if result is not None:
                     yield self._batch(ring, buffer, *result)
         self._idle.append(ring)  # not after an exception: a thread may still be writing to its buffers

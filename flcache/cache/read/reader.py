@@ -13,6 +13,7 @@ from flcache.cache.format.index import Rows, index_size, parse_index
 from flcache.cache.format.spec import CacheSpec
 from flcache.cache.storage import Store
 from flcache.errors import DamagedError
+from flcache.remote import Digest
 
 
 class ShardReader:
@@ -29,7 +30,7 @@ class ShardReader:
         self.rows = read_rows(store, commit, spec)
         """(clips,) the rows of the idx."""
         check_size(store, tar, commit.tar_bytes)
-        self._file = store.open(tar)
+        self._file = store.open(tar, digest=commit.tar_digest)
         self._offsets = self.rows["payloads"]["offset"].tolist()
         self.times = self.rows["times"]
         """(clips, T) seconds, of all steps."""
@@ -72,7 +73,7 @@ def read_rows(store: Store, commit: Commit, spec: CacheSpec) -> Rows:
     layouts, num_steps = spec.codec.payloads(spec.latent_shape), spec.latent_shape[0]
     num_bytes = index_size(commit.clips, num_steps, len(layouts))
     check_size(store, idx, num_bytes)
-    raw = store.read(idx, num_bytes)
+    raw = store.read(idx, num_bytes, digest=Digest(num_bytes, commit.idx_xxh3_64))
     try:
         if xxhash.xxh3_64_hexdigest(raw) != commit.idx_xxh3_64:
             raise DamagedError("not the idx that was committed")

@@ -12,13 +12,16 @@ import fcntl
 import os
 import secrets
 import stat
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from io import BufferedWriter
 from pathlib import Path
+from typing import ClassVar
 
+from flcache.cache.storage.store import check_name
 from flcache.errors import CacheError, DamagedError
+from flcache.remote import Digest
 
 _AGAIN = "then run the same command again: what is committed stays"
 _ADVICE = {
@@ -54,6 +57,7 @@ class LocalStore:
     """The files below the folder `root`, which is made when the first is written."""
 
     root: Path
+    ahead_bytes: ClassVar[int] = 0
 
     def __str__(self) -> str:
         return str(self.root)
@@ -74,7 +78,7 @@ class LocalStore:
     def unpublished(self) -> Iterator[str]:
         return filter(_is_temporary, self._walk(""))
 
-    def read(self, name: str, limit: int) -> bytes:
+    def read(self, name: str, limit: int, *, digest: Digest | None = None) -> bytes:
         path = self._path(name)
         with storage_errors(path), os.fdopen(_open_plain(path), "rb") as stream:
             num_bytes = os.fstat(stream.fileno()).st_size
@@ -82,7 +86,15 @@ class LocalStore:
                 raise DamagedError(f"{path}: more than {limit} bytes, and so none of this format")
             return stream.read(num_bytes)
 
-    def open(self, name: str, *, sequential: bool = False) -> LocalFile:
+    def read_all(self, names: Sequence[str], limit: int) -> list[bytes]:
+        return [self.read(name, limit) for name in names]
+
+    def read_part(self, name: str, offset: int, num_bytes: int) -> bytes:
+        content = bytearray(num_bytes)
+        with closing(self.open(name)) as file:
+            return bytes(content[: file.read_into(offset, memoryview(content))])
+
+    def open(self, name: str, *, sequential: bool = False, digest: Digest | None = None) -> LocalFile:
         path = self._path(name)
         with storage_errors(path):
             file = LocalFile(path, _open_plain(path))
@@ -145,9 +157,11 @@ class LocalStore:
                     path.unlink()
                 os.close(descriptor)
 
+    def direct(self) -> LocalStore:
+        return self
+
     def _path(self, name: str) -> Path:
-        if not name or "\0" in name or any(part in ("", ".", "..") for part in name.split("/")):
-            raise CacheError(f"{self}: {name!r} is not the name of a file below it")
+        check_name(self, name)
         return self.root / name
 
     def _walk(self, folder: str) -> Iterator[str]:
@@ -215,6 +229,12 @@ class TemporaryFile:
     def write(self, content: bytes | memoryview) -> None:
         with storage_errors(self.final):
             self._stream.write(content)
+
+    def written(self) -> Path:
+        """The file under its temporary name, with all that was written."""
+        with storage_errors(self.final):
+            self._stream.flush()
+        return self.path
 
     def publish(self) -> None:
         with storage_errors(self.final):

@@ -1,15 +1,18 @@
 """What a cache asks of its storage: a few operations on whole files, by name.
 
 A name is relative to the cache and uses `/`: `plan.parquet`, `shards/train-000000.tar`. Every failure is a CacheError
-of one line. `str(store)` is the folder of the cache, as messages show it.
+of one line. `str(store)` is the folder or URL of the cache, as messages show it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Protocol
+
+from flcache.errors import CacheError
+from flcache.remote import Digest
 
 
 class StoredFile(Protocol):
@@ -43,10 +46,14 @@ class NewFile(Protocol):
 class Store(Protocol):
     """The files of one cache. Safe from many threads and processes; a name always stands for a whole file."""
 
+    @property
+    def ahead_bytes(self) -> int:
+        """How much a reader may ask for by `will_need` before it reads it; 0 where nothing needs to be fetched."""
+
     def exists(self, name: str) -> bool: ...
 
     def size(self, name: str) -> int | None:
-        """Bytes of the file `name`; None if there is none."""
+        """Bytes of the file `name`, now or when it was last listed; None if there is none."""
 
     def names(self, folder: str = "") -> Iterator[str]:
         """The files below `folder`, in any order."""
@@ -54,11 +61,23 @@ class Store(Protocol):
     def unpublished(self) -> Iterator[str]:
         """Files that running or killed writers have not published, under temporary names."""
 
-    def read(self, name: str, limit: int) -> bytes:
-        """All of a small file. Raises DamagedError if it is larger than `limit` bytes or no plain file."""
+    def read(self, name: str, limit: int, *, digest: Digest | None = None) -> bytes:
+        """All of a small file. Raises DamagedError if it is larger than `limit` bytes or no plain file.
 
-    def open(self, name: str, *, sequential: bool = False) -> StoredFile:
-        """The file `name` for reading; `sequential` says that it will be read once, from front to back."""
+        `digest` is what it should have: a store that keeps copies finds the right one by it. The caller checks.
+        """
+
+    def read_all(self, names: Sequence[str], limit: int) -> list[bytes]:
+        """As `read` of each, several at once where that is faster."""
+
+    def read_part(self, name: str, offset: int, num_bytes: int) -> bytes:
+        """A small part of a file, without fetching the others."""
+
+    def open(self, name: str, *, sequential: bool = False, digest: Digest | None = None) -> StoredFile:
+        """The file `name` for reading; `sequential` says that it will be read once, from front to back.
+
+        `digest` is as for `read`.
+        """
 
     def write(self, name: str, content: bytes) -> None:
         """Make `content` the file `name`, whole or not at all."""
@@ -82,9 +101,19 @@ class Store(Protocol):
         """Hold the lock of `name`, exclusive among threads and processes, until the block or the process ends.
 
         Gives True; with `wait=False`, False where another holds it now. The lock is advisory and not reentrant. A store
-        without locks always gives True.
+        without locks always gives True. At a URL it is among the processes of one machine.
         """
 
+    def direct(self) -> Store:
+        """The same files without copies of them: what is read is what lies there now."""
 
+
+def check_name(store: Store, name: str) -> None:
+    """Raises CacheError unless `name` is that of a file below the store."""
+    if not name or "\0" in name or any(part in ("", ".", "..") for part in name.split("/")):
+        raise CacheError(f"{store}: {name!r} is not the name of a file below it")
+
+
+Folder = Path
 Location = str | Path | Store
-"""How users name a cache: by its folder or a Store."""
+"""How users name a cache: by its folder, its URL or a Store."""

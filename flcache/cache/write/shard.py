@@ -186,8 +186,8 @@ class ShardWriter:
             fidelity=merge(self._fidelities),
             keep_fidelity=merge(self._keep_fidelities),
         )
-        write_commit(self._store, commit, file=self._files.commit)
-        return commit
+        written = write_commit(self._store, commit, file=self._files.commit)
+        return commit if written else self.committed or commit
 
     def _prepared(self, clip: EncodedClip) -> PreparedClip:
         if isinstance(clip.latents, PreparedClip):
