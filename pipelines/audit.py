@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,7 +24,7 @@ from flcache.leak import legal_boundaries, middle_boundary
 from flcache.videos import DecodedClip, PlannedClip, VideoFolder, decode_planned, planned_clips
 
 from .setup.cache import cache_store
-from .setup.clips import open_pool
+from .setup.clips import open_pool, video_root
 from .setup.encoder import hard_spec, load_configured_encoder
 
 TOLERANCE = 0.02
@@ -129,7 +128,7 @@ def _decode(
     cache: LatentCache, config: Config, indices: Sequence[int]
 ) -> Iterator[tuple[PlannedClip, DecodedClip | DecodeError]]:
     """The clips at `indices`, decoded or failed."""
-    folder = VideoFolder(Path(config.require("dataset.root")))
+    folder = VideoFolder(video_root(config))
     with open_pool(config) as pool:
         yield from decode_planned(pool, folder, planned_clips(cache.planned(indices)))
 

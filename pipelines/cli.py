@@ -324,7 +324,7 @@ def pull(url: str, directory: str) -> None:
 @_OVERRIDES
 @_JSON
 def doctor(config: str | None, overrides: tuple[str, ...], as_json: bool) -> None:
-    """Try what encoding and training stand on: decoders, torch, GPU, disk, hub.
+    """Try what encoding and training stand on: decoders, torch, GPU, disk, bucket, hub.
 
     A line for each, with what would mend it.
     """

@@ -1,7 +1,7 @@
 """flcache inspect-config --config C [--measure] [KEY=VALUE ...]: values, sizes and errors of a configuration.
 
-Needs no network and no weights: models are built on torch's `meta` device, without memory for parameters. `--measure`
-encodes and trains for real, on a few videos, to say how many hours all of them would take.
+Needs no weights, and no network where the dataset is local: models are built on torch's `meta` device, without memory
+for parameters. `--measure` encodes and trains for real, on a few videos, to say how many hours all of them would take.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from math import ceil
-from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -27,8 +26,9 @@ from flcache.predictor import build_predictor, training_memory_bytes
 from flcache.training import parameter_lines
 from flcache.videos import Video, VideoFolder, list_videos, needs_duration, plan_clips
 from flcache.videos.annotations import SPLITS
+from flcache.videos.remote_path import Place
 
-from .setup.clips import list_of
+from .setup.clips import disk_cache, list_of, video_root
 from .setup.model import check_encoder_targets
 from .setup.timing import measure_rates
 
@@ -151,10 +151,11 @@ def _latents(config: Config, encoder: LatentVideoModel, shape: Shape, findings: 
 
 def _dataset(config: Config, clip_bytes: int, planned: Planned, findings: Findings) -> list[str]:
     """One line for each split that can be read, and one for all of them; adds their clips to `planned`."""
-    root, lines = _path(config, "dataset.root", findings), []
+    root, lines = _noted(lambda: video_root(config), findings), []
     for split in SPLITS:
         found = _noted(partial(list_of, config, split), findings)
-        videos = findings.attempt(partial(list_videos, found, config.dataset, split)) if found else None
+        reading = partial(list_videos, found, config.dataset, split, disk_cache(config)) if found else None
+        videos = findings.attempt(reading) if reading else None
         if videos is not None:
             planned[split] = clips, rough = _clips(config, videos)
             sizes = f"{rough}{clips:,} clips, {decimal(clips * clip_bytes)}"
@@ -195,12 +196,8 @@ def _paid_back(hours: Mapping[str, float]) -> str:
     return f"paid     after {ceil(hours['encode'] / saved):,} epochs from the cache, compared with live and frozen"
 
 
-def _path(config: Config, key: str, findings: Findings) -> Path | None:
-    """The path at `key`; None, with a note, where it is not set."""
-    return _noted(lambda: Path(config.require(key)), findings)
-
-
-def _noted(find: Callable[[], Path], findings: Findings) -> Path | None:
+def _noted(find: Callable[[], Result], findings: Findings) -> Result | None:
+    """What `find` returns; None, with a note, where it is not configured."""
     try:
         return find()
     except ConfigError as error:
@@ -216,7 +213,7 @@ def _clips(config: Config, videos: list[Video]) -> tuple[int, str]:
     return len(plan_clips(videos, rule, None)), "at least " if needs_duration(rule, videos) else ""
 
 
-def _missing(root: Path | None, videos: Sequence[Video]) -> str:
+def _missing(root: Place | None, videos: Sequence[Video]) -> str:
     if not root or not root.is_dir():
         return ""
     folder = VideoFolder(root, (video.path for video in videos))
@@ -238,4 +235,4 @@ def _check_training(config: Config, findings: Findings) -> None:
         )
     findings.attempt(lambda: check_encoder_targets(config))
     for key in ("cache.dir", "training.dir"):
-        _path(config, key, findings)
+        _noted(partial(config.require, key), findings)

@@ -11,8 +11,16 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 
 @contextmanager
-def bad_road(port: int, *, seed: int = 0, fail: float = 0.05, cut: float = 0.02, flip: float = 0.01) -> Iterator[int]:
-    """The port of a proxy to `port` of localhost.
+def bad_road(
+    port: int,
+    *,
+    seed: int = 0,
+    fail: float = 0.05,
+    cut: float = 0.02,
+    flip: float = 0.01,
+    asked: list[tuple[str, str]] | None = None,
+) -> Iterator[int]:
+    """The port of a proxy to `port` of localhost; `asked` gets the method and the path of each request.
 
     A part `fail` of the requests is answered by 503, a part `cut` of the answers ends early, and in a part `flip` of
     the bodies that are fetched one byte is another.
@@ -27,6 +35,8 @@ def bad_road(port: int, *, seed: int = 0, fail: float = 0.05, cut: float = 0.02,
         protocol_version = "HTTP/1.1"
 
         def _pass_on(self) -> None:
+            if asked is not None:
+                asked.append((self.command, self.path))
             sent = self.rfile.read(int(self.headers.get("Content-Length", 0)))
             if roll() < fail:
                 self._answer(503, [], b"")

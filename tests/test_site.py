@@ -20,6 +20,7 @@ RUN_BY = {
     "flcache encode --config my.yaml --engine ray": "tests/cluster/check_ray.py",
     "flcache encode --config my.yaml cache.dir=s3": "tests/pipelines/test_bucket.py",
     "flcache train --config my.yaml cache.dir=s3": "tests/pipelines/test_bucket.py",
+    "flcache encode --config my.yaml dataset.root=s3:": "tests/pipelines/test_videos_in_a_bucket.py",
     "flcache push": "tests/pipelines/test_transfer.py",
     "flcache pull": "tests/pipelines/test_transfer.py",
     "accelerate launch": "tests/pipelines/test_sharding.py",

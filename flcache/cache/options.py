@@ -15,7 +15,7 @@ class CacheOptions:
     dir: OptionalPath = None
     """Folder of the cache, or its URL: `s3://bucket/k400`, or any other that fsspec knows."""
     local_dir: OptionalPath = None
-    """Where files of a cache at a URL are kept on this machine; `~/.cache/flcache` if null."""
+    """Where files at URLs are kept on this machine; `~/.cache/flcache` if null."""
     local_bytes: Positive = DEFAULT_BYTES
     """How much is kept there at most; what was used longest ago goes."""
     codec: CodecName = "float16"

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 from flcache.cache import CacheSpec, Commit, Failure, latent_differences
 from flcache.cache.storage import Location
 from flcache.encoder import ContextRule, EncoderSource, LatentVideoModel, hard_keys, load_encoder
 from flcache.errors import SpecMismatch
 from flcache.videos import ClipRule, PlannedClip
+from flcache.videos.remote_path import Place
+from flcache.videos.video_file import VideoFile
 
 
 @dataclass(frozen=True)
@@ -21,9 +22,9 @@ class EncodeJob:
     """The settings that all shard tasks of a cache share."""
 
     cache: Location
-    video_root: Path
+    video_root: Place
     """The folder that the annotated paths of videos are relative to."""
-    other_case: Mapping[str, Path]
+    other_case: Mapping[str, VideoFile]
     """The `VideoFolder.other_case` of that folder."""
     spec: CacheSpec
     encoder: EncoderSource

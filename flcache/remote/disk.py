@@ -9,6 +9,7 @@ what a killed run left, and an unlocked file may go.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import re
@@ -241,11 +242,18 @@ def _fill(file: RemoteFile, descriptor: int) -> None:
 
 
 def _is_right(file: RemoteFile, stream: BinaryIO, seen: set[str]) -> bool:
-    """Whether the content has its digest or its md5; without them, whether it came a second time or is large."""
+    """Whether the content has its digest or its md5; without them, whether it came a second time or is large.
+
+    Raises FileNotFoundError if it is that of another file, which has replaced this one.
+    """
     if file.xxh3_64 is not None:
         return digest_stream(stream).xxh3_64 == file.xxh3_64
     md5 = md5_stream(stream)
-    right = md5 in (file.entry.md5, *seen) or (file.entry.md5 is None and file.entry.size > _TWICE_BYTES)
+    if md5 == file.entry.md5:
+        return True
+    right = md5 in seen or (file.entry.md5 is None and file.entry.size > _TWICE_BYTES)
+    if right and file.files.entry(file.name) != file.entry:
+        raise FileNotFoundError(errno.ENOENT, "It was replaced", str(file))
     seen.add(md5)
     return right
 

@@ -82,6 +82,14 @@ class RemoteFiles:
     def __str__(self) -> str:
         return self.url
 
+    def is_there(self, timeout_s: float) -> bool:
+        """Whether anything lies at the URL: asked once, without patience. Raises what the store's own library does."""
+        try:
+            self._fsspec.info(self._place(""), timeout=timeout_s)
+        except FileNotFoundError:
+            return False
+        return True
+
     def entry(self, name: str) -> Entry | None:
         """The file as it is now; None if there is none."""
 

@@ -9,9 +9,9 @@ import hashlib
 import os
 from contextlib import suppress
 from functools import partial
-from pathlib import Path
 
 from flcache.errors import DataError
+from flcache.remote import DiskCache
 from flcache.videos.forms.folder_tree import FOLDER_TREE
 from flcache.videos.forms.header_csv import HEADER_CSV, splits_in
 from flcache.videos.forms.kinetics_csv import KINETICS_CSV
@@ -22,6 +22,7 @@ from flcache.videos.forms.something_something import SOMETHING_SOMETHING
 from flcache.videos.forms.source import Form, Source
 from flcache.videos.forms.tars import TARS
 from flcache.videos.options import DatasetOptions
+from flcache.videos.remote_path import Place, place
 
 __all__ = [
     "EXTENSIONS",
@@ -34,6 +35,7 @@ __all__ = [
     "list_videos",
     "read_annotations",
     "read_labels",
+    "root_of",
     "split_lists",
 ]
 
@@ -43,10 +45,10 @@ SPLITS = ("train", "val")
 
 
 def read_annotations(
-    path: Path,
+    path: Place,
     *,
-    labels: Path | None = None,
-    root: Path | None = None,
+    labels: Place | None = None,
+    root: Place | None = None,
     allow_outside: bool = False,
     split: str | None = None,
 ) -> list[Video]:
@@ -61,29 +63,34 @@ def read_annotations(
     return with_unique_ids([video for _, video in rows])
 
 
-def split_lists(dataset: DatasetOptions) -> dict[str, Path]:
+def split_lists(dataset: DatasetOptions, disk: DiskCache | None = None) -> dict[str, Place]:
     """The list of every split that there is.
 
     Those that the options name. One CSV with a column `split` serves the others too; without any, the root is the list,
     or its folders `train` and `val` are if it has both. With `val_fraction` the list of `train`, alone, serves both.
     """
-    lists = _separate_lists(dataset)
+    lists = _separate_lists(dataset, disk)
     return {**lists, "val": lists["train"]} if _is_shared(dataset, lists) else lists
 
 
-def is_held_out(dataset: DatasetOptions) -> bool:
+def is_held_out(dataset: DatasetOptions, disk: DiskCache | None = None) -> bool:
     """Whether the validation videos are a part of the training videos' list, chosen by `val_fraction`."""
-    return _is_shared(dataset, _separate_lists(dataset))
+    return _is_shared(dataset, _separate_lists(dataset, disk))
 
 
-def _is_shared(dataset: DatasetOptions, lists: dict[str, Path]) -> bool:
+def root_of(dataset: DatasetOptions, disk: DiskCache | None = None) -> Place | None:
+    """The folder of the videos, which may be at a URL."""
+    return place(dataset.root, disk) if dataset.root else None
+
+
+def _is_shared(dataset: DatasetOptions, lists: dict[str, Place]) -> bool:
     return dataset.val_fraction > 0 and set(lists) == {"train"}
 
 
-def _separate_lists(dataset: DatasetOptions) -> dict[str, Path]:
-    named = {split: Path(path) for split in SPLITS if (path := getattr(dataset, split))}
-    if not named and dataset.root:
-        root = Path(dataset.root)
+def _separate_lists(dataset: DatasetOptions, disk: DiskCache | None) -> dict[str, Place]:
+    root = root_of(dataset, disk)
+    named = {split: place(path, disk, root) for split in SPLITS if (path := getattr(dataset, split))}
+    if not named and root:
         below = {split: root / split for split in SPLITS}
         return below if all(folder.is_dir() for folder in below.values()) else {"train": root}
     if set(named) == {"train"}:
@@ -98,11 +105,12 @@ def _splits_of_one(source: Source) -> set[str]:
     return set()
 
 
-def list_videos(path: Path, dataset: DatasetOptions, split: str) -> list[Video]:
+def list_videos(path: Place, dataset: DatasetOptions, split: str, disk: DiskCache | None = None) -> list[Video]:
     """`read_annotations` of the list of a split of the configured dataset."""
-    labels, root = (Path(name) if name else None for name in (dataset.labels, dataset.root))
+    root = root_of(dataset, disk)
+    labels = place(dataset.labels, disk, root) if dataset.labels else None
     read = partial(read_annotations, path, labels=labels, root=root, allow_outside=dataset.allow_outside)
-    if not is_held_out(dataset):
+    if not is_held_out(dataset, disk):
         return read(split=split)
     videos = read(split="train")
     held_out = _held_out({video.path for video in videos}, dataset.val_fraction)
@@ -115,9 +123,9 @@ def _held_out(files: set[str], fraction: float) -> set[str]:
     return set(by_digest[: min(max(1, round(fraction * len(files))), len(files) - 1)])
 
 
-def list_digest(path: Path, dataset: DatasetOptions) -> str:
+def list_digest(path: Place, dataset: DatasetOptions, disk: DiskCache | None = None) -> str:
     """Changes whenever the list may have other videos; no video is opened for it."""
-    source = Source(path, root=Path(dataset.root) if dataset.root else None)
+    source = Source(path, root=root_of(dataset, disk))
     return _form(source).digest(source)
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from flcache.errors import DataError
 from flcache.videos.forms.listed import EXTENSIONS
+from flcache.videos.remote_path import Place, RemotePath
 from flcache.videos.tar_index import read_tar_index
 from flcache.videos.video_file import VideoFile
 
@@ -26,18 +27,18 @@ class VideoFolder:
 
     def __init__(
         self,
-        root: Path,
+        root: Place,
         annotated: Iterable[str] | Container[str] = (),
         *,
-        other_case: Mapping[str, Path] | None = None,
+        other_case: Mapping[str, VideoFile] | None = None,
     ) -> None:
         self.root = root
         self.other_case = dict(other_case or {})
         """By annotated path, the file that was taken with another case in its name."""
         self._settled = other_case is not None
         self._annotated = annotated if isinstance(annotated, Container) else frozenset(annotated)
-        self._files: dict[Path, _Names] = {}
-        self._tars: dict[Path, Mapping[str, VideoFile] | None] = {}
+        self._files: dict[Place, _Names] = {}
+        self._tars: dict[Place, Mapping[str, VideoFile] | None] = {}
 
     def find(self, annotated: str) -> VideoFile | None:
         """The file at an annotated path, or None; the first of `EXTENSIONS` that exists where the path has none."""
@@ -54,10 +55,10 @@ class VideoFolder:
             if len(alike) != 1:
                 return None
             found = alike[0]
-            self.other_case[annotated] = wanted.parent / found
-        return wanted.parent / found
+            self.other_case[annotated] = _listed(wanted.parent / found)
+        return _listed(wanted.parent / found)
 
-    def expected(self, annotated: str) -> Path:
+    def expected(self, annotated: str) -> Place:
         """The path to report if `find` found nothing: as annotated, with `.mp4` if it has no video extension."""
         wanted = self.root / annotated
         return wanted if wanted.suffix.lower() in EXTENSIONS else wanted.with_name(wanted.name + ".mp4")
@@ -67,14 +68,16 @@ class VideoFolder:
         folder, _, _ = annotated.rpartition("/")
         return any((f"{folder}/{spelling}" if folder else spelling) in self._annotated for spelling in _spellings(name))
 
-    def _index(self, tar: Path) -> Mapping[str, VideoFile] | None:
+    def _index(self, tar: Place) -> Mapping[str, VideoFile] | None:
         """The members of a tar by name; None where there is no such file."""
         if tar not in self._tars:
             self._tars[tar] = read_tar_index(tar) if tar.is_file() else None
         return self._tars[tar]
 
-    def _list(self, folder: Path) -> _Names:
-        if folder not in self._files:
+    def _list(self, folder: Place) -> _Names:
+        if folder not in self._files and isinstance(folder, RemotePath):
+            self._files[folder] = _Names(folder.names())
+        elif folder not in self._files and isinstance(folder, Path):
             try:
                 with os.scandir(folder) as entries:
                     self._files[folder] = _Names(entry.name for entry in entries if entry.is_file())
@@ -83,6 +86,10 @@ class VideoFolder:
             except OSError as error:
                 raise DataError(f"{folder}: cannot be listed: {error.strerror}") from None
         return self._files[folder]
+
+
+def _listed(file: Place) -> Place:
+    return file.listed() if isinstance(file, RemotePath) else file
 
 
 class _Names:

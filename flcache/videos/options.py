@@ -13,10 +13,11 @@ from flcache.errors import ConfigError
 @dataclass(frozen=True)
 class DatasetOptions:
     root: OptionalPath = None
-    """Folder of the videos; without `train` and `val` every video below it, or in its tars, is taken."""
+    """Folder of the videos, or its URL (`s3://bucket/videos`, or any that fsspec knows); without `train` and `val`
+    every video below it, or in its tars, is taken."""
     train: OptionalPath = None
     """List of the training videos: a Kinetics CSV, a CSV with the column `path`, `path index` lines, a folder,
-    Something-Something's JSON, or tars (`{00000..00123}.tar`); paths are relative to `root`."""
+    Something-Something's JSON, or tars (`{00000..00123}.tar`), here or at a URL; paths are relative to `root`."""
     val: OptionalPath = None
     """The same for the validation videos; a `train` with a column `split` may hold them too."""
     val_fraction: Fraction = 0.0

@@ -2,34 +2,29 @@
 
 Each thread of the pool owns one worker. Consecutive clips of one video are a run, which one worker decodes clip by
 clip. A worker that takes too long or dies is replaced, its clip tried once more, and the run goes on. Workers end with
-the pool, and by themselves when this process is killed.
+the pool, and by themselves when this process is killed. They read local files only: what is at a URL is fetched before.
 """
 
 from __future__ import annotations
 
-import math
-import os
-import signal
-import socket
-import subprocess
-import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from functools import partial
+from itertools import groupby
 from pathlib import Path
-from typing import Any, TypeVar
-
-import numpy as np
+from typing import TypeVar
 
 from flcache.errors import DecodeError
-from flcache.videos import messages
 from flcache.videos.decoders import ClipRequest, DecodedClip, VideoInfo
+from flcache.videos.fetcher import Fetcher
 from flcache.videos.look_ahead import LookAhead
 from flcache.videos.options import ClipRule
-from flcache.videos.video_file import VideoFile, to_message
+from flcache.videos.remote_path import Place
+from flcache.videos.video_file import VideoFile, to_message, whole_file
+from flcache.videos.worker import Worker, WorkerLost
 
 K = TypeVar("K")
 R = TypeVar("R")
@@ -42,8 +37,6 @@ LONGEST_RUN = 16
 """Clips; the next ones of the video are another run. Workers keep a video open, and a worker that is a run ahead of the
 one whose clips are taken makes this many wait."""
 _HEADERS_A_MESSAGE = 64
-_START_TIMEOUT_S = 120.0
-_PACKAGE_ROOT = Path(__file__).resolve().parents[2]
 
 
 class DecodePool:
@@ -56,8 +49,9 @@ class DecodePool:
     def __init__(self, workers: int, timeout_s: float, *, max_bytes: int = ClipRule.max_bytes) -> None:
         self._workers, self._timeout_s, self._max_bytes = workers, timeout_s, max_bytes
         self._threads = ThreadPoolExecutor(workers, thread_name_prefix="decode")
+        self._fetcher = Fetcher()
         self._mine = threading.local()
-        self._all: set[_Worker] = set()
+        self._all: set[Worker] = set()
         self._lock = threading.Lock()
         self._closed = False
 
@@ -73,6 +67,7 @@ class DecodePool:
             self._closed = True
             for worker in self._all:
                 worker.kill()
+        self._fetcher.close()
         self._threads.shutdown(wait=True, cancel_futures=True)
         for worker in self._all:
             worker.close()
@@ -93,7 +88,9 @@ class DecodePool:
                 asked = [_Asked(number, path, request) for number, (_, path, request) in run]
                 waiting.extend(zip((key for _, (key, _, _) in run), asked, strict=True))
                 ends.append(run[-1][0] + 1)
-                self._threads.submit(self._decode_run, asked, room).add_done_callback(partial(_cancel_rest, asked))
+                begun = self._fetcher.begin(asked[0].path)
+                decoding = self._threads.submit(self._decode_run, asked, begun, room)
+                decoding.add_done_callback(partial(_cancel_rest, asked))
                 while len(ends) >= _LOOK_AHEAD * self._workers:
                     yield _first_of(waiting, room)
                     taken += 1
@@ -106,9 +103,13 @@ class DecodePool:
 
     def probe(self, paths: Sequence[VideoFile]) -> Iterator[VideoInfo | DecodeError]:
         """The header of each file, or the error that has the reason, in the order of `paths`."""
-        batches = [paths[i : i + _HEADERS_A_MESSAGE] for i in range(0, len(paths), _HEADERS_A_MESSAGE)]
-        for infos in self._threads.map(self._probe_some, batches):
-            yield from infos
+        waiting: deque[Future[list[VideoInfo | DecodeError]]] = deque()
+        for batch in _batches(paths):
+            waiting.append(self._threads.submit(self._probe_batch, batch, self._fetcher.begin(batch[0])))
+            if len(waiting) >= _LOOK_AHEAD * self._workers:
+                yield from waiting.popleft().result()
+        while waiting:
+            yield from waiting.popleft().result()
 
     @property
     def worker_pids(self) -> list[int]:
@@ -116,21 +117,37 @@ class DecodePool:
         with self._lock:
             return [worker.pid for worker in self._all]
 
-    def _decode_run(self, run: Sequence[_Asked], room: LookAhead) -> None:
-        """Clips of one video, one after the other."""
+    def _decode_run(self, run: Sequence[_Asked], begun: Future[Place], room: LookAhead) -> None:
+        """Clips of one video, one after the other, once it is fetched."""
         self._change_old_worker()
+        try:
+            with self._fetcher.held(run[0].path, begun) as file:
+                self._decode_clips(run, file, room)
+        except BaseException as error:
+            for asked in run:
+                asked.result.set_exception(error)
+
+    def _decode_clips(self, run: Sequence[_Asked], file: VideoFile, room: LookAhead) -> None:
         for asked in run:
             try:
                 if room.closed:  # nobody takes them
                     return
-                asked.result.set_result(self._decode_one(asked, room))
+                asked.result.set_result(self._decode_one(asked, file, room))
             except BaseException as error:
                 asked.result.set_exception(error)
 
-    def _decode_one(self, asked: _Asked, room: LookAhead) -> DecodedClip | DecodeError:
-        head = {"path": to_message(asked.path), **asdict(asked.request)}
+    def _decode_one(self, asked: _Asked, file: VideoFile, room: LookAhead) -> DecodedClip | DecodeError:
+        head = {"path": to_message(file), **asdict(asked.request)}
         let_in = partial(room.let_in, asked.number)
         return self._tried(asked.path, lambda worker: worker.decode(head, self._timeout_s, let_in))
+
+    def _probe_batch(self, paths: Sequence[VideoFile], begun: Future[Place]) -> list[VideoInfo | DecodeError]:
+        """Headers of files of which the first may be at a URL."""
+        try:
+            with self._fetcher.held(paths[0], begun) as first:
+                return self._probe_some([first, *paths[1:]])
+        except DecodeError as error:
+            return [error]
 
     def _probe_some(self, paths: Sequence[VideoFile]) -> list[VideoInfo | DecodeError]:
         """Headers in one message; if the worker is lost, each file in a message of its own."""
@@ -142,13 +159,13 @@ class DecodePool:
             return found
         return [found] if len(paths) == 1 else [info for path in paths for info in self._probe_some([path])]
 
-    def _tried(self, path: VideoFile, ask: Callable[[_Worker], R], attempts: int = ATTEMPTS) -> R | DecodeError:
+    def _tried(self, path: VideoFile, ask: Callable[[Worker], R], attempts: int = ATTEMPTS) -> R | DecodeError:
         """The answer of a worker, or of another one if the first hangs or dies."""
         for attempt in range(1, attempts + 1):
             worker = self._my_worker()
             try:
                 return ask(worker)
-            except _WorkerLost as lost:
+            except WorkerLost as lost:
                 failure = DecodeError(f"{path}: {lost}", reason=lost.reason, attempts=attempt)
                 self._drop(worker)
             except DecodeError as error:
@@ -159,15 +176,15 @@ class DecodePool:
 
     def _change_old_worker(self) -> None:
         """Let the worker of this thread go after CLIPS_PER_WORKER clips; never within a run."""
-        worker: _Worker | None = getattr(self._mine, "worker", None)
+        worker: Worker | None = getattr(self._mine, "worker", None)
         if worker is not None and worker.clips_done >= CLIPS_PER_WORKER:
             self._drop(worker)
 
-    def _my_worker(self) -> _Worker:
+    def _my_worker(self) -> Worker:
         """The worker of this thread; a new one if there is none."""
-        worker: _Worker | None = getattr(self._mine, "worker", None)
+        worker: Worker | None = getattr(self._mine, "worker", None)
         if worker is None:
-            worker = _Worker(self._max_bytes)
+            worker = Worker(self._max_bytes)
             with self._lock:
                 self._all.add(worker)
                 if self._closed:
@@ -175,7 +192,7 @@ class DecodePool:
             self._mine.worker = worker
         return worker
 
-    def _drop(self, worker: _Worker) -> None:
+    def _drop(self, worker: Worker) -> None:
         self._mine.worker = None
         with self._lock:
             self._all.discard(worker)
@@ -207,6 +224,13 @@ def _runs(items: Iterable[tuple[K, VideoFile, ClipRequest]]) -> Iterator[list[_N
         yield run
 
 
+def _batches(paths: Sequence[VideoFile]) -> Iterator[Sequence[VideoFile]]:
+    """Many local files, or one at a URL."""
+    for is_local, some in groupby(paths, lambda path: isinstance(whole_file(path), Path)):
+        group, size = list(some), _HEADERS_A_MESSAGE if is_local else 1
+        yield from (group[i : i + size] for i in range(0, len(group), size))
+
+
 def _cancel_rest(run: Sequence[_Asked], _: object) -> None:
     """No clip of a run that has ended, or never began since the pool is closed, is waited for."""
     for asked in run:
@@ -215,104 +239,10 @@ def _cancel_rest(run: Sequence[_Asked], _: object) -> None:
 
 def _first_of(waiting: deque[tuple[K, _Asked]], room: LookAhead) -> tuple[K, DecodedClip | DecodeError]:
     key, asked = waiting.popleft()
-    clip = asked.result.result()
+    clip: DecodedClip | DecodeError
+    try:
+        clip = asked.result.result()
+    except DecodeError as error:
+        clip = error
     room.took(asked.number)
     return key, clip
-
-
-class _WorkerLost(DecodeError):
-    """A worker hung or died."""
-
-
-class _Worker:
-    """One worker process and the socket to it."""
-
-    def __init__(self, max_bytes: int) -> None:
-        self.clips_done = 0
-        self._max_bytes = max_bytes
-        self._timed_out = False
-        self._ready = False
-        self._channel, theirs = socket.socketpair()
-        search_path = [str(_PACKAGE_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
-        with theirs:
-            arguments = (theirs.fileno(), os.getpid(), max_bytes)
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "flcache.videos.decode_worker", *map(str, arguments)],
-                pass_fds=(theirs.fileno(),),
-                stdin=subprocess.DEVNULL,
-                env={**os.environ, "PYTHONPATH": os.pathsep.join(search_path)},  # finds this very package
-                start_new_session=True,  # Ctrl-C in the terminal reaches the parent alone
-            )
-        self.pid = self._process.pid
-
-    def decode(self, head: dict[str, Any], timeout_s: float, let_in: Callable[[int], None]) -> DecodedClip:
-        """The clip that `head` asks for. Raises DecodeError, which is _WorkerLost if the process hangs or dies.
-
-        `let_in` is called with its bytes before they are received.
-        """
-        answer, payload = self._ask(head, timeout_s)
-        if "error" in answer:
-            raise DecodeError(answer["error"], reason=answer["reason"])
-        count = payload.num_bytes
-        if count > self._max_bytes or count != math.prod(answer["shape"]):
-            raise _WorkerLost(f"decoder process sends {count} bytes for {answer['shape']}", reason="worker died")
-        let_in(count)
-        frames = self._within(timeout_s, payload.read)
-        return DecodedClip(
-            frames=frames.reshape(answer["shape"]),
-            timestamps=np.array(answer["timestamps"], dtype=np.float64),
-            mask=np.array(answer["mask"], dtype=np.bool_),
-            decoder=answer["decoder"],
-            nominal=np.array(answer["nominal"], dtype=np.float64),
-        )
-
-    def probe(self, paths: Sequence[VideoFile], timeout_s: float) -> list[VideoInfo | DecodeError]:
-        """The header of each file, in the order of `paths`. Raises _WorkerLost if the process hangs or dies."""
-        answer, _ = self._ask({"probe": [to_message(path) for path in paths]}, timeout_s)
-        return [
-            DecodeError(info["error"], reason=info["reason"]) if "error" in info else VideoInfo(**info)
-            for info in answer["infos"]
-        ]
-
-    def _ask(self, head: dict[str, Any], timeout_s: float) -> tuple[dict[str, Any], messages.Payload]:
-        """The answer to `head` and the bytes that come with it."""
-        if not self._ready:
-            self._ready = bool(self._within(_START_TIMEOUT_S, lambda: messages.receive_head(self._channel)))
-        self.clips_done += 1
-
-        def exchange() -> tuple[dict[str, Any], messages.Payload]:
-            messages.send(self._channel, head)
-            return messages.receive_head(self._channel)
-
-        return self._within(timeout_s, exchange)
-
-    def _within(self, timeout_s: float, talk: Callable[[], R]) -> R:
-        """The result of `talk`. The worker is killed after `timeout_s`, even while it is sending."""
-        deadline = threading.Timer(timeout_s, self._kill_late)
-        deadline.start()
-        try:
-            return talk()
-        except (EOFError, OSError):
-            raise self._lost(timeout_s) from None
-        finally:
-            deadline.cancel()
-
-    def _kill_late(self) -> None:
-        self._timed_out = True
-        self.kill()
-
-    def _lost(self, timeout_s: float) -> _WorkerLost:
-        if self._timed_out:
-            return _WorkerLost(f"timed out after {timeout_s:g} s", reason="timed out")
-        self.kill()  # it may have closed its socket and live on
-        code = self._process.wait()
-        how = f"died with signal {-code} ({signal.Signals(-code).name})" if code < 0 else f"ended with exit code {code}"
-        return _WorkerLost(f"decoder process {how}", reason="worker died")
-
-    def kill(self) -> None:
-        self._process.kill()
-
-    def close(self) -> None:
-        self._process.kill()
-        self._process.wait()
-        self._channel.close()

@@ -1,19 +1,23 @@
-"""Where a video is: a file, or a range of bytes inside a tar. FFmpeg reads either by an address of its own."""
+"""Where a video is: a file, one at a URL, or a range of bytes inside a tar; and what FFmpeg is given to read it by."""
 
 from __future__ import annotations
 
 import io
 import os
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
+
+from flcache.videos.remote_path import Place, RemotePath
 
 
 @dataclass(frozen=True)
 class TarMember:
     """A video that lies whole inside a tar."""
 
-    tar: Path
+    tar: Place
     name: str
     offset: int
     num_bytes: int
@@ -22,16 +26,41 @@ class TarMember:
         return f"{self.tar}/{self.name}"
 
 
-VideoFile = Path | TarMember
+VideoFile = Path | RemotePath | TarMember
 
 
-def carrier(file: VideoFile) -> Path:
-    """The file that holds its bytes."""
+def whole_file(file: VideoFile) -> Place:
+    """The file, or the tar that it is in."""
     return file.tar if isinstance(file, TarMember) else file
 
 
+def in_whole(file: VideoFile, whole: Place) -> VideoFile:
+    """The same video in another form of its `whole_file`."""
+    return replace(file, tar=whole) if isinstance(file, TarMember) else whole
+
+
+def carrier(file: VideoFile) -> Path:
+    """The file on this machine that holds its bytes: of one at a URL, the copy."""
+    whole = whole_file(file)
+    if isinstance(whole, Path):
+        return whole
+    assert whole.copy is not None, f"{whole} is read without having been fetched"
+    return whole.copy
+
+
+@contextmanager
+def at_hand(file: VideoFile) -> Iterator[VideoFile]:
+    """The same with its bytes on this machine during the block; errors as of `RemotePath.copied`."""
+    whole = whole_file(file)
+    if isinstance(whole, Path):
+        yield file
+        return
+    with whole.copied() as copied:
+        yield in_whole(file, copied)
+
+
 def size_of(file: VideoFile) -> int:
-    return file.num_bytes if isinstance(file, TarMember) else file.stat().st_size
+    return file.num_bytes if isinstance(file, TarMember) else carrier(file).stat().st_size
 
 
 def address(file: VideoFile, scheme: str = "") -> str:
@@ -77,12 +106,12 @@ class _Range(io.RawIOBase):
 
 
 def to_message(file: VideoFile) -> Any:
-    """As JSON for another process."""
-    return [str(file.tar), file.name, file.offset, file.num_bytes] if isinstance(file, TarMember) else str(file)
+    """As JSON for another process of this machine."""
+    place = [str(whole_file(file)), str(carrier(file))]
+    return [*place, file.name, file.offset, file.num_bytes] if isinstance(file, TarMember) else place
 
 
 def from_message(sent: Any) -> VideoFile:
-    if isinstance(sent, str):
-        return Path(sent)
-    tar, name, offset, num_bytes = sent
-    return TarMember(Path(tar), name, offset, num_bytes)
+    name, path, *member = sent
+    whole = Path(path) if name == path else RemotePath(name, "", copy=Path(path))
+    return TarMember(whole, *member) if member else whole

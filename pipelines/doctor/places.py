@@ -1,4 +1,4 @@
-"""Checks of where data lies and comes from: the disk of the cache, shared memory, the hub."""
+"""Checks of where data lies and comes from: the disk of the cache, buckets, shared memory, the hub."""
 
 from __future__ import annotations
 
@@ -14,13 +14,15 @@ from rich.filesize import decimal
 
 from flcache.config import Config
 from flcache.errors import FlcacheError
-from flcache.remote import RemoteFiles, default_folder, is_url
+from flcache.remote import RemoteFiles, is_url
 from flcache.sealed import one_line
 
+from ..setup.clips import disk_cache
 from .finding import Finding
 
 _WRITTEN_BYTES = 64 * 2**20
 _ASK_S = 5.0
+_ASK_STORE_S = 20.0  # in which its library tries again
 
 
 def disk(config: Config) -> Finding:
@@ -31,7 +33,7 @@ def disk(config: Config) -> Finding:
         written_s, read_s = _written_and_read_s(folder)
     except OSError as error:
         mend = "free some of it" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "make it writable"
-        mend += ", or choose another cache.dir"
+        mend += f", or choose another cache.{'local_dir' if is_url(config.cache.dir) else 'dir'}"
         return Finding("disk", "wrong", f"{folder}: {error.strerror}", mend, needed)
     speeds = [f"{_WRITTEN_BYTES / 2**20 / seconds:,.0f} MiB/s" for seconds in (written_s, read_s)]
     free = decimal(shutil.disk_usage(folder).free)
@@ -56,10 +58,29 @@ def bucket(config: Config) -> Iterator[Finding]:
     yield Finding("bucket", "ok", f"{url}: can be written and read")
 
 
+def dataset_bucket(config: Config) -> Iterator[Finding]:
+    """Whether videos and lists at URLs can be reached; nothing where they are in folders."""
+    name = "bucket, dataset"
+    urls = {key: url for key in ("root", "train", "val", "labels") if is_url(url := getattr(config.dataset, key))}
+    for key, url in urls.items():
+        folder = url.partition("{")[0].rpartition("/")[0] if "{" in url else url
+        try:
+            found = None if RemoteFiles(folder).is_there(_ASK_STORE_S) else "nothing is there"
+            mend = f"check dataset.{key}"
+        except Exception as error:  # of whichever library it asks with
+            found = one_line(error).removeprefix(f"{folder}: ")
+            mend = f"check the network, dataset.{key}, and the credentials as its library finds them"
+        if found is not None:
+            yield Finding(name, "wrong", f"{url}: {found}", mend, True)
+            return
+    if urls:
+        yield Finding(name, "ok", f"{', '.join(urls.values())}: can be reached")
+
+
 def _local_folder(config: Config) -> Path:
     """Where files of the cache lie on this machine."""
     if is_url(config.cache.dir):
-        return Path(config.cache.local_dir) if config.cache.local_dir else default_folder()
+        return disk_cache(config).folder
     return Path(config.cache.dir or ".")
 
 

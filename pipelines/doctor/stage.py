@@ -49,6 +49,7 @@ def findings(config: Config) -> Iterator[Finding]:
     yield from attempt("shared memory", lambda: [places.shared_memory()])
     yield from attempt("disk", lambda: [places.disk(config)])
     yield from attempt("bucket", lambda: places.bucket(config))
+    yield from attempt("bucket, dataset", lambda: places.dataset_bucket(config))
     yield from attempt("encoder", lambda: [places.hub(config)])
     ray = 'pip install --force-reinstall "flcache[ray]"'
     yield from checked("Ray", lambda: [packages.ray()], mend=ray, needed=False)

@@ -27,7 +27,7 @@ from flcache.evaluation.report import (
 from flcache.videos import ClipRequest, PlannedClip, VideoFolder, decode_planned, planned_clips
 
 from ..setup.cache import cache_store
-from ..setup.clips import open_pool, read_split
+from ..setup.clips import open_pool, read_split, video_root
 from ..setup.encoder import pick_device
 from ..setup.model import load_trained
 from ..setup.progress import Progress
@@ -116,7 +116,7 @@ def _with_frames(
         return clips, {clip.clip_id: str(error) for clip in clips}
     planned = {clip.clip_id: clip for clip in wanted}
     clips = [replace(clip, label=planned[clip.clip_id].label) for clip in clips]
-    folder = VideoFolder(Path(config.require("dataset.root")))
+    folder = VideoFolder(video_root(config))
     framed, unread = [], {}
     with open_pool(config) as pool:
         decoding = decode_planned(pool, folder, (_frame_a_step(planned[clip.clip_id], clip.times) for clip in clips))

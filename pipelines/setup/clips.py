@@ -12,8 +12,10 @@ import pandas as pd
 from flcache.cache import assign_shards, get_codec
 from flcache.config import Config
 from flcache.errors import DataError
+from flcache.remote import DiskCache, default_folder
 from flcache.videos import DecodePool, Video, VideoFolder, list_videos, needs_duration, plan_clips, probe_durations
 from flcache.videos.annotations import split_lists
+from flcache.videos.remote_path import Place, place
 
 from .engine import decode_workers
 from .progress import Progress
@@ -33,17 +35,28 @@ class SplitClips:
     """Annotated videos that are not on disk."""
 
 
-def list_of(config: Config, split: str) -> Path:
+def list_of(config: Config, split: str) -> Place:
     """The list of the videos of `split`. Raises ConfigError where it has none, or one that an unset variable names."""
-    found = None if f"dataset.{split}" in config.unset else split_lists(config.dataset).get(split)
-    return found if found is not None else Path(config.require(f"dataset.{split}"))
+    found = None if f"dataset.{split}" in config.unset else split_lists(config.dataset, disk_cache(config)).get(split)
+    return found if found is not None else place(config.require(f"dataset.{split}"), disk_cache(config))
+
+
+def video_root(config: Config) -> Place:
+    """The folder of the videos. Raises ConfigError where it is not set."""
+    return place(config.require("dataset.root"), disk_cache(config))
+
+
+def disk_cache(config: Config) -> DiskCache:
+    """Where copies of files at URLs are kept."""
+    folder = config.cache.local_dir
+    return DiskCache(Path(folder) if folder else default_folder(), config.cache.local_bytes)
 
 
 def read_split(config: Config, split: str) -> SplitClips:
     """The clips of `split` and its missing videos. Raises DataError where too many are missing."""
     dataset = config.dataset
-    annotations, root = list_of(config, split), Path(config.require("dataset.root"))
-    videos = list_videos(annotations, dataset, split)
+    annotations, root = list_of(config, split), video_root(config)
+    videos = list_videos(annotations, dataset, split, disk_cache(config))
     folder = VideoFolder(root, (video.path for video in videos))
     missing = _missing(split, videos, folder)
     if len(missing) > dataset.max_missing_fraction * len(videos):

@@ -7,7 +7,6 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from functools import lru_cache, partial
-from pathlib import Path
 from typing import Any
 
 from flcache.cache import (
@@ -30,7 +29,7 @@ from flcache.engines.cores import available_cores
 from flcache.errors import DataError
 from flcache.videos import decode_planned
 
-from .clips import open_pool
+from .clips import open_pool, video_root
 from .encoder import hard_spec, load_configured_encoder, pick_device
 from .engine import LOCAL, Engine, decode_workers
 from .planning import OF_THE_ENCODER, FailedShards, MissingShards, Planning, calibration_clips, finish_planning
@@ -128,7 +127,7 @@ def encode_job(location: Location, config: Config, spec: CacheSpec) -> EncodeJob
     device = pick_device(config.encode.device)
     return EncodeJob(
         cache=location,
-        video_root=Path(config.require("dataset.root")),
+        video_root=video_root(config),
         other_case={},
         spec=spec,
         encoder=replace(config.encoder, dtype=pick_dtype(config.encoder.dtype, device)),

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -34,8 +33,9 @@ from flcache.errors import DataError
 from flcache.videos import PlannedClip, VideoFolder, planned_clips
 from flcache.videos.annotations import is_held_out, leads_out, list_digest, split_lists
 from flcache.videos.forms.text import file_digest
+from flcache.videos.remote_path import look_again, place
 
-from .clips import SplitClips, assign_split, list_of, read_split, report_missing
+from .clips import SplitClips, assign_split, disk_cache, list_of, read_split, report_missing, video_root
 
 OF_THE_ENCODER = ("not finite", "out of range")
 """Reasons of failures that come again with the same encoder."""
@@ -73,8 +73,9 @@ def begin_planning(location: Location, config: Config) -> Planning:
 
     Raises ConfigError if there is no list of `train`, DataError where too many videos are missing.
     """
+    look_again()
     list_of(config, TRAINING_SPLIT)
-    sources = {split: _sources(config, split) for split in split_lists(config.dataset)}
+    sources = {split: _sources(config, split) for split in split_lists(config.dataset, disk_cache(config))}
     known = {split: {**found, "clip_bytes": None} for split, found in plan_sources(location).items()}
     planning = Planning(location, config, sources)
     for split in planning.splits:
@@ -170,7 +171,7 @@ class TaskMaker:
 
     def __init__(self, config: Config, table: PlanTable) -> None:
         self._config, self._table = config, table
-        self._root = Path(config.require("dataset.root"))
+        self._root = video_root(config)
         self._folder = _folder(config, table)
 
     def task(self, split: str, shard: int) -> ShardTask:
@@ -199,7 +200,7 @@ class TaskMaker:
 
 
 def _folder(config: Config, table: PlanTable) -> VideoFolder:
-    return VideoFolder(Path(config.require("dataset.root")), _PlannedVideos(table))
+    return VideoFolder(video_root(config), _PlannedVideos(table))
 
 
 class _PlannedVideos:
@@ -214,11 +215,11 @@ class _PlannedVideos:
 
 def _sources(config: Config, split: str) -> dict[str, Any]:
     """Everything that the clips of a split and their shards follow from, but the size of a clip."""
-    dataset = config.dataset
-    labels = file_digest(Path(dataset.labels)) if dataset.labels else None
-    held_out = {"val_fraction": dataset.val_fraction} if is_held_out(dataset) else {}
+    dataset, disk = config.dataset, disk_cache(config)
+    labels = file_digest(place(dataset.labels, disk)) if dataset.labels else None
+    held_out = {"val_fraction": dataset.val_fraction} if is_held_out(dataset, disk) else {}
     return {
-        "annotations": list_digest(list_of(config, split), dataset),
+        "annotations": list_digest(list_of(config, split), dataset, disk),
         "labels": labels,
         "allow_outside": dataset.allow_outside,
         "clip": config.clip.as_dict(),

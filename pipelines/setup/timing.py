@@ -17,7 +17,7 @@ from flcache.training import Augmentation, read_metrics
 from flcache.videos import VideoFolder, list_videos
 
 from .cache import cache_store
-from .clips import list_of
+from .clips import disk_cache, list_of, video_root
 from .encoding import encode_missing
 from .engine import encode_devices
 from .planning import begin_planning
@@ -63,15 +63,16 @@ def measure_rates(config: Config) -> dict[str, float]:
 
 def on_few_videos(config: Config, folder: Path, count: int, steps: int) -> Config:
     """`config` on the first `count` training videos that are there, with what it writes in `folder`."""
-    dataset, root = config.dataset, Path(config.require("dataset.root"))
-    listed = list_videos(list_of(config, "train"), dataset, "train")
+    dataset, root = config.dataset, video_root(config)
+    listed = list_videos(list_of(config, "train"), dataset, "train", disk_cache(config))
     there = VideoFolder(root, (video.path for video in listed))
     paths = [path for video in listed if (path := there.find(video.path))][:count]
     if not paths:
         raise ConfigError(f"{dataset.train}: no video to measure with")
-    lines = [f"{os.path.relpath(str(path), root)} {number}\n" for number, path in enumerate(paths)]
+    lines = [f"{os.path.relpath(str(path), str(root))} {number}\n" for number, path in enumerate(paths)]
     (folder / "train.csv").write_text("".join(lines), encoding="utf-8")
-    dataset = replace(dataset, root=str(root.resolve()), train=str(folder / "train.csv"), val=None, labels=None)
+    root = root.resolve() if isinstance(root, Path) else root
+    dataset = replace(dataset, root=str(root), train=str(folder / "train.csv"), val=None, labels=None)
     training = replace(config.training, steps=steps, log_every=1, checkpoint_every=steps, validate_every=None)
     training = replace(training, augment=Augmentation())
     cache = replace(config.cache, dir=str(folder / "latents"))

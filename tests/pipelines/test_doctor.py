@@ -116,6 +116,8 @@ def test_a_folder_that_cannot_be_written(monkeypatch: pytest.MonkeyPatch) -> Non
     found = disk(load_config(None, []))
     assert found.state == "wrong" and not found.needed and "choose another cache.dir" in (found.mend or "")
     assert disk(load_config(None, ["cache.dir=/sys/cache"])).needed
+    found = disk(load_config(None, ["cache.dir=s3://bucket/cache", "cache.local_dir=/sys/copies"]))
+    assert found.needed and "choose another cache.local_dir" in (found.mend or "")
 
 
 def test_a_bucket_is_tried(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from flcache.errors import DataError
 from flcache.videos.forms.listed import EXTENSIONS, Row, Video
 from flcache.videos.forms.source import Form, Source
 from flcache.videos.forms.text import shown
+from flcache.videos.remote_path import Place, RemotePath
 
 
 def _rows(source: Source) -> list[Row]:
@@ -29,8 +30,10 @@ def _video(prefix: str, name: PurePosixPath) -> Video:
     return Video(str(path.with_suffix("")), str(path), label, None)
 
 
-def _videos_below(folder: Path) -> list[str]:
+def _videos_below(folder: Place) -> list[str]:
     """Sorted names relative to `folder`. Raises DataError for a folder that cannot be listed."""
+    if isinstance(folder, RemotePath):
+        return sorted(filter(_is_shown_video, folder.names_below()))
     names = []
     for parent, files in _walk(folder):
         place = PurePosixPath(parent).relative_to(folder)
@@ -39,6 +42,10 @@ def _videos_below(folder: Path) -> list[str]:
                 raise DataError(f"{folder}: the name {shown(path)} is not UTF-8; rename that file")
             names.append(path)
     return sorted(names)
+
+
+def _is_shown_video(path: str) -> bool:
+    return path.lower().endswith(EXTENSIONS) and not any(part.startswith(".") for part in path.split("/"))
 
 
 def _walk(folder: Path) -> Iterator[tuple[str, list[str]]]:

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 
 from flcache.errors import DataError
 from flcache.videos.forms.kinetics_csv import is_kinetics
 from flcache.videos.forms.listed import Row, Video
 from flcache.videos.forms.source import Form, Source
 from flcache.videos.forms.text import check_commas, shown, table_rows
+from flcache.videos.remote_path import Place
 
 COLUMNS = ("path", "label", "start", "end", "split")
 _SPLITS = {"validation": "val", "valid": "val", "training": "train"}
@@ -50,7 +51,7 @@ def _split(row: Mapping[str, str]) -> str:
     return _SPLITS.get(name, name)
 
 
-def _video(path: Path, number: int, row: Mapping[str, str]) -> Video:
+def _video(path: Place, number: int, row: Mapping[str, str]) -> Video:
     name, label = row["path"].strip(), row.get("label", "").strip() or None
     if PurePosixPath(name).name in ("", ".."):
         raise DataError(f"{path}:{number}: {shown(name)} is no path of a file; mend or remove the row")
@@ -61,7 +62,7 @@ def _video(path: Path, number: int, row: Mapping[str, str]) -> Video:
     return Video(str(PurePosixPath(name).with_suffix("")), name, label, duration_s, start_s, end_s)
 
 
-def _seconds(path: Path, number: int, row: Mapping[str, str], column: str) -> float | None:
+def _seconds(path: Place, number: int, row: Mapping[str, str], column: str) -> float | None:
     """The seconds in a column; None where there are none."""
     text = row.get(column, "").strip()
     try:

@@ -7,12 +7,12 @@ no label column and no label folder.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from pathlib import Path
 
 from flcache.errors import DataError
 from flcache.videos.forms.listed import Row, Video
 from flcache.videos.forms.source import Form, Source
 from flcache.videos.forms.text import INDEX, check_commas, shown, table_rows
+from flcache.videos.remote_path import Place
 
 _REQUIRED = ("youtube_id", "time_start", "time_end")
 _OFFICIAL = ("label", *_REQUIRED, "split")
@@ -36,7 +36,7 @@ def _rows(source: Source) -> list[Row]:
     return [(number, _video(source.path, number, row)) for number, row in rows]
 
 
-def _video(path: Path, number: int, row: Mapping[str, str]) -> Video:
+def _video(path: Place, number: int, row: Mapping[str, str]) -> Video:
     try:
         start_s, end_s = float(row["time_start"]), float(row["time_end"])
         name = f"{row['youtube_id'].strip()}_{int(start_s):06d}_{int(end_s):06d}"

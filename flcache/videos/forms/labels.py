@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 
 from flcache.errors import DataError
 from flcache.videos.forms.text import INDEX, lines, read_text, shown
+from flcache.videos.remote_path import Place
 
 
-def read_labels(path: Path) -> dict[int, str]:
+def read_labels(path: Place) -> dict[int, str]:
     """The label file's classes by index, in its order. Raises DataError naming the line."""
     if path.suffix == ".json":
         return _read_json_labels(path)
@@ -27,7 +27,7 @@ def read_labels(path: Path) -> dict[int, str]:
     return labels
 
 
-def read_json(path: Path, text: str) -> Any:
+def read_json(path: Place, text: str) -> Any:
     """Raises DataError naming the line."""
     try:
         return json.loads(text)
@@ -37,7 +37,7 @@ def read_json(path: Path, text: str) -> Any:
         raise DataError(f"{path}: not JSON that can be read; fetch the file again") from None
 
 
-def _read_json_labels(path: Path) -> dict[int, str]:
+def _read_json_labels(path: Place) -> dict[int, str]:
     """`{"label": "index"}`"""
     found = read_json(path, read_text(path))
     named = found if isinstance(found, dict) else {}

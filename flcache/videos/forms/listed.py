@@ -9,10 +9,10 @@ import re
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from flcache.errors import DataError
 from flcache.videos.forms.text import shown
+from flcache.videos.remote_path import Place
 
 EXTENSIONS = (".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v", ".mpg", ".mpeg", ".3gp", ".flv", ".wmv", ".ts")
 """Tried in this order where an annotation names no extension."""
@@ -49,7 +49,7 @@ Row = tuple[int, Video]
 """A video, and the line of the list that names it, or the entry; 0 where there are none."""
 
 
-def check_paths(path: Path, rows: Iterable[Row], root: Path | None, allow_outside: bool) -> None:
+def check_paths(path: Place, rows: Iterable[Row], root: Place | None, allow_outside: bool) -> None:
     """Refuse paths that no file can have, that lead out of `root`, or that are there twice; files are not opened."""
     first_line: dict[tuple[str, float | None, float | None], int] = {}
     for number, video in rows:
@@ -71,12 +71,12 @@ def check_paths(path: Path, rows: Iterable[Row], root: Path | None, allow_outsid
             raise DataError(f"{line}: {shown(video.path)} is on line {first} already; remove one of them")
 
 
-def leads_out(path: str, root: Path | None) -> bool:
+def leads_out(path: str, root: Place | None) -> bool:
     """Whether an annotated path leads out of `root`: absolute and elsewhere, or by `..`."""
     place = posixpath.normpath(path)
     if not posixpath.isabs(place):
         return place.split("/", 1)[0] == ".."
-    top = os.path.abspath(root) if root is not None else None  # noqa: PTH100  (symlinks are not resolved)
+    top = os.path.abspath(str(root)) if root is not None else None  # noqa: PTH100  (symlinks are not resolved)
     return top is None or posixpath.commonpath([place, top]) != top
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 
 from flcache.errors import DataError
 from flcache.videos.forms.labels import read_labels
 from flcache.videos.forms.listed import Row, Video
 from flcache.videos.forms.source import Form, Source
 from flcache.videos.forms.text import INDEX, OTHER_DELIMITERS, lines, shown
+from flcache.videos.remote_path import Place
 
 
 def _rows(source: Source) -> list[Row]:
@@ -24,7 +25,7 @@ def _rows(source: Source) -> list[Row]:
     return rows
 
 
-def _split_index(path: Path, number: int, line: str) -> tuple[str, int]:
+def _split_index(path: Place, number: int, line: str) -> tuple[str, int]:
     name, _, index = (part.strip() for part in line.rpartition(" "))
     if INDEX.fullmatch(index) and PurePosixPath(name).name not in ("", ".."):
         return name, int(index)

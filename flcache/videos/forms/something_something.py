@@ -6,7 +6,6 @@ Files are `<id>` with any extension, as published `.webm`. The label is the temp
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from flcache.errors import DataError
@@ -14,6 +13,7 @@ from flcache.videos.forms.labels import read_json, read_labels
 from flcache.videos.forms.listed import Row, Video
 from flcache.videos.forms.source import Form, Source
 from flcache.videos.forms.text import shown
+from flcache.videos.remote_path import Place
 
 
 def _takes(source: Source) -> bool:
@@ -32,7 +32,7 @@ def _rows(source: Source) -> list[Row]:
     return rows
 
 
-def _video(path: Path, number: int, entry: Any) -> Video:
+def _video(path: Place, number: int, entry: Any) -> Video:
     fields = entry if isinstance(entry, dict) else {}
     name, template = str(fields.get("id", "")).strip(), fields.get("template")
     if not name.isalnum() or not (template is None or isinstance(template, str)):

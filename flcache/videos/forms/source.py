@@ -6,28 +6,28 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 
 from flcache.errors import DataError
 from flcache.videos.forms.listed import Row
 from flcache.videos.forms.text import file_digest, lines, read_text
+from flcache.videos.remote_path import Place
 
 
 @dataclass(frozen=True)
 class Source:
     """Where a list is, and what it is read with."""
 
-    path: Path
-    labels: Path | None = None
+    path: Place
+    labels: Place | None = None
     """The file that names the classes."""
-    root: Path | None = None
+    root: Place | None = None
     """The folder of the videos."""
     split: str | None = None
     """The split to read, where the list has several; None is all."""
 
-    def below_root(self, path: Path) -> str:
+    def below_root(self, path: Place) -> str:
         """`path`, relative to the root of the videos, which is by default the folder of the list."""
-        return os.path.relpath(path, self.root or (self.path if self.path.is_dir() else self.path.parent))
+        return os.path.relpath(str(path), str(self.root or (self.path if self.path.is_dir() else self.path.parent)))
 
     @cached_property
     def text(self) -> str:

@@ -16,8 +16,9 @@ from flcache.videos.forms.labels import read_labels
 from flcache.videos.forms.listed import EXTENSIONS, Row, Video
 from flcache.videos.forms.source import Form, Source
 from flcache.videos.forms.text import INDEX, shown
+from flcache.videos.remote_path import Place, RemotePath
 from flcache.videos.tar_index import read_tar_index
-from flcache.videos.video_file import TarMember, open_bytes
+from flcache.videos.video_file import TarMember, at_hand, open_bytes
 
 _LARGEST_TEXT = 2**24
 """Bytes of a `.cls` or `.json`."""
@@ -35,24 +36,24 @@ def _rows(source: Source) -> list[Row]:
     return rows
 
 
-def _shards(path: Path) -> list[Path]:
+def _shards(path: Place) -> list[Place]:
     """The tars that a path with braces names, or that are in a folder."""
     if path.is_dir():
         beside = sorted(found.name for found in path.iterdir() if found.suffix.lower() in EXTENSIONS)
         if beside:
             raise DataError(f"{path}: tars beside videos ({beside[0]}); keep them in folders of their own")
-        return sorted(path.glob("*.tar"))
+        return sorted(path.glob("*.tar"), key=str)
     if path.is_file():
         return [path]
     from webdataset.shardlists import expand_urls
 
     try:
-        return [Path(name) for name in expand_urls(str(path))]
+        return [path.at(name) if isinstance(path, RemotePath) else Path(name) for name in expand_urls(str(path))]
     except ValueError as error:
         raise DataError(f"{path}: cannot be expanded: {error}; write shards as {{00000..00123}}.tar") from None
 
 
-def _videos_in(source: Source, tar: Path, classes: Mapping[int, str] | None) -> list[Video]:
+def _videos_in(source: Source, tar: Place, classes: Mapping[int, str] | None) -> list[Video]:
     from webdataset.tariterators import base_plus_ext
 
     members, found = read_tar_index(tar), []
@@ -89,7 +90,7 @@ def _class(member: TarMember, classes: Mapping[int, str] | None) -> str:
 def _text(member: TarMember) -> str:
     if member.num_bytes > _LARGEST_TEXT:
         raise DataError(f"{member}: {member.num_bytes} bytes are too many for a label; mend the tar")
-    with open_bytes(member) as stream:
+    with at_hand(member) as here, open_bytes(here) as stream:
         content = stream.read()
     try:
         return content.decode()
@@ -100,10 +101,14 @@ def _text(member: TarMember) -> str:
 def _digest(source: Source) -> str:
     """Of names and sizes of the tars: their members are not looked at again."""
     try:
-        sizes = [f"{source.below_root(tar)} {tar.stat().st_size}" for tar in _shards(source.path)]
+        sizes = [f"{source.below_root(tar)} {_num_bytes(tar)}" for tar in _shards(source.path)]
     except OSError as error:
         raise DataError(f"{error.filename}: cannot be read: {error.strerror}; mend dataset.train") from None
     return hashlib.sha256("\0".join(["tars", *sizes]).encode()).hexdigest()
+
+
+def _num_bytes(tar: Place) -> int:
+    return tar.num_bytes if isinstance(tar, RemotePath) else tar.stat().st_size
 
 
 TARS = Form(_takes, _rows, _digest)

@@ -7,9 +7,9 @@ import hashlib
 import io
 import re
 from collections.abc import Collection, Iterator, Sequence
-from pathlib import Path
 
 from flcache.errors import DataError
+from flcache.videos.remote_path import Place
 
 INDEX = re.compile(r"[0-9]{1,9}")
 OTHER_DELIMITERS = {";": "semicolon", "\t": "tab", "|": "vertical bar"}
@@ -17,14 +17,14 @@ OTHER_DELIMITERS = {";": "semicolon", "\t": "tab", "|": "vertical bar"}
 _SHOWN_CHARACTERS = 80
 
 
-def read_text(path: Path) -> str:
+def read_text(path: Place) -> str:
     try:
         return read_file(path).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: not UTF-8 text (byte {error.start}); save it as UTF-8") from None
 
 
-def read_file(path: Path) -> bytes:
+def read_file(path: Place) -> bytes:
     """The bytes of an annotation or label file."""
     try:
         return path.read_bytes()
@@ -36,7 +36,7 @@ def read_file(path: Path) -> bytes:
         raise DataError(f"{path}: cannot be read: {error.strerror}") from None
 
 
-def file_digest(path: Path) -> str:
+def file_digest(path: Place) -> str:
     """SHA-256 of the file."""
     return hashlib.sha256(read_file(path)).hexdigest()
 
@@ -46,7 +46,7 @@ def lines(text: str) -> list[str]:
     return text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
 
 
-def check_commas(path: Path, header: str, columns: Collection[str]) -> None:
+def check_commas(path: Place, header: str, columns: Collection[str]) -> None:
     """Raise DataError where a header with one of `columns` is separated by something else than commas."""
     for delimiter, name in OTHER_DELIMITERS.items():
         fields = {field.strip() for field in header.split(delimiter)}
@@ -54,7 +54,7 @@ def check_commas(path: Path, header: str, columns: Collection[str]) -> None:
             raise DataError(f"{path}:1: the columns are separated by a {name}; separate them by commas")
 
 
-def table_rows(path: Path, text: str, required: Sequence[str], expected: str) -> Iterator[tuple[int, dict[str, str]]]:
+def table_rows(path: Place, text: str, required: Sequence[str], expected: str) -> Iterator[tuple[int, dict[str, str]]]:
     """The rows below the header of a CSV, by its columns, each with its line; at least one.
 
     Raises DataError, also where a `required` column is missing; `expected` says which there should be.
@@ -73,7 +73,7 @@ def table_rows(path: Path, text: str, required: Sequence[str], expected: str) ->
         raise DataError(f"{path}: there is a header but no row below it; is the download complete?")
 
 
-def _csv_rows(path: Path, text: str) -> Iterator[tuple[int, list[str]]]:
+def _csv_rows(path: Place, text: str) -> Iterator[tuple[int, list[str]]]:
     """The rows that are not blank, each with the number of its first line; a quoted field may hold newlines."""
     reader, number = csv.reader(io.StringIO(text, newline=""), strict=True), 1
     try:
