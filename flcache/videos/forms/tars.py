@@ -30,7 +30,8 @@ def _takes(source: Source) -> bool:
 
 def _rows(source: Source) -> list[Row]:
     classes = read_labels(source.labels) if source.labels else None
-    rows = [(0, video) for tar in _shards(source.path) for video in _videos_in(source, tar, classes)]
+    _check_room(source.path, shards := _shards(source.path))
+    rows = [(0, video) for tar in shards for video in _videos_in(source, tar, classes)]
     if not rows:
         raise DataError(f"{source.path}: no video in these tars; looked for members with {', '.join(EXTENSIONS)}")
     return rows
@@ -51,6 +52,17 @@ def _shards(path: Place) -> list[Place]:
         return [path.at(name) if isinstance(path, RemotePath) else Path(name) for name in expand_urls(str(path))]
     except ValueError as error:
         raise DataError(f"{path}: cannot be expanded: {error}; write shards as {{00000..00123}}.tar") from None
+
+
+def _check_room(path: Place, shards: list[Place]) -> None:
+    """Clips are shuffled: where copies of tars at a URL push each other out, every clip would fetch one again."""
+    far = [tar for tar in shards if isinstance(tar, RemotePath) and tar.is_file()]
+    needed = sum(tar.num_bytes for tar in far)
+    if far and far[0].disk is not None and needed > far[0].disk.limit_bytes:
+        raise DataError(
+            f"{path}: the tars have {needed} bytes, and copies of all of them are needed at once; set "
+            f"cache.local_bytes to {needed} or more, or encode from files that are not in tars"
+        )
 
 
 def _videos_in(source: Source, tar: Place, classes: Mapping[int, str] | None) -> list[Video]:
