@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from datetime import datetime
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -334,8 +335,10 @@ def _connect(url: str, process: int) -> tuple[Any, str]:
 
 
 def _entry(info: Mapping[str, Any]) -> Entry:
-    token = next((str(info[key]) for key in _TOKENS if info.get(key)), "")
-    return Entry(int(info["size"]), token)
+    token = next((info[key] for key in _TOKENS if info.get(key)), "")
+    if isinstance(token, datetime):  # a listing may have the same time as a number
+        token = token.timestamp()
+    return Entry(int(info["size"]), str(token))
 
 
 def _has_md5(path: Path, entry: Entry) -> bool:

@@ -64,9 +64,7 @@ def test_no_tracker_is_needed_and_others_get_every_logged_step(
     assert sorted(path.name for path in (tmp_path / "none").iterdir()) == ["checkpoints", "metrics.jsonl"]
 
 
-def test_dvclive_gets_names_that_are_no_folders(
-    encoded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_dvclive_gets_names_that_are_no_folders(encoded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It takes `loss/copy_last` for a value in a folder `loss`, where there is a value `loss`."""
     monkeypatch.setitem(LOGGER_TYPE_TO_CLASS, "kept", Kept)
     monkeypatch.setattr(Kept, "name", "dvclive")
