@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
+from traceback import clear_frames
 from typing import Any
 
 import numpy as np
@@ -100,6 +101,7 @@ def _read(path: VideoFile, name: str, table: FrameTable, wanted: NDArray[np.int6
     except (MemoryError, DecodeError):
         raise
     except Exception as error:  # its errors have no common base; whatever it throws, PyAV decides
+        clear_frames(error.__traceback__)  # they hold the reader
         raise _failure(path, f"decord: {next(iter(str(error).splitlines()), type(error).__name__)}") from None
     finally:
         reader = None  # its thread must end before the log's callback goes

@@ -216,3 +216,14 @@ def test_leaving_early_stops_the_workers_at_once(endless: Path) -> None:
 def test_a_worker_never_imports_torch() -> None:
     script = "import sys, flcache.videos.decode_worker; sys.exit('torch' in sys.modules or 'pandas' in sys.modules)"
     subprocess.run([sys.executable, "-c", script], check=True)
+
+
+def test_a_video_that_decord_fails_at_ends_no_worker(write_video: Callable[..., Path]) -> None:
+    """decord's FFmpeg logs from a thread of its own until its reader is gone."""
+    path = write_video(size=(32, 48))  # whose rows decord stores wider than it says
+    with DecodePool(1, 60) as pool:
+        clips = pool.decode((k, path, REQUEST) for k in range(100))
+        next(clips)
+        pids = pool.worker_pids
+        assert all(isinstance(clip, DecodedClip) and clip.decoder == "pyav" for _, clip in clips)
+        assert pool.worker_pids == pids
