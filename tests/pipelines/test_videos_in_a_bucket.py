@@ -82,7 +82,7 @@ def test_what_the_page_types_runs(
         kinetics(rows, root / name)
     upload(server, root, bucket)
     page = (Path(__file__).resolve().parents[2] / "docs" / "bucket.md").read_text(encoding="utf-8")
-    lines = re.findall(r"^ {4}flcache (encode .*)$", page, re.MULTILINE)
+    lines = re.findall(r"^ {4}flcache (encode .* dataset.root=.*)$", page, re.MULTILINE)
     for line in lines:
         done = flcache(*shlex.split(line.replace("s3://my-bucket", bucket), comments=True))
         assert done.returncode == 0, done.stderr
