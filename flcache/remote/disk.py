@@ -114,7 +114,8 @@ class DiskCache:
                 self._claim(file, descriptor)
                 _fill(file, descriptor)
                 os.fsync(descriptor)
-                partial.rename(path)
+                with self._ledger():  # else who counts the files meanwhile may see it by neither name
+                    partial.rename(path)
                 fcntl.flock(descriptor, fcntl.LOCK_SH)  # for a moment there is no lock at all
                 if _is_at(descriptor, path):
                     return descriptor
