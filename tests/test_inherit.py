@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from flcache.config.inherit import find_config, read_config, read_overrides, resolve, shipped_names
+from flcache.config.inherit import find_config, overlay, read_config, read_overrides, resolve, shipped_names
 from flcache.config.yaml_lines import dotted, read_yaml
 from flcache.errors import ConfigError
 
@@ -47,6 +47,18 @@ def test_later_files_override_earlier_ones_and_the_file_itself_all() -> None:
         assert {f"only_{name}" for name in "abc"} | {f"section.only_{name}" for name in "abc"} <= set(found)
     write("main.yaml", "inherits: [a, b]\nshared: main\n")
     assert values(Path("main.yaml"))["shared"] == "main"
+
+
+def test_another_encoder_drops_what_is_stated_of_the_one_below() -> None:
+    """Beside a name, above it, and by no name at all a statement stays."""
+    write("vit.yaml", "encoder: {name: vit, architecture: {width: 8, depth: 2}, dtype: auto}\n")
+    own = write("own.yaml", "inherits: [vit]\nencoder: {name: mine, architecture: {width: 4}}\n")
+    assert values(own) == {"encoder.name": "mine", "encoder.architecture.width": 4, "encoder.dtype": "auto"}
+    for text in ("{name: vit}", "{name: null}", "{architecture: {depth: 2}}"):
+        kept = values(write("kept.yaml", f"inherits: [vit]\nencoder: {text}\n"))
+        assert kept["encoder.architecture.width"] == 8 and kept["encoder.architecture.depth"] == 2
+    by_hand = overlay(read_config(Path("vit.yaml")), read_overrides(["encoder.architecture.depth=3", "encoder.name=x"]))
+    assert {dotted(key) for key in by_hand.entries} == {"encoder.architecture.depth", "encoder.name", "encoder.dtype"}
 
 
 def test_paths_are_relative_to_the_file_that_names_them_with_or_without_yaml() -> None:

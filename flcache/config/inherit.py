@@ -20,6 +20,9 @@ from flcache.config.schema import as_tree
 from flcache.config.yaml_lines import Entry, Key, Origin, dotted, read_value, read_yaml, shown
 from flcache.errors import ConfigError
 
+STATED_OF: Mapping[Key, Key] = {("encoder", "name"): ("encoder", "architecture")}
+"""Keys that name something, and those below which its fields are stated."""
+
 
 @dataclass(frozen=True)
 class Layers:
@@ -77,8 +80,8 @@ def read_config(path: Path, *, inherited_by: tuple[Path, ...] = ()) -> Layers:
         parent = _first_file(path.parent / Path(name).expanduser()) or _first_file(shipped_folder() / name)
         if parent is None:
             raise ConfigError(f"{origin}: inherits {name}, and there is no such file ({_chain(chain)} -> {name})")
-        layers = merge(layers, read_config(parent, inherited_by=chain))
-    return merge(layers, own)
+        layers = overlay(layers, read_config(parent, inherited_by=chain))
+    return overlay(layers, own)
 
 
 def read_overrides(overrides: Iterable[str]) -> Layers:
@@ -91,6 +94,24 @@ def read_overrides(overrides: Iterable[str]) -> Layers:
             raise ConfigError(f'"{override}": expected KEY=VALUE, such as training.steps=300')
         layers = merge(layers, _one_layer(read_value(text, key, "command line")), silently=True)
     return layers
+
+
+def overlay(base: Layers, top: Layers, *, silently: bool = False) -> Layers:
+    """`merge`, without what `base` states of a thing of which `top` names another."""
+    outdated = [
+        key
+        for name, stated in STATED_OF.items()
+        if _is_renamed(name, base, top)
+        for key in base.history
+        if key[: len(stated)] == stated
+    ]
+    kept = Layers({key: entries for key, entries in base.history.items() if key not in outdated})
+    return merge(kept, top, silently=silently)
+
+
+def _is_renamed(name: Key, base: Layers, top: Layers) -> bool:
+    new, old = (layers.entries[name].value if name in layers.history else None for layers in (top, base))
+    return new is not None and new != old
 
 
 def merge(base: Layers, top: Layers, *, silently: bool = False) -> Layers:

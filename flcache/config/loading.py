@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import yaml
 
 from flcache.bounds import OptionalPath
-from flcache.config.inherit import Layers, find_config, merge, read_config, read_overrides, resolve
+from flcache.config.inherit import Layers, find_config, overlay, read_config, read_overrides, resolve
 from flcache.config.schema import as_dict, as_tree, build, check_keys, convert, schema_keys
 from flcache.config.tree import Config
 from flcache.config.yaml_lines import Origin, dotted
@@ -47,7 +47,7 @@ def load_config(path_or_name: str | os.PathLike[str] | None, overrides: Sequence
 def load_resolved(path_or_name: str | os.PathLike[str] | None, overrides: Sequence[str] = ()) -> ResolvedConfig:
     """As `load_config`, and also where each value came from and which files disagreed."""
     files = Layers() if path_or_name is None else read_config(find_config(path_or_name))
-    layers = merge(files, read_overrides(overrides), silently=True)
+    layers = overlay(files, read_overrides(overrides), silently=True)
     entries = layers.entries
     _refuse(check_keys(entries, _KEYS))
     resolved, unresolved = resolve(entries, as_dict(Config()))

@@ -11,7 +11,7 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
-BUSY = 0.95
+BUSY = 0.9
 """An encoder that is busy for this share of the time is held back by nothing."""
 
 

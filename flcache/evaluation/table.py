@@ -37,7 +37,9 @@ def evaluation_table(result: EvaluationResult) -> Table:
     names = _names(result)
     found = [[(row.skill[name], row.skill_interval.get(name)) for name in names] for row in result.horizons]
     errors = [row.prediction.error for row in result.horizons]
-    title = "Predicted latents by step ahead: error, skill over each baseline (± 95 %)"
+    known = any(interval is not None for row in found for _, interval in row)
+    precision = "± 95 %" if known else "too few videos for intervals"
+    title = f"Predicted latents by step ahead: error, skill over each baseline ({precision})"
     return _skill_table(title, result, errors, names, found)
 
 

@@ -50,7 +50,7 @@ class EpochSampler:
         if num_clips < self._least:
             raise CacheError(
                 f"{num_clips} clips are too few for one batch of {self._least}; lower training.batch_size, "
-                'or run "flcache encode" to the end'
+                'take more of each video (clip.clips_per_video), or run "flcache encode" to the end'
             )
 
     def __len__(self) -> int:

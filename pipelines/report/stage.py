@@ -57,6 +57,7 @@ def _provenance(config: Config, record: RunRecord, checkpoint: Path) -> dict[str
     encoder, training = config.encoder, config.training
     architecture = encoder.architecture.get("model_type", "unknown")
     revision = f" at {encoder.revision}" if encoder.revision else ""
+    split = config.evaluation.split
     random = f"{architecture}, random weights of seed {encoder.seed}"
     overrides = ", ".join(f"{key}={value}" for key, value in config.predictor.overrides.items())
     return {
@@ -67,7 +68,7 @@ def _provenance(config: Config, record: RunRecord, checkpoint: Path) -> dict[str
         "Trained": f"{record.step} steps of {training.batch_size * training.accumulate} clips, "
         f"{training.objective.distance} loss",
         "Checkpoint": str(checkpoint),
-        "Split": f"{config.evaluation.split}: {getattr(config.dataset, config.evaluation.split)}",
+        "Split": f"{split}: {getattr(config.dataset, split) or config.dataset.root}",
         "Versions": ", ".join(f"{name} {version(name)}" for name in ("flcache", "torch", "transformers")),
     }
 

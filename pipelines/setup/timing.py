@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
 
+from flcache.cache import LatentCache
 from flcache.config import Config, to_yaml
 from flcache.errors import ConfigError, DataError
 from flcache.training import Augmentation, read_metrics
@@ -53,6 +54,8 @@ def measure_rates(config: Config) -> dict[str, float]:
         folder = Path(name).resolve()
         few = on_few_videos(config, folder, videos, WARM_UP + STEPS)
         rates = {"encode": time_encoding(few)}
+        batch_size = min(few.training.batch_size, len(LatentCache(cache_store(few), "train")))
+        few = replace(few, training=replace(few.training, batch_size=batch_size))
         for source, on_source in sources(few):
             try:
                 rates[source] = time_training(on_source, folder / source).clips_per_s
@@ -72,7 +75,7 @@ def on_few_videos(config: Config, folder: Path, count: int, steps: int) -> Confi
     lines = [f"{os.path.relpath(str(path), str(root))} {number}\n" for number, path in enumerate(paths)]
     (folder / "train.csv").write_text("".join(lines), encoding="utf-8")
     root = root.resolve() if isinstance(root, Path) else root
-    dataset = replace(dataset, root=str(root), train=str(folder / "train.csv"), val=None, labels=None)
+    dataset = replace(dataset, root=str(root), train=str(folder / "train.csv"), val=None, val_fraction=0.0, labels=None)
     training = replace(config.training, steps=steps, log_every=1, checkpoint_every=steps, validate_every=None)
     training = replace(training, augment=Augmentation())
     cache = replace(config.cache, dir=str(folder / "latents"))

@@ -58,7 +58,7 @@ from flcache.evaluation.report.verdict import horizon_words, verdict
         ([{"copy_last": 0.5, "linear": None}] * 2, 0.05, "Does not beat every baseline at any horizon"),
         ([{"copy_last": 0.5, "linear": math.nan}], 0.05, "Does not beat every baseline at any horizon"),
         ([{"copy_last": 0.5, "linear": math.inf}], 0.05, "Does not beat every baseline at any horizon"),
-        ([{"copy_last": 0.5}], math.nan, "Does not beat copy last at any horizon"),
+        ([{"copy_last": 0.5}], math.nan, "No verdict: too few videos"),
         ([], 0.05, "Not evaluated yet"),
     ],
 )
@@ -77,9 +77,7 @@ def test_the_detail_names_what_has_no_finite_skill_and_where_videos_are_too_few(
     content = evaluation([{"copy_last": 0.5, "linear": 0.5}, {"copy_last": 0.5, "linear": None}])
     assert verdict(content, leak=False).detail == "No finite skill over linear at horizon 2."
     few = verdict(evaluation([{"copy_last": 0.5}], width=math.nan), leak=False)
-    assert few.detail == (
-        "Level with copy last at horizon 1. There are too few videos for intervals, so no difference is shown."
-    )
+    assert few.detail == ("Skills are shown without intervals, which want two videos.")
 
 
 def test_horizons_without_clips_are_left_out() -> None:

@@ -14,6 +14,7 @@ from small_run import ENCODER, flcache, small_config
 
 from flcache.cache import LatentCache
 from flcache.config import load_config
+from flcache.encoder import EncoderSource
 from flcache.pipelines import encode
 from flcache.pipelines.cli import cli
 from flcache.predictor import load_predictor
@@ -103,10 +104,13 @@ def test_getting_started_runs_as_typed(tmp_path: Path, monkeypatch: pytest.Monke
     Path("videos").mkdir()
     for number, path in enumerate(sorted(Path("written").rglob("*.mp4"))):
         path.rename(f"videos/{number}.mp4")
-    (configuration,) = blocks(ROOT / "docs" / "index.md", "yaml")
+    configuration, other_encoder = blocks(ROOT / "docs" / "index.md", "yaml")
+    Path("my.yaml").write_text(configuration + other_encoder, encoding="utf-8")
+    assert load_config("my.yaml").encoder == EncoderSource(name="path/to/model")
     Path("my.yaml").write_text(configuration, encoding="utf-8")
-    commands = run_typed(ROOT / "docs" / "index.md", tmp_path / "none")
-    assert commands == ["doctor", "inspect-config", "encode", "inspect-cache", "train", "evaluate", "report"]
+    commands = run_typed(ROOT / "docs" / "index.md", Path("videos/0.mp4"))
+    assert commands[:5] == ["doctor", "inspect-config", "encode", "inspect-cache", "train"]
+    assert commands[5:] == ["evaluate", "report", "verify", "export", "predict"]
     assert len(LatentCache("latents", "train")) == 22 and len(LatentCache("latents", "val")) == 2
     assert "<html" in Path("runs/first/report.html").read_text(encoding="utf-8")
 

@@ -33,6 +33,10 @@ def verdict(evaluation: Mapping[str, Any] | None, *, leak: bool) -> Verdict:
         return Verdict("These numbers do not measure prediction", "The contexts had seen the future.", "bad")
     if not rows:
         return Verdict("Not evaluated yet", 'Run "flcache evaluate", then make this page again.', "none")
+    if baselines(rows) and _tried_intervals(rows) and not has_intervals(rows):
+        return Verdict(
+            "No verdict: too few videos", "Skills are shown without intervals, which want two videos.", "none"
+        )
     names = list(dict.fromkeys(name for row in rows for name in row["skill"]))
     won = [row["horizon"] for row in rows if all(outcome(row, name) == "ahead" for name in names)]
     opponent = "every baseline" if len(names) > 1 else spoken(names[0])
@@ -126,6 +130,4 @@ def _detail(rows: Sequence[Row], names: Sequence[str]) -> str:
         sentences.append(f"The least skill at any horizon is {skill:.2f}, over {spoken(name)}.")
     if not _tried_intervals(rows):
         sentences.append("This evaluation has no intervals: the comparison is of means alone.")
-    elif baselines(rows) and not has_intervals(rows):
-        sentences.append("There are too few videos for intervals, so no difference is shown.")
     return " ".join(sentences)
