@@ -76,7 +76,7 @@ class DiskCache:
         Its path is `path(file)`. Raises CacheError if the limit is below its size, RemoteError or FileNotFoundError if
         it cannot be fetched, DamagedError if it never arrives as its digest says.
         """
-        descriptor = self._held(file)
+        descriptor = self.hold(file)
         try:
             yield descriptor
         finally:
@@ -91,19 +91,21 @@ class DiskCache:
         with self.open(file):
             pass
 
-    def _held(self, file: RemoteFile) -> int:
-        """A descriptor with a shared lock."""
-        path = self.path(file)
-        while True:
-            with _local_errors(path):
-                descriptor = _open_locked(path)
-                if descriptor is None:
-                    descriptor = self._fetch(file, path)
-            if descriptor is not None:
-                return descriptor
+    def hold(self, file: RemoteFile) -> int:
+        """As `open`, for the caller to close: a context manager costs as much as the rest where the file is here."""
+        name = f"{self.folder}/{file.key}"
+        try:
+            while (descriptor := _open_locked(name)) is None and (descriptor := self._fetch(file, Path(name))) is None:
+                pass
+        except FileNotFoundError:  # in its store
+            raise
+        except OSError as error:
+            problem = f"{error.filename or name}: {error.strerror or error}"
+            raise CacheError(f"{problem}; mend that, or choose another cache.local_dir") from error
+        return descriptor
 
     def _fetch(self, file: RemoteFile, path: Path) -> int | None:
-        """As `_held`; None if another fetches the file, after a pause, has fetched it by now, or removes it at once."""
+        """As `hold`; None if another fetches the file, after a pause, has fetched it by now, or removes it at once."""
         partial = path.with_name(path.name + PARTIAL)
         descriptor = self._begin(partial)
         if descriptor is None:
@@ -196,7 +198,7 @@ def default_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "flcache"
 
 
-def _open_locked(path: Path) -> int | None:
+def _open_locked(path: str) -> int | None:
     """A descriptor with a shared lock of a file that is here; its time says that it was used. None if it is not here.
 
     An exclusive lock is held for a moment by who removes it.
@@ -288,16 +290,3 @@ def _is_at(descriptor: int, path: Path) -> bool:
     with suppress(FileNotFoundError):
         return os.path.samestat(os.fstat(descriptor), path.stat())
     return False
-
-
-@contextmanager
-def _local_errors(path: Path) -> Iterator[None]:
-    """An OSError of the block as a CacheError; a file that is missing in its store stays a FileNotFoundError."""
-    try:
-        yield
-    except FileNotFoundError:
-        raise
-    except OSError as error:
-        raise CacheError(
-            f"{error.filename or path}: {error.strerror or error}; mend that, or choose another cache.local_dir"
-        ) from error

@@ -32,7 +32,7 @@ FIRST_PAUSE_S = 0.25
 TRANSFERS = 4
 """Of a file that arrives as other bytes, before that is an error."""
 CHUNK_BYTES = 16 * 2**20
-"""A larger file is fetched in pieces of this size, several at once."""
+"""A file is fetched in equal pieces of at least this size, several at once."""
 CHUNK_THREADS = 4
 EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gs", "gcs": "gs"}
 _FOR_GOOD = (PermissionError, IsADirectoryError, NotADirectoryError)
@@ -163,18 +163,18 @@ class RemoteFiles:
     def fetch(self, name: str, size: int, descriptor: int) -> None:
         """The first `size` bytes of a file, into an open local file. What arrives is for the caller to check."""
 
-        def piece(start: int) -> None:
-            content = memoryview(self.read_once(name, start, min(start + CHUNK_BYTES, size)))
+        def fetch(start: int, end: int) -> None:
+            content = memoryview(self.read_once(name, start, end))
             while content:
                 written = os.pwrite(descriptor, content, start)
                 content, start = content[written:], start + written
 
-        starts = range(0, size, CHUNK_BYTES)
-        if len(starts) < 2:
-            list(map(piece, starts))
-            return
-        with ThreadPoolExecutor(min(len(starts), CHUNK_THREADS)) as threads:
-            list(threads.map(piece, starts))
+        count = max(1, size // CHUNK_BYTES)
+        ends = [size * piece // count for piece in range(count + 1)]
+        if count == 1:
+            return fetch(0, size)
+        with ThreadPoolExecutor(min(count, CHUNK_THREADS)) as threads:
+            list(threads.map(fetch, ends, ends[1:]))
 
     def write(self, name: str, content: bytes) -> None:
         """Make `content` the file `name`, and check that it lies there.

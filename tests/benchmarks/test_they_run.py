@@ -13,6 +13,7 @@ SMALLEST = {
     "combinations.py": ["--steps", "1", "--contexts", "prefix", "--only", "causal-l2-raw", "--out"],
     "encode.py": ["--clips", "1", "--rounds", "1"],
     "from_scratch.py": ["--smallest", "--folder"],
+    "object_storage.py": ["--rounds", "1", "--clips", "32"],
     "long_videos.py": ["--minutes", "1", "--clips", "2", "--rounds", "1"],
     "planning.py": ["--videos", "500", "--clips", "0"],
     "predictor_step.py": ["--memory", "--preset", "tiny"],

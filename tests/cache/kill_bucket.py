@@ -25,7 +25,7 @@ from watched import held_bytes
 from flcache.cache import LatentCache, LatentLoader
 from flcache.cache.storage import Store, open_store
 
-SIZE = {"num_train": 8, "num_val": 3}
+SIZE = {"num_train": 8, "num_val": 2}
 IN_A_ROW = 3
 LOCAL_BYTES = 60_000
 """Two shards, and a few small files."""

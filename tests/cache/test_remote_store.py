@@ -78,7 +78,7 @@ def test_damage_is_one_line_that_says_what_to_do(store: RemoteStore) -> None:
     with pytest.raises(DamagedError, match=rf'{TAR}: arrives as other bytes .*; "flcache verify {store}" says'):
         cache[index]
     store.remove(TAR)
-    with pytest.raises(DamagedError, match=r"missing, commit says"):
+    with pytest.raises(DamagedError, match=rf"{TAR}: is not there; "):
         LatentCache(store, "train")[index]
 
 

@@ -44,7 +44,7 @@ def walk_tar(store: Store, commit: Commit, spec: CacheSpec, rows: Rows, clips: l
     Raises CacheError where it cannot be read or its size is not that of its commit.
     """
     name = commit.files.tar
-    check_size(store, name, commit.tar_bytes)
+    check_size(store, name, commit.tar_digest)
     with closing(store.open(name, sequential=True, digest=commit.tar_digest)) as file:
         tar = _Tar(file, commit.tar_bytes)
         named = False

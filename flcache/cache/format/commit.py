@@ -163,9 +163,9 @@ def committed_shards(location: Location) -> Iterator[tuple[str, int]]:
     return filter(None, (shard_of(file, ".json") for file in open_store(location).names(COMMITS)))
 
 
-def check_size(store: Store, file: str, num_bytes: int) -> None:
-    """Raises DamagedError unless `file` is there and has the `num_bytes` that its commit says."""
-    found = store.size(file)
-    if found != num_bytes:
+def check_size(store: Store, file: str, digest: Digest) -> None:
+    """Raises DamagedError unless `file` is there and as large as its commit says, as far as the store knows."""
+    found = store.size(file, digest=digest)
+    if found != digest.bytes:
         state = "missing" if found is None else f"{found} bytes"
-        raise damaged(store, f"{file}: {state}, commit says {num_bytes} bytes")
+        raise damaged(store, f"{file}: {state}, commit says {digest.bytes} bytes")

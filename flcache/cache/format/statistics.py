@@ -125,7 +125,7 @@ def channel_deviation(channels: dict[str, Any]) -> NDArray[np.float64]:
 def _read_sums(store: Store, commit: Commit, width: int) -> NDArray[np.float64]:
     """The last member of the shard's tar, (2, D)."""
     tar = commit.files.tar
-    check_size(store, tar, commit.tar_bytes)
+    check_size(store, tar, commit.tar_digest)
     offset = last_member_offset(commit.tar_bytes, 2 * width * 8)
     if offset >= 0:
         raw = store.read_part(tar, offset, 2 * width * 8)

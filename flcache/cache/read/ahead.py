@@ -55,5 +55,4 @@ class ShardsAhead:
             grown |= bool(fresh)
             self._next = self._look()
         if grown:
-            for shard in self._needed:
-                self._clips.fetch_soon(shard)
+            self._clips.fetch_soon(self._needed)

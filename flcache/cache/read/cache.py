@@ -19,7 +19,7 @@ from flcache.cache.format.commit import Commit, Failure, read_all_failures, read
 from flcache.cache.format.plan_table import PlanTable
 from flcache.cache.format.spec import read_spec
 from flcache.cache.format.statistics import TRAINING_SPLIT, channel_statistics, merge_channels
-from flcache.cache.read.reader import ShardReader
+from flcache.cache.read.reader import ShardReader, idx_digest
 from flcache.cache.storage import Folder, Location, local_path, open_store
 from flcache.errors import CacheError, DamagedError
 
@@ -218,10 +218,12 @@ class LatentCache:
                 self._readers.pop(oldest, None)
         return reader
 
-    def fetch_soon(self, shard: int) -> None:
-        """Begin to fetch the selected shard number `shard`, where its store has to; returns at once."""
-        commit = self.commits[shard]
-        self.store.open(commit.files.tar, digest=commit.tar_digest).will_need(0, commit.tar_bytes)
+    def fetch_soon(self, shards: Sequence[int]) -> None:
+        """Begin to fetch these selected shards, where the store has to, the small files first; returns at once."""
+        commits = [self.commits[shard] for shard in shards]
+        files = [(commit.files.idx, idx_digest(commit, self.spec)) for commit in commits]
+        for name, digest in [*files, *((commit.files.tar, commit.tar_digest) for commit in commits)]:
+            self.store.open(name, digest=digest).will_need(0, digest.bytes)
 
     def statistics(self) -> ChannelStatistics:
         """Mean and deviation per channel over the valid steps of the training split, as far as it is committed.

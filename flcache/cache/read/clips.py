@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, groupby
+from operator import itemgetter
 from typing import NamedTuple
 
 import numpy as np
@@ -78,8 +79,9 @@ class ClipReader:
     def shard_bytes(self, shard: ShardKey) -> int:
         return self._caches[shard[0]].commits[shard[1]].tar_bytes
 
-    def fetch_soon(self, shard: ShardKey) -> None:
-        self._caches[shard[0]].fetch_soon(shard[1])
+    def fetch_soon(self, shards: Iterable[ShardKey]) -> None:
+        for owner, found in groupby(shards, key=itemgetter(0)):
+            self._caches[owner].fetch_soon([shard for _, shard in found])
 
     def read(
         self, numbers: NDArray[np.int64], buffer: BatchBuffer, take: Callable[[BatchBuffer, int, int], None]

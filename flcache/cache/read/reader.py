@@ -29,7 +29,7 @@ class ShardReader:
         self._store, self._tar = store, tar
         self.rows = read_rows(store, commit, spec)
         """(clips,) the rows of the idx."""
-        check_size(store, tar, commit.tar_bytes)
+        check_size(store, tar, commit.tar_digest)
         self._file = store.open(tar, digest=commit.tar_digest)
         self._offsets = self.rows["payloads"]["offset"].tolist()
         self.times = self.rows["times"]
@@ -71,9 +71,9 @@ def read_rows(store: Store, commit: Commit, spec: CacheSpec) -> Rows:
     """The rows of a committed idx. Raises DamagedError if it is not the one that was committed."""
     idx = commit.files.idx
     layouts, num_steps = spec.codec.payloads(spec.latent_shape), spec.latent_shape[0]
-    num_bytes = index_size(commit.clips, num_steps, len(layouts))
-    check_size(store, idx, num_bytes)
-    raw = store.read(idx, num_bytes, digest=Digest(num_bytes, commit.idx_xxh3_64))
+    digest = idx_digest(commit, spec)
+    check_size(store, idx, digest)
+    raw = store.read(idx, digest.bytes, digest=digest)
     try:
         if xxhash.xxh3_64_hexdigest(raw) != commit.idx_xxh3_64:
             raise DamagedError("not the idx that was committed")
@@ -82,6 +82,12 @@ def read_rows(store: Store, commit: Commit, spec: CacheSpec) -> Rows:
     except DamagedError as error:
         raise damaged(store, f"{idx}: {error}") from None
     return rows
+
+
+def idx_digest(commit: Commit, spec: CacheSpec) -> Digest:
+    """What the idx of a committed shard must be."""
+    num_payloads = len(spec.codec.payloads(spec.latent_shape))
+    return Digest(index_size(commit.clips, spec.latent_shape[0], num_payloads), commit.idx_xxh3_64)
 
 
 def _check_places(rows: Rows, layouts: Sequence[PayloadLayout], tar_bytes: int) -> None:

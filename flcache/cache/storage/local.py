@@ -65,7 +65,7 @@ class LocalStore:
     def exists(self, name: str) -> bool:
         return self.size(name) is not None
 
-    def size(self, name: str) -> int | None:
+    def size(self, name: str, *, digest: Digest | None = None) -> int | None:
         path = self._path(name)
         with storage_errors(path), suppress(FileNotFoundError, NotADirectoryError):
             status = path.stat()

@@ -16,7 +16,7 @@ from threading import Lock
 
 import xxhash
 
-from flcache.cache.storage.local import LocalStore, TemporaryFile
+from flcache.cache.storage.local import LocalStore, TemporaryFile, storage_error
 from flcache.cache.storage.store import check_name
 from flcache.errors import CacheError, DamagedError
 from flcache.remote import (
@@ -59,7 +59,9 @@ class RemoteStore:
     def exists(self, name: str) -> bool:
         return self._asked(name) is not None
 
-    def size(self, name: str) -> int | None:
+    def size(self, name: str, *, digest: Digest | None = None) -> int | None:
+        if digest is not None and self._keeps:
+            return digest.bytes
         entry = self._entries.get(name) or self._asked(name)
         return entry.size if entry else None
 
@@ -72,7 +74,7 @@ class RemoteStore:
         return self._spool.unpublished()
 
     def read(self, name: str, limit: int, *, digest: Digest | None = None) -> bytes:
-        with self._missing_named(name):
+        with self._missing_named(name, known=digest is not None):
             return self._read(self._found(name, digest), limit)
 
     def read_all(self, names: Sequence[str], limit: int) -> list[bytes]:
@@ -155,11 +157,12 @@ class RemoteStore:
             return os.pread(descriptor, file.entry.size, 0)
 
     @contextmanager
-    def _missing_named(self, name: str) -> Iterator[None]:
+    def _missing_named(self, name: str, *, known: bool = False) -> Iterator[None]:
+        """A file that is not there is an error of one line; damage where it is `known` that it should be."""
         try:
             yield
         except FileNotFoundError:
-            raise CacheError(f"{self}/{name}: no such file") from None
+            raise (DamagedError if known else CacheError)(f"{self}/{name}: no such file") from None
 
 
 class KeptFile:
@@ -174,12 +177,17 @@ class KeptFile:
 
     def read_into(self, offset: int, buffer: memoryview) -> int:
         try:
-            with self._disk.open(self._file) as descriptor:
-                return _read_into(descriptor, offset, buffer)
+            descriptor = self._disk.hold(self._file)
         except FileNotFoundError:
             raise DamagedError(f"{self._file}: is not there; {self._hint}") from None
         except DamagedError as error:
             raise DamagedError(f"{error}; {self._hint}") from None
+        try:
+            return _read_into(descriptor, offset, buffer)
+        except OSError as error:
+            raise storage_error(self._disk.path(self._file), error) from error
+        finally:
+            os.close(descriptor)
 
     def will_need(self, offset: int, num_bytes: int) -> None:
         fetch_soon(self._disk, self._file)

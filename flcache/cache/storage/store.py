@@ -52,8 +52,11 @@ class Store(Protocol):
 
     def exists(self, name: str) -> bool: ...
 
-    def size(self, name: str) -> int | None:
-        """Bytes of the file `name`, now or when it was last listed; None if there is none."""
+    def size(self, name: str, *, digest: Digest | None = None) -> int | None:
+        """Bytes of the file `name`, now or when it was last listed; None if there is none.
+
+        A store that compares what it fetches with the `digest` need not ask: it may trust that until then.
+        """
 
     def names(self, folder: str = "") -> Iterator[str]:
         """The files below `folder`, in any order."""
