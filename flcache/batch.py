@@ -1,12 +1,12 @@
 """What a batch is: what every source yields, and every objective, predictor and metric takes.
 
-Shapes: B clips, F frames, T steps, H x W patch grid, D channels.
+Shapes: B clips, F frames, T steps, H x W patch grid, D channels, A numbers a step.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -29,6 +29,8 @@ class LatentBatch:
     ids: tuple[str, ...]
     context_steps: int
     """Steps `< context_steps` are the context, the others the target."""
+    arrays: Mapping[str, Tensor] = field(default_factory=dict)
+    """(B, T, A) by name: `dataset.arrays`, never standardised. The `actions` of step t lead from it to step t + 1."""
 
     @property
     def context(self) -> Tensor:
@@ -62,7 +64,8 @@ class LatentBatch:
         latents = send(self.latents, device)
         targets = latents if self.targets is self.latents else send(self.targets, device)
         times, valid = send(self.times, device), send(self.valid, device)
-        return replace(self, latents=latents, targets=targets, times=times, valid=valid)
+        arrays = {name: send(array, device) for name, array in self.arrays.items()}
+        return replace(self, latents=latents, targets=targets, times=times, valid=valid, arrays=arrays)
 
 
 @dataclass(frozen=True)
@@ -77,6 +80,8 @@ class VideoBatch:
     """(B, T) bool."""
     ids: tuple[str, ...]
     context_steps: int
+    arrays: Mapping[str, Tensor] = field(default_factory=dict)
+    """(B, T, A) by name, as in `LatentBatch`."""
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -84,7 +89,8 @@ class VideoBatch:
     def to(self, device: torch.device | str) -> VideoBatch:
         frames = tuple(send(clip, device) for clip in self.frames)
         times, valid = send(self.times, device), send(self.valid, device)
-        return replace(self, frames=frames, times=times, valid=valid)
+        arrays = {name: send(array, device) for name, array in self.arrays.items()}
+        return replace(self, frames=frames, times=times, valid=valid, arrays=arrays)
 
 
 @dataclass(frozen=True)
@@ -126,3 +132,9 @@ def step_valid(mask: NDArray[np.bool_], tubelet_size: int) -> NDArray[np.bool_]:
     """Which steps hold at least one real frame, from the frames' padding `mask` (F,), True where real; (T,)."""
     valid: NDArray[np.bool_] = np.asarray(mask.reshape(-1, tubelet_size).any(axis=1))
     return valid
+
+
+def step_arrays(arrays: Mapping[str, NDArray[np.float32]], tubelet_size: int) -> dict[str, NDArray[np.float32]]:
+    """Each of the `arrays` (F, A) by steps, (T, tubelet_size * A): the rows of the frames of a step, one after the
+    other."""
+    return {name: rows.reshape(-1, tubelet_size * rows.shape[1]) for name, rows in arrays.items()}

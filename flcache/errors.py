@@ -33,6 +33,8 @@ Reason = Literal[
     "size changes",  # pictures of different sizes in one clip
     "too short",
     "too large",  # its frames do not fit in memory
+    "no arrays",  # no `.npz` beside the video, or not the wanted array in it
+    "wrong arrays",  # not one row of finite numbers for each frame
     "timed out",
     "worker died",
     "not finite",

@@ -24,6 +24,7 @@ from flcache.leak import legal_boundaries, middle_boundary
 from flcache.videos import DecodedClip, PlannedClip, VideoFolder, decode_planned, planned_clips
 
 from .setup.cache import cache_store
+from .setup.arrays import array_widths
 from .setup.clips import open_pool, video_root
 from .setup.encoder import hard_spec, load_configured_encoder
 
@@ -97,7 +98,7 @@ def run(directory: Location, config: Config, clips: int, as_json: bool = False) 
 
 
 def _check_spec(cache: LatentCache, config: Config, model: LatentVideoModel) -> None:
-    wanted = make_spec(with_calibration(hard_spec(config, model), cache.spec))
+    wanted = make_spec(with_calibration(hard_spec(config, model, array_widths(config)), cache.spec))
     if different := latent_differences(cache.spec, wanted):
         raise SpecMismatch(
             f"{cache.store}: the configuration does not make these latents: {'; '.join(different)}; name the "

@@ -120,7 +120,7 @@ def test_keys_of_inline_options_stand_among_those_of_their_section() -> None:
 
 
 def test_a_section_needs_keys() -> None:
-    keys = "allow_outside, labels, max_missing_fraction, root, train, val, val_fraction"
+    keys = "allow_outside, arrays, labels, max_missing_fraction, root, train, val, val_fraction"
     assert problems("dataset: here\n") == [f"my.yaml:1: dataset: expected keys below it: {keys}"]
 
 

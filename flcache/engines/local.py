@@ -32,7 +32,8 @@ def run(
     called while the first clips are decoded; without it the job loads it. Failed clips are recorded and left out;
     raises CacheError where writing fails.
     """
-    with DecodePool(job.decode_workers, job.decode_timeout_s, max_bytes=job.max_clip_bytes) as pool:
+    timeout_s, max_bytes = job.decode_timeout_s, job.max_clip_bytes
+    with DecodePool(job.decode_workers, timeout_s, max_bytes=max_bytes, arrays=job.arrays) as pool:
         decode = partial(decode_planned, pool, VideoFolder(job.video_root, other_case=job.other_case))
         encoder = ShardEncoder(job, load_model or job.load_model, decode, pool.close, on_event)
         passes = []

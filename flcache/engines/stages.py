@@ -17,7 +17,7 @@ from itertools import chain, islice
 
 from torch import Tensor
 
-from flcache.batch import step_times, step_valid
+from flcache.batch import step_arrays, step_times, step_valid
 from flcache.cache import EncodedClip, Failure, RetryWriter, ShardBusy, ShardWriter, ValueRangeError, stage_of
 from flcache.encoder import LatentVideoModel
 from flcache.engines.figures import Clock, EncoderTimes
@@ -194,6 +194,7 @@ class ShardEncoder:
             label=clip.label,
             video=clip.video,
             decoder=decoded.decoder,
+            arrays=step_arrays(decoded.arrays, tubelet_size),
         )
 
     def _commit_all(self) -> None:

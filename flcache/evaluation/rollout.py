@@ -150,7 +150,8 @@ def _first(batch: LatentBatch, clips: int) -> LatentBatch:
     latents = batch.latents[:clips]
     targets = latents if batch.targets is batch.latents else batch.targets[:clips]
     times, valid, ids = batch.times[:clips], batch.valid[:clips], batch.ids[:clips]
-    return replace(batch, latents=latents, targets=targets, times=times, valid=valid, ids=ids)
+    arrays = {name: array[:clips] for name, array in batch.arrays.items()}
+    return replace(batch, latents=latents, targets=targets, times=times, valid=valid, ids=ids, arrays=arrays)
 
 
 @dataclass(frozen=True)

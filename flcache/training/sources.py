@@ -8,7 +8,7 @@ from dataclasses import KW_ONLY, dataclass, field
 import torch
 from torch import Tensor
 
-from flcache.batch import VideoBatch, step_times, step_valid
+from flcache.batch import VideoBatch, step_arrays, step_times, step_valid
 from flcache.cache import EpochSampler
 from flcache.errors import DataError
 from flcache.training.augment import augmented
@@ -65,12 +65,14 @@ class VideoSource:
         sampled = [decoded.sampled(nominal=self.nominal_times) for _, decoded in clips]
         times = [step_times(seconds, self.tubelet_size) for seconds in sampled]
         valid = [step_valid(decoded.mask, self.tubelet_size) for _, decoded in clips]
+        arrays = [step_arrays(decoded.arrays, self.tubelet_size) for _, decoded in clips]
         return VideoBatch(
             frames=tuple(self._frames(clip.clip_id, decoded, epoch) for clip, decoded in clips),
             times=torch.stack([torch.from_numpy(seconds) for seconds in times]),
             valid=torch.stack([torch.from_numpy(steps) for steps in valid]),
             ids=tuple(clip.clip_id for clip, _ in clips),
             context_steps=self.context_steps,
+            arrays={name: torch.stack([torch.from_numpy(each[name]) for each in arrays]) for name in self.pool.arrays},
         )
 
     def _frames(self, clip_id: str, decoded: DecodedClip, epoch: int) -> Tensor:
@@ -88,6 +90,7 @@ class VideoSource:
             valid=torch.zeros(1, steps, dtype=torch.bool),
             ids=(),
             context_steps=self.context_steps,
+            arrays={name: torch.zeros(1, steps, self.tubelet_size * width) for name, width in self.pool.arrays.items()},
         )
 
     def _note_failures(self, failed: Sequence[tuple[PlannedClip, Exception]]) -> None:

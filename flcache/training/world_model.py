@@ -138,7 +138,7 @@ class WorldModel(nn.Module):
         if self.target_encoder is not None:
             with torch.no_grad():
                 targets = self.target_encoder(batch.frames)
-        return LatentBatch(latents, targets, batch.times, batch.valid, batch.ids, batch.context_steps)
+        return LatentBatch(latents, targets, batch.times, batch.valid, batch.ids, batch.context_steps, batch.arrays)
 
     def _standardised(self, encoded: LatentBatch) -> LatentBatch:
         statistics = self._current(encoded) if self.encoder is not None and self.training else self.statistics

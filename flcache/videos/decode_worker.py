@@ -12,7 +12,7 @@ import signal
 import socket
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -51,10 +51,10 @@ class _Videos:
         self._max_bytes = max_bytes
         self._video: OpenedVideo | None = None
 
-    def decode(self, path: VideoFile, request: ClipRequest) -> DecodedClip:
+    def decode(self, path: VideoFile, request: ClipRequest, arrays: Mapping[str, int]) -> DecodedClip:
         if self._video is None or not self._video.is_of(path):
             self.close()
-            self._video = OpenedVideo(path, max_bytes=self._max_bytes)
+            self._video = OpenedVideo(path, max_bytes=self._max_bytes, arrays=arrays)
         return self._video.decode(request)
 
     def close(self) -> None:
@@ -71,10 +71,11 @@ def _answer(channel: socket.socket, videos: _Videos) -> None:
         return
     timestamps = None if head["timestamps"] is None else tuple(head["timestamps"])
     request = ClipRequest(head["frames"], head["start_s"], timestamps, head["stride"], head["short"], head["end_s"])
-    clip = _or_error(head["path"], lambda path: videos.decode(path, request))
+    clip = _or_error(head["path"], lambda path: videos.decode(path, request, head["arrays"]))
     if isinstance(clip, DecodedClip):
         arrays = {name: getattr(clip, name).tolist() for name in ("timestamps", "mask", "nominal")}
-        answer = {"shape": clip.frames.shape, "decoder": clip.decoder, **arrays}
+        rows = {name: found.tolist() for name, found in clip.arrays.items()}
+        answer = {"shape": clip.frames.shape, "decoder": clip.decoder, "arrays": rows, **arrays}
         messages.send(channel, answer, np.ascontiguousarray(clip.frames).reshape(-1).data)
     else:
         messages.send(channel, clip)

@@ -7,8 +7,9 @@ replaced by a neighbour. F frames of h x w pixels.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import TracebackType
 
 import numpy as np
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 from flcache.errors import ConfigError, DecodeError
 from flcache.videos import decord_reader, pyav_reader
 from flcache.videos.container import VideoInfo, probe
+from flcache.videos.frame_arrays import read_rows, sampled
 from flcache.videos.frame_stream import FrameStream, is_plain
 from flcache.videos.frame_table import TOLERANCE_S, FrameTable, read_frame_table
 from flcache.videos.options import ClipRule
@@ -63,6 +65,8 @@ class DecodedClip:
     nominal: NDArray[np.float64]
     """(F,) seconds that were sampled: the requested ones, or multiples of the stride at the file's average rate. Evenly
     spaced even where the picture freezes or the video has ended."""
+    arrays: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
+    """(F, A) by name, what the video's `.npz` has for these frames: see `frame_arrays`."""
 
     def sampled(self, *, nominal: bool) -> NDArray[np.float64]:
         """(F,) the `nominal` seconds, or those at which the frames come on display."""
@@ -84,13 +88,22 @@ class OpenedVideo:
     """Clips of the video at `path`, cheapest one after the other: its frame table is read once, and a long video is
     decoded in one pass. What was decoded before changes neither frames nor errors. A context manager.
 
-    Arguments and errors as of `decode_clip`.
+    Arguments and errors as of `decode_clip`. Its clips come with `arrays`, numbers a row by name.
     """
 
-    def __init__(self, path: VideoFile, *, decoder: str = "auto", max_bytes: int = ClipRule.max_bytes) -> None:
+    def __init__(
+        self,
+        path: VideoFile,
+        *,
+        decoder: str = "auto",
+        max_bytes: int = ClipRule.max_bytes,
+        arrays: Mapping[str, int] | None = None,
+    ) -> None:
         if decoder not in DECODERS:
             raise ConfigError(f"decoder {decoder!r} is unknown; choose one of {', '.join(DECODERS)}")
         self._path, self._decoder, self._max_bytes = path, decoder, max_bytes
+        self._widths = arrays or {}
+        self._rows: dict[str, NDArray[np.float32]] | None = None
         self._state = _state(path)
         self._table: FrameTable | None = None
         self._max_pixels = 0
@@ -122,6 +135,8 @@ class OpenedVideo:
             words = f"is more than clip.max_bytes={self._max_bytes}; raise that, or scale"
             raise _too_large(path, request, table, words)
         indices, mask, nominal = _choose_frames(path, table, request)
+        if self._rows is None:
+            self._rows = read_rows(path, self._widths, len(table))
         wanted, places = np.unique(indices, return_inverse=True)
         try:
             frames, used = self._read(table, wanted)
@@ -129,7 +144,8 @@ class OpenedVideo:
                 frames = frames[places]
         except (MemoryError, BlockingIOError):  # EAGAIN: no memory for the stack of a thread that converts colours
             raise _too_large(path, request, table, "do not fit in memory; lower clip.frames, or scale") from None
-        return DecodedClip(frames, table.seconds[indices], mask, used, nominal)
+        arrays = sampled(self._rows, indices)
+        return DecodedClip(frames, table.seconds[indices], mask, used, nominal, arrays)
 
     def _table_for(self, max_pixels: int) -> FrameTable:
         if self._table is None or self._max_pixels != max_pixels:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -28,6 +29,14 @@ class DatasetOptions:
     """Accept absolute paths and `..` in annotation files that lead out of `root`."""
     max_missing_fraction: Fraction = 0.25
     """Videos of a split that may be absent from `root` before encoding refuses to start."""
+    arrays: tuple[str, ...] = ()
+    """Arrays of the videos' frames to keep beside the latents, such as `[actions]`: each video has a `.npz` of the same
+    stem with them, one row a frame."""
+
+    def __post_init__(self) -> None:
+        for name in self.arrays:
+            if not re.fullmatch(r"[a-z][a-z0-9_]{0,31}", name) or self.arrays.count(name) > 1:
+                raise ConfigError(f"dataset.arrays: {name!r}: list each once, in small letters, digits and `_`")
 
 
 @dataclass(frozen=True)

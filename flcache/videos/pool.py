@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -43,11 +43,19 @@ class DecodePool:
     """`workers` processes that decode clips, each within `timeout_s` seconds. A context manager.
 
     A clip of more than `max_bytes` fails. Clips that wait decoded have no more than that together, beside the one that
-    is taken next, and are no more than lets all workers work.
+    is taken next, and are no more than lets all workers work. Clips come with `arrays`, numbers a row by name.
     """
 
-    def __init__(self, workers: int, timeout_s: float, *, max_bytes: int = ClipRule.max_bytes) -> None:
+    def __init__(
+        self,
+        workers: int,
+        timeout_s: float,
+        *,
+        max_bytes: int = ClipRule.max_bytes,
+        arrays: Mapping[str, int] | None = None,
+    ) -> None:
         self._workers, self._timeout_s, self._max_bytes = workers, timeout_s, max_bytes
+        self.arrays = dict(arrays or {})
         self._threads = ThreadPoolExecutor(workers, thread_name_prefix="decode")
         self._fetcher = Fetcher()
         self._mine = threading.local()
@@ -137,7 +145,7 @@ class DecodePool:
                 asked.result.set_exception(error)
 
     def _decode_one(self, asked: _Asked, file: VideoFile, room: LookAhead) -> DecodedClip | DecodeError:
-        head = {"path": to_message(file), **asdict(asked.request)}
+        head = {"path": to_message(file), **asdict(asked.request), "arrays": self.arrays}
         let_in = partial(room.let_in, asked.number)
         return self._tried(asked.path, lambda worker: worker.decode(head, self._timeout_s, let_in))
 

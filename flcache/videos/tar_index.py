@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tarfile
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from flcache.errors import DataError
 from flcache.videos.remote_path import Place, RemotePath
@@ -15,7 +15,9 @@ def read_tar_index(tar: Place) -> dict[str, TarMember]:
     try:
         whole = tar.listed() if isinstance(tar, RemotePath) else tar
         with at_hand(whole) as here:
-            return {name: TarMember(whole, name, *place) for name, place in _members(tar, carrier(here)).items()}
+            places = _members(tar, carrier(here))
+        beside = {name: places.get(str(PurePosixPath(name).with_suffix(".npz"))) for name in places}
+        return {name: TarMember(whole, name, *place, beside[name]) for name, place in places.items()}
     except FileNotFoundError:
         raise DataError(f"{tar}: no such tar; mend dataset.train or dataset.root") from None
     except OSError as error:

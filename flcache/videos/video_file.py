@@ -21,6 +21,8 @@ class TarMember:
     name: str
     offset: int
     num_bytes: int
+    arrays: tuple[int, int] | None = None
+    """Offset and bytes of the `.npz` of the same stem in the tar, if there is one."""
 
     def __str__(self) -> str:
         return f"{self.tar}/{self.name}"
@@ -108,10 +110,13 @@ class _Range(io.RawIOBase):
 def to_message(file: VideoFile) -> Any:
     """As JSON for another process of this machine."""
     place = [str(whole_file(file)), str(carrier(file))]
-    return [*place, file.name, file.offset, file.num_bytes] if isinstance(file, TarMember) else place
+    return [*place, file.name, file.offset, file.num_bytes, file.arrays] if isinstance(file, TarMember) else place
 
 
 def from_message(sent: Any) -> VideoFile:
     name, path, *member = sent
     whole = Path(path) if name == path else RemotePath(name, "", copy=Path(path))
-    return TarMember(whole, *member) if member else whole
+    if not member:
+        return whole
+    *place, arrays = member
+    return TarMember(whole, *place, arrays and tuple(arrays))

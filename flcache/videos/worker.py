@@ -70,6 +70,7 @@ class Worker:
             mask=np.array(answer["mask"], dtype=np.bool_),
             decoder=answer["decoder"],
             nominal=np.array(answer["nominal"], dtype=np.float64),
+            arrays={name: np.array(rows, dtype=np.float32) for name, rows in answer["arrays"].items()},
         )
 
     def probe(self, paths: Sequence[VideoFile], timeout_s: float) -> list[VideoInfo | DecodeError]:

@@ -90,6 +90,7 @@ def run(config: Config, *, own_videos: bool, stand_in: float | None, as_json: bo
 
     `stand_in` takes the place of the encoder: its clips per second, 0 for one that costs nothing.
     """
+    config = replace(config, dataset=replace(config.dataset, arrays=()))  # small beside latents
     with tempfile.TemporaryDirectory(prefix="flcache-bench-", dir=".") as folder:
         if own_videos:
             config = write_videos(config, Path(folder) / "videos")
@@ -104,7 +105,7 @@ class _Bench:
         self.workers, self._folder = decode_workers(config), folder
         if stand_in is None:
             self._model: Any = load_configured_encoder(config, device=config.encode.device)
-            hard = hard_spec(config, self._model)
+            hard = hard_spec(config, self._model, {})
         else:
             self._model, hard = StandIn(stand_in), StandIn.hard_fields(config.cache.codec)
         self._videos, self._clips = _clips_of(config, clips)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -69,10 +69,10 @@ def read_split(config: Config, split: str) -> SplitClips:
     return SplitClips(split, clips, folder, missing)
 
 
-def open_pool(config: Config) -> DecodePool:
-    """The configured pool of decoding processes."""
-    encode = config.encode
-    return DecodePool(decode_workers(config), encode.decode_timeout_s, max_bytes=config.clip.max_bytes)
+def open_pool(config: Config, arrays: Mapping[str, int] | None = None) -> DecodePool:
+    """The configured pool of decoding processes, whose clips come with `arrays`."""
+    timeout_s, max_bytes = config.encode.decode_timeout_s, config.clip.max_bytes
+    return DecodePool(decode_workers(config), timeout_s, max_bytes=max_bytes, arrays=arrays)
 
 
 def report_missing(splits: Sequence[SplitClips]) -> None:

@@ -48,17 +48,21 @@ def print_choice(key: str, chosen: str, device: str) -> None:
         print(f"Notice: {key}=auto is {chosen} on {device}", file=sys.stderr)
 
 
-def hard_spec(config: Config, model: LatentVideoModel) -> dict[str, Any]:
-    """The hashed part of a spec, without calibration: everything that decides the latents."""
+def hard_spec(config: Config, model: LatentVideoModel, arrays: Mapping[str, int]) -> dict[str, Any]:
+    """The hashed part of a spec, without calibration: everything that decides the latents. `arrays` are those of the
+    videos' frames, with the numbers of a row of each."""
     frames = config.clip.frames
     steps, shape = model.num_steps(frames), model.latent_shape(frames)
     keep = reduction_fields(shape, pool=config.encode.keep.pool, pca=config.encode.keep.pca)
     stored = reduced_shape(keep, "encode.keep") if keep else shape
+    layout = {"shape": list(stored), "tubelet_size": frames // steps}
+    if arrays:
+        layout["arrays"] = {name: [steps, frames // steps * width] for name, width in arrays.items()}
     return {
         **hard_keys(model),
         "clip": config.clip.as_dict(),
         "context": model.context.as_dict(steps),
-        "layout": {"shape": list(stored), "tubelet_size": frames // steps},
+        "layout": layout,
         "codec": config.cache.codec,
         **({"keep": keep} if keep else {}),
     }

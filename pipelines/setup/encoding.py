@@ -29,6 +29,7 @@ from flcache.engines.cores import available_cores
 from flcache.errors import DataError
 from flcache.videos import decode_planned
 
+from .arrays import array_widths
 from .clips import open_pool, video_root
 from .encoder import hard_spec, load_configured_encoder, pick_device
 from .engine import LOCAL, Engine, decode_workers
@@ -94,7 +95,7 @@ def open_cache(location: Location, config: Config, model: LatentVideoModel, plan
         "batch_size": config.encode.batch_size,
         "versions": versions,
     }
-    hard = hard_spec(config, model)
+    hard = hard_spec(config, model, array_widths(config))
     calibration = partial(_calibrate, config, hard, model, planning) if is_calibrated(hard) else None
     spec, changed = create_or_check(location, hard, soft, calibration)
     for difference in changed:

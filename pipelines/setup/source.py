@@ -33,6 +33,7 @@ from flcache.leak import check_boundary, middle_boundary
 from flcache.training import Source, VideoSource, WorldModel
 from flcache.videos import DecodePool, PlannedClip, VideoFolder, planned_clips
 
+from .arrays import array_widths
 from .cache import cache_store
 from .clips import assign_split, open_pool, read_split
 from .encoder import earlier_forms, hard_spec, load_configured_encoder
@@ -117,7 +118,7 @@ def open_source(
     if config.training.source == "cache":
         yield _cached(config, reading, device)
         return
-    with open_pool(config) as pool:
+    with open_pool(config, array_widths(config)) as pool:
         if beside is None:
             yield _live(config, reading, pool, device)
         else:
@@ -271,7 +272,7 @@ def _context_steps(config: Config, seen_until: Sequence[int]) -> int:
 
 def _live_spec(config: Config, model: LatentVideoModel) -> CacheSpec:
     """The spec of the configured cache, if it holds these latents; else that of a new one."""
-    hard = hard_spec(config, model)
+    hard = hard_spec(config, model, array_widths(config))
     if "keep" in hard:
         raise ConfigError(
             "encode.keep stores a part of the latents, and training.source=videos has no store: "

@@ -33,12 +33,19 @@ CODECS = {"float16": np.float16, "float32": np.float32}
 """Codecs that keep the values of a numpy type; the others have tests of their own."""
 
 
-def hard_spec(codec: str = "float16", shape: Shape = SHAPE, seen_until: list[int] | None = None) -> dict[str, Any]:
+def hard_spec(
+    codec: str = "float16",
+    shape: Shape = SHAPE,
+    seen_until: list[int] | None = None,
+    arrays: dict[str, int] | None = None,
+) -> dict[str, Any]:
+    """`arrays` are numbers a step by name."""
+    kept = {"arrays": {name: [shape[0], numbers] for name, numbers in arrays.items()}} if arrays else {}
     return {
         "encoder": {"name": "tiny", "digest": "0" * 64},
         "clip": {"frames": 8, "fps": 4.0},
         "context": {"mode": "step", "seen_until": seen_until or list(range(shape[0]))},
-        "layout": {"shape": list(shape)},
+        "layout": {"shape": list(shape), **kept},
         "codec": codec,
     }
 
@@ -65,6 +72,15 @@ def clip_latents(clip_id: str, shape: Shape = SHAPE) -> np.ndarray:
     return latents
 
 
+def clip_arrays(clip_id: str, spec: CacheSpec) -> dict[str, np.ndarray]:
+    """(T, A) by name, that only the names decide."""
+    seeds = {name: int.from_bytes(f"{clip_id}/{name}".encode(), "little") for name in spec.arrays}
+    return {
+        name: np.random.default_rng(seed).normal(size=spec.arrays[name]).astype(np.float32)
+        for name, seed in seeds.items()
+    }
+
+
 def calibration(hard: dict[str, Any], num_clips: int) -> dict[str, Any]:
     """Of the training clips but the one that fails."""
     calibrator = Calibrator(hard)
@@ -73,7 +89,7 @@ def calibration(hard: dict[str, Any], num_clips: int) -> dict[str, Any]:
     return calibrator.fields()
 
 
-def encoded_clip(row: Any, *, shape: Shape = SHAPE, valid_steps: int = T) -> EncodedClip:
+def encoded_clip(row: Any, *, shape: Shape = SHAPE, valid_steps: int = T, arrays: Any = None) -> EncodedClip:
     return EncodedClip(
         clip_id=row.clip_id,
         slot=row.slot,
@@ -85,6 +101,7 @@ def encoded_clip(row: Any, *, shape: Shape = SHAPE, valid_steps: int = T) -> Enc
         label=row.label,
         video=row.video,
         decoder="decord",
+        arrays=arrays or {},
     )
 
 
@@ -99,16 +116,24 @@ def write_shard(
                 writer.fail(failure)
             else:
                 valid_steps = 2 if row.slot == len(rows) - 1 else T
-                writer.add(encoded_clip(row, shape=spec.latent_shape, valid_steps=valid_steps))
+                arrays = clip_arrays(row.clip_id, spec)
+                writer.add(encoded_clip(row, shape=spec.latent_shape, valid_steps=valid_steps, arrays=arrays))
         writer.commit()
 
 
 def plan_cache(
-    cache_dir: Location, *, codec: str = "float16", shape: Shape = SHAPE, num_train: int = 23, num_val: int = 5
+    cache_dir: Location,
+    *,
+    codec: str = "float16",
+    shape: Shape = SHAPE,
+    num_train: int = 23,
+    num_val: int = 5,
+    arrays: dict[str, int] | None = None,
 ) -> CacheSpec:
     """The spec and plan of a cache of five clips a shard."""
-    calibrate = partial(calibration, hard_spec(codec, shape), num_train) if is_calibrated(hard_spec(codec)) else None
-    spec, _ = create_or_check(cache_dir, hard_spec(codec, shape), {"device": "cpu"}, calibrate)
+    hard = hard_spec(codec, shape, arrays=arrays)
+    calibrate = partial(calibration, hard, num_train) if is_calibrated(hard) else None
+    spec, _ = create_or_check(cache_dir, hard, {"device": "cpu"}, calibrate)
     clip_bytes = spec.codec.clip_bytes(shape)
     for split, number in (("train", num_train), ("val", num_val)):
         clips = clip_table(number, split)

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from forked import run_forked
-from small_cache import encoded_clip, file_bytes, make_cache
+from small_cache import clip_arrays, encoded_clip, file_bytes, make_cache
 
 from flcache.cache import (
     Failure,
@@ -38,12 +38,12 @@ def row_that_failed(cache_dir: Path) -> Any:
 
 
 def retry(cache_dir: Path, *, fails: bool = False) -> None:
-    row = row_that_failed(cache_dir)
-    with RetryWriter(cache_dir, *SHARD, read_spec(cache_dir)) as writer:
+    row, spec = row_that_failed(cache_dir), read_spec(cache_dir)
+    with RetryWriter(cache_dir, *SHARD, spec) as writer:
         if fails:
             writer.fail(Failure(row.clip_id, row.slot, row.video, "decode", "cut off", "moov atom not found", 1))
         else:
-            writer.add(encoded_clip(row))
+            writer.add(encoded_clip(row, arrays=clip_arrays(row.clip_id, spec)))
         writer.commit()
 
 
@@ -52,16 +52,19 @@ def written_at_once(cache_dir: Path, folder: Path) -> dict[str, bytes]:
     shutil.copytree(cache_dir, folder)
     LocalStore(folder).remove("commits/train-000000.json")
     rows = read_plan(folder).query("split == 'train' and shard == 0")
-    with ShardWriter(folder, *SHARD, read_spec(folder)) as writer:
+    spec = read_spec(folder)
+    with ShardWriter(folder, *SHARD, spec) as writer:
         for row in rows.itertuples():
-            writer.add(encoded_clip(row, valid_steps=2 if row.slot == len(rows) - 1 else 4))
+            valid_steps = 2 if row.slot == len(rows) - 1 else 4
+            writer.add(encoded_clip(row, valid_steps=valid_steps, arrays=clip_arrays(row.clip_id, spec)))
         writer.commit()
     return {name: content for name, content in file_bytes(folder).items() if name.startswith("shards/train-000000")}
 
 
+@pytest.mark.parametrize("arrays", [None, {"actions": 3, "states": 1}], ids=["alone", "arrays"])
 @pytest.mark.parametrize("codec", CODECS)
-def test_the_shard_is_as_if_nothing_had_failed(codec: str, tmp_path: Path) -> None:
-    cache_dir = make_cache(tmp_path / "cache", codec=codec, **SIZES)
+def test_the_shard_is_as_if_nothing_had_failed(codec: str, arrays: dict[str, int] | None, tmp_path: Path) -> None:
+    cache_dir = make_cache(tmp_path / "cache", codec=codec, arrays=arrays, **SIZES)
     expected = written_at_once(cache_dir, tmp_path / "other")
     before, old = file_bytes(cache_dir), LatentCache(cache_dir, "train")
     retry(cache_dir)

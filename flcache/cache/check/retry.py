@@ -123,7 +123,7 @@ class RetryWriter:
         return content
 
     def _payload(self, tar: StoredFile, row: Any, number: int) -> NDArray[Any]:
-        layout, place = self._spec.codec.payloads(self._spec.latent_shape)[number], row["payloads"][number]
+        layout, place = self._spec.payloads[number], row["payloads"][number]
         values = np.empty(layout.shape, layout.dtype)
         content = values.reshape(-1).data.cast("B")
         tar.read_into(int(place["offset"]), content)

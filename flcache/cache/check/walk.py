@@ -77,7 +77,7 @@ class _Tar:
 
 
 def _members(tar: _Tar, commit: Commit, spec: CacheSpec, rows: Rows, clips: list[PlannedClip]) -> Iterator[Problem]:
-    layouts = spec.codec.payloads(spec.latent_shape)
+    layouts = spec.payloads
     buffers = [np.empty(layout.num_bytes, dtype=np.uint8) for layout in layouts]
     before = _member(FINGERPRINT_MEMBER, spec.fingerprint.encode())
     for row, clip in zip(rows, clips, strict=True):

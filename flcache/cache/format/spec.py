@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from flcache.cache.codecs.protocol import Codec
+from flcache.cache.codecs.protocol import Codec, PayloadLayout
 from flcache.cache.codecs.reduction import (
     Reduction,
     are_constants,
@@ -36,6 +36,9 @@ FORMAT = "flc1"
 _FIELDS = {"format", "fingerprint", "spec", "soft", "channels"}
 _RESTORE = "restore it from a copy, or choose another cache.dir"
 _SHOWN_CHARACTERS = 80
+ARRAY_NAME = re.compile(r"[a-z][a-z0-9_]{0,31}")
+MAX_ROW_NUMBERS = 2**24
+"""Of an array of the videos' frames, in a step."""
 MAX_CLIP_BYTES = 2**48
 """No file holds a larger clip, and every offset below it fits the integers of an idx."""
 
@@ -46,7 +49,8 @@ class CacheSpec:
 
     hard: dict[str, Any]
     """Needs `codec`, `layout.shape` (T, H, W, D) of what is read and `context.seen_until` (T). `keep` says how the
-    encoder's latents are reduced to that, `calibration` with which constants; other fields are the caller's."""
+    encoder's latents are reduced to that, `calibration` with which constants, `layout.arrays` which arrays of the
+    videos' frames are kept beside them; other fields are the caller's."""
     soft: dict[str, Any]
     channels: dict[str, Any] | None = None
     """`mean` and `rms` per channel of the training split and their `count`, once all of it is encoded."""
@@ -79,6 +83,21 @@ class CacheSpec:
         """(T, H, W, D) of what is read; the arrays in a shard have the shapes that the codec gives them."""
         T, H, W, D = self.hard["layout"]["shape"]
         return T, H, W, D
+
+    @property
+    def arrays(self) -> dict[str, tuple[int, int]]:
+        """(T, A) of the arrays of the videos' frames that are kept beside the latents, by name."""
+        return {name: (steps, numbers) for name, (steps, numbers) in sorted(_arrays(self.hard).items())}
+
+    @cached_property
+    def payloads(self) -> tuple[PayloadLayout, ...]:
+        """All arrays of a clip in a shard: those of the codec, then the `arrays`."""
+        layouts = (PayloadLayout(name, np.dtype("<f4"), shape) for name, shape in self.arrays.items())
+        return (*self.codec.payloads(self.latent_shape), *layouts)
+
+    def decode(self, payloads: Sequence[NDArray[Any]]) -> NDArray[Any]:
+        """The latents of a clip, or of some steps of it, from all its payloads."""
+        return self.codec.decode(payloads[: len(payloads) - len(self.arrays)])
 
     @property
     def nominal_times(self) -> bool:
@@ -203,6 +222,7 @@ def _check_layout(spec: CacheSpec, where: str) -> None:
     if get_codec(hard.get("codec")).clip_bytes(tuple(shape)) > MAX_CLIP_BYTES:
         raise CacheError(f"{where}: layout.shape is {shape!r}; no clip is that large")
     _check_calibration(hard, shape, where)
+    _check_arrays(hard, shape, where)
     channels = spec.channels
     if channels is not None and not (
         isinstance(channels, dict)
@@ -223,6 +243,19 @@ def _check_calibration(hard: dict[str, Any], shape: list[int], where: str) -> No
         parse_reduction(keep, calibration, where)
         if (reduced := list(reduced_shape(keep, where))) != shape:
             raise CacheError(f"{where}: layout.shape is {shape}, but keep makes {reduced} of its shape")
+
+
+def _check_arrays(hard: dict[str, Any], shape: list[int], where: str) -> None:
+    arrays = _arrays(hard)
+    taken = {layout.name for layout in get_codec(hard["codec"]).payloads(tuple(shape))}
+    for name, found in arrays.items() if isinstance(arrays, dict) else [("", arrays)]:
+        fits = are_counts(found, 2, least=1) and found[0] == shape[0] and found[1] <= MAX_ROW_NUMBERS
+        if not fits or not ARRAY_NAME.fullmatch(name) or name in taken:
+            raise CacheError(f"{where}: layout.arrays has {name!r}: {_show(found)}; it must hold [T, A] by plain names")
+
+
+def _arrays(hard: dict[str, Any]) -> Any:
+    return _field(hard, "layout", "arrays") or {}
 
 
 def _field(hard: dict[str, Any], section: str, name: str) -> Any:

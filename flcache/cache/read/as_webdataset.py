@@ -40,7 +40,7 @@ class _Checked:
 
     def __init__(self, cache: LatentCache, shards: Mapping[str, int]) -> None:
         self._cache, self._shards = cache, shards
-        self._layouts = cache.spec.codec.payloads(cache.latent_shape)
+        self._layouts = cache.spec.payloads
 
     def __call__(self, samples: Iterable[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
         shard, row = -1, 0

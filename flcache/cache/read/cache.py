@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import copy
 from bisect import bisect_right
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any
@@ -45,6 +45,8 @@ class CachedClip:
     split: str
     seen_until: tuple[int, ...]
     """(T,) the last step that each step has seen; 0 is the first step here."""
+    arrays: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
+    """(T, A) by name, of the video's frames: see `LatentBatch.arrays`."""
 
 
 @dataclass(frozen=True)
@@ -158,8 +160,7 @@ class LatentCache:
         self.check_steps(start, stop)
         shard, row = self.locate(index)
         reader = self.reader(shard)
-        layouts = self.spec.codec.payloads(self.latent_shape)
-        payloads = [np.empty((stop - start, *layout.shape[1:]), dtype=layout.dtype) for layout in layouts]
+        payloads = [np.empty((stop - start, *layout.shape[1:]), layout.dtype) for layout in self.spec.payloads]
         buffers = [memoryview(payload.reshape(-1).view(np.uint8).data) for payload in payloads]
         try:
             if stop - start == self.latent_shape[0]:
@@ -176,13 +177,14 @@ class LatentCache:
         plan_row = self._planned(commit)[0] + reader.slots[row]
         return CachedClip(
             clip_id=str(self._plan.value("clip_id", plan_row)),
-            latents=self.spec.codec.decode(payloads),
+            latents=self.spec.decode(payloads),
             times=reader.times[row, start:stop].copy(),
             valid=np.arange(start, stop) < reader.valid_steps[row],
             label=self._plan.value("label", plan_row),
             video=str(self._plan.value("video", plan_row)),
             split=commit.split,
             seen_until=tuple(seen - start for seen in self.seen_until[start:stop]),
+            arrays=dict(zip(self.spec.arrays, payloads[len(payloads) - len(self.spec.arrays) :], strict=True)),
         )
 
     def damaged_clip(self, index: int, error: DamagedError) -> DamagedError:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import accumulate, groupby
 from operator import itemgetter
 from typing import NamedTuple
@@ -33,6 +33,8 @@ class StoredBatch:
     valid: NDArray[np.bool_]
     """(B, steps)"""
     ids: tuple[str, ...]
+    arrays: dict[str, NDArray[np.float32]] = field(default_factory=dict)
+    """(B, steps, A) by name."""
 
 
 class _Place(NamedTuple):
@@ -92,12 +94,17 @@ class ClipReader:
         """
         owners = [bisect_right(self._ends, number) for number in numbers.tolist()]
         places = [self._place(owner, number) for owner, number in zip(owners, numbers.tolist(), strict=True)]
-        views = buffer.views[: len(places)]
+        arrays = self._empty_arrays(len(places))
+        views = [
+            (*payloads, *(_bytes_of(array[clip]) for array in arrays.values()))
+            for clip, payloads in enumerate(buffer.views[: len(places)])
+        ]
+        scratch = buffer.scratch and (*buffer.scratch, *map(_bytes_of, self._empty_clip()))
         if self._read_ahead:
             for place, payloads in zip(places, views, strict=True):
                 place.reader.will_need(place.row, self._start, payloads)
         for clip, (number, place, payloads) in enumerate(zip(numbers.tolist(), places, views, strict=True)):
-            self._read_clip(number, place, payloads, buffer.scratch)
+            self._read_clip(number, place, payloads, scratch)
             take(buffer, clip, owners[clip])
         valid_steps = np.array([[place.reader.valid_steps[place.row]] for place in places])  # (B, 1)
         return StoredBatch(
@@ -105,7 +112,17 @@ class ClipReader:
             times=np.array([place.reader.times[place.row, self._start : self._stop] for place in places]),
             valid=np.arange(self._start, self._stop) < valid_steps,
             ids=self._ids(places),
+            arrays=arrays,
         )
+
+    def _empty_arrays(self, clips: int) -> dict[str, NDArray[np.float32]]:
+        """(clips, steps, A) by name: small, and so new for every batch."""
+        steps = self._stop - self._start
+        return {name: np.empty((clips, steps, A), np.float32) for name, (_, A) in self._caches[0].spec.arrays.items()}
+
+    def _empty_clip(self) -> list[NDArray[np.float32]]:
+        """(T, A) each, of a whole clip."""
+        return [np.empty(shape, np.float32) for shape in self._caches[0].spec.arrays.values()]
 
     def _ids(self, places: Sequence[_Place]) -> tuple[str, ...]:
         if len(self._caches) == 1:  # one look-up for the whole batch
@@ -134,3 +151,7 @@ class ClipReader:
                 self._checked[number] = True
         except DamagedError as error:
             raise place.cache.damaged_clip(place.clip, error) from error
+
+
+def _bytes_of(array: NDArray[np.float32]) -> memoryview:
+    return array.reshape(-1).data.cast("B")

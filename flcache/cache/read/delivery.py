@@ -16,8 +16,8 @@ from flcache.cache.codecs.protocol import Codec
 from flcache.cache.read.clips import StoredBatch
 from flcache.cache.read.ring import BatchBuffer
 
-Delivered = tuple[Tensor, Tensor, Tensor]
-"""Latents (B, T, H, W, D), times (B, T) and valid (B, T), on the device."""
+Delivered = tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]
+"""Latents (B, T, H, W, D), times (B, T), valid (B, T) and arrays (B, T, A) by name, on the device."""
 
 
 @dataclass(frozen=True)
@@ -60,8 +60,7 @@ class HostDelivery:
     def deliver(self, buffer: BatchBuffer, stored: StoredBatch, staged: None) -> Delivered:
         """Latents are valid until the next batch is asked for; `staged` is what `stage` gave."""
         latents = buffer.payloads[0] if buffer.decoded is None else buffer.decoded
-        times, valid = _times_and_valid(stored, self._device)
-        return latents[: len(stored.ids)].to(self._device), times, valid
+        return latents[: len(stored.ids)].to(self._device), *_beside(stored, self._device)
 
 
 class CudaDelivery:
@@ -86,11 +85,11 @@ class CudaDelivery:
             latents = payloads[0]
             if not self._decoder.passes_through:
                 latents = self._decode(payloads, stored.owners)
-            times, valid = _times_and_valid(stored, self._device)
+            times, valid, arrays = _beside(stored, self._device)
             ready = torch.cuda.Event()  # type: ignore[no-untyped-call]
             ready.record(self._stream)
         ready.synchronize()
-        return (latents, times, valid), ready
+        return (latents, times, valid, arrays), ready
 
     def deliver(
         self, buffer: BatchBuffer, stored: StoredBatch, staged: tuple[Delivered, torch.cuda.Event]
@@ -98,7 +97,10 @@ class CudaDelivery:
         delivered, ready = staged
         consumer = torch.cuda.current_stream(self._device)
         consumer.wait_event(ready)
-        for tensor in delivered:  # their memory is not reused while the consumer's stream may read it
+        for tensor in (
+            *delivered[:3],
+            *delivered[3].values(),
+        ):  # their memory is not reused while the consumer's stream may read it
             tensor.record_stream(consumer)
         return delivered
 
@@ -114,5 +116,7 @@ class CudaDelivery:
         return latents
 
 
-def _times_and_valid(stored: StoredBatch, device: torch.device) -> tuple[Tensor, Tensor]:
-    return torch.from_numpy(stored.times).to(device), torch.from_numpy(stored.valid).to(device)
+def _beside(stored: StoredBatch, device: torch.device) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    """What a batch has beside its latents."""
+    times, valid = torch.from_numpy(stored.times).to(device), torch.from_numpy(stored.valid).to(device)
+    return times, valid, {name: torch.from_numpy(array).to(device) for name, array in stored.arrays.items()}

@@ -144,7 +144,7 @@ class LatentLoader(IterableDataset[LatentBatch]):
         self._sampler.load_state_dict(state)
 
     def _batch(self, ring: _Ring, buffer: BatchBuffer, stored: StoredBatch, staged: Any) -> LatentBatch:
-        latents, times, valid = ring.delivery.deliver(buffer, stored, staged)
+        latents, times, valid, arrays = ring.delivery.deliver(buffer, stored, staged)
         if self._copy and self._device.type == "cpu":  # on another device every batch is new
             latents = latents.clone()
         return LatentBatch(
@@ -154,6 +154,7 @@ class LatentLoader(IterableDataset[LatentBatch]):
             valid=valid,
             ids=stored.ids,
             context_steps=self._context_steps,
+            arrays=arrays,
         )
 
     def _make_ring(self) -> _Ring:

@@ -26,6 +26,9 @@ class Mixture:
         for cache in caches:
             if not len(cache):
                 raise CacheError(f"{cache.store}: no clips to mix in; leave it out")
+            if cache.spec.arrays != first.spec.arrays:
+                kept = [spec.arrays or "no arrays" for spec in (cache.spec, first.spec)]
+                raise CacheError(f"{cache.store}: clips with {kept[0]} do not mix with those with {kept[1]}")
             if (cache.latent_shape, cache.spec.codec.name) != (first.latent_shape, first.spec.codec.name):
                 raise CacheError(
                     f"{cache.store}: {cache.spec.codec.name} latents of {cache.latent_shape} do not mix with the "

@@ -23,7 +23,7 @@ class ShardReader:
     """
 
     def __init__(self, store: Store, commit: Commit, spec: CacheSpec) -> None:
-        self._layouts = spec.codec.payloads(spec.latent_shape)
+        self._layouts = spec.payloads
         self._step_bytes = [layout.num_bytes // layout.shape[0] for layout in self._layouts]
         tar = commit.files.tar
         self._store, self._tar = store, tar
@@ -70,7 +70,7 @@ class ShardReader:
 def read_rows(store: Store, commit: Commit, spec: CacheSpec) -> Rows:
     """The rows of a committed idx. Raises DamagedError if it is not the one that was committed."""
     idx = commit.files.idx
-    layouts, num_steps = spec.codec.payloads(spec.latent_shape), spec.latent_shape[0]
+    layouts, num_steps = spec.payloads, spec.latent_shape[0]
     digest = idx_digest(commit, spec)
     check_size(store, idx, digest)
     raw = store.read(idx, digest.bytes, digest=digest)
@@ -93,7 +93,7 @@ def idx_digest(commit: Commit, spec: CacheSpec) -> Digest:
 def _check_places(rows: Rows, layouts: Sequence[PayloadLayout], tar_bytes: int) -> None:
     """Raises DamagedError unless every payload is as large as its layout and inside the tar, and slots ascend."""
     sizes, offsets = rows["payloads"]["bytes"], rows["payloads"]["offset"]
-    expected = np.array([layout.num_bytes for layout in layouts], dtype=np.uint64)
+    num_payloads = len(spec.payloads)
     inside = (sizes <= tar_bytes) & (offsets <= tar_bytes - np.minimum(sizes, tar_bytes))
     if not (np.all(sizes == expected) and np.all(inside)):
         raise DamagedError("points outside of its tar")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import prod
 from typing import Any
 
@@ -56,6 +56,8 @@ class EncodedClip:
     decoder: str
     metadata: Mapping[str, Any] | None = None
     """Anything else to keep in the clip's JSON."""
+    arrays: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
+    """(T, A) each, those of the spec."""
 
 
 class ShardBusy(CacheError):
@@ -123,8 +125,9 @@ class ShardWriter:
         prepared = self._prepared(clip)
         self._check_cosine(clip, prepared.fidelity)
         self._take_slot(clip.slot)
-        offsets = self._write_members(clip.clip_id, self._metadata(clip), prepared.payloads)
-        self._rows.append(self._row(clip, offsets, prepared.payloads))
+        payloads = [*prepared.payloads, *(np.ascontiguousarray(clip.arrays[name]) for name in self._spec.arrays)]
+        offsets = self._write_members(clip.clip_id, self._metadata(clip), payloads)
+        self._rows.append(self._row(clip, offsets, payloads))
         self._decoders[clip.decoder] += 1
         self._sums.add_steps(prepared.sums, positions=prod(self._spec.latent_shape[1:-1]))
         self._fidelities.append(prepared.fidelity)
@@ -142,7 +145,7 @@ class ShardWriter:
             (*numbers, row["times"].tolist(), [(offset, place["bytes"], place["xxh3_64"]) for offset, place in places])
         )
         self._decoders[decoder] += 1
-        stored = cast(self._spec.codec.decode(payloads), np.dtype(np.float32))
+        stored = cast(self._spec.decode(payloads), np.dtype(np.float32))
         self._sums.add(stored[: int(row["valid_steps"])])
 
     def add_fidelity(self, fidelity: Fidelity | None, keep_fidelity: Fidelity | None) -> None:
@@ -161,8 +164,7 @@ class ShardWriter:
             return standing
         self._tar.add(CHANNELS_MEMBER, self._sums.sums.astype("<f8").tobytes())
         tar_digest = self._tar.finish()
-        num_payloads = len(self._spec.codec.payloads(self._spec.latent_shape))
-        rows = np.array(self._rows, dtype=row_dtype(self._spec.latent_shape[0], num_payloads))
+        rows = np.array(self._rows, dtype=row_dtype(self._spec.latent_shape[0], len(self._spec.payloads)))
         index, failures = index_bytes(rows), failures_bytes(self._failures)
         self._new_tar.publish()
         self._store.write(self._files.idx, index)
@@ -205,11 +207,10 @@ class ShardWriter:
 
     def _write_members(self, clip_id: str, metadata: bytes, payloads: Sequence[NDArray[Any]]) -> list[int]:
         """Where in the tar each payload starts."""
-        layouts = self._spec.codec.payloads(self._spec.latent_shape)
         self._tar.add(f"{clip_id}.json", metadata)
         return [
             self._tar.add_array(f"{clip_id}.{layout.name}.npy", payload)
-            for layout, payload in zip(layouts, payloads, strict=True)
+            for layout, payload in zip(self._spec.payloads, payloads, strict=True)
         ]
 
     def _check(self, clip: EncodedClip) -> None:
@@ -218,6 +219,9 @@ class ShardWriter:
             raise CacheError(f"clip {clip.clip_id}: {len(clip.times)} times and {clip.valid_steps} valid of {T} steps")
         if len(clip.timestamps) != len(clip.mask):
             raise CacheError(f"clip {clip.clip_id}: {len(clip.timestamps)} timestamps, {len(clip.mask)} in the mask")
+        found = {name: (array.dtype.str, array.shape) for name, array in clip.arrays.items()}
+        if found != {name: ("<f4", shape) for name, shape in self._spec.arrays.items()}:
+            raise CacheError(f"clip {clip.clip_id}: arrays {found}, the spec says float32 {self._spec.arrays}")
         check_clip_ids([clip.clip_id])
 
     def _take_slot(self, slot: int) -> None:
