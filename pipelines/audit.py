@@ -23,8 +23,8 @@ from flcache.errors import CacheError, DataError, DecodeError, LeakError, SpecMi
 from flcache.leak import legal_boundaries, middle_boundary
 from flcache.videos import DecodedClip, PlannedClip, VideoFolder, decode_planned, planned_clips
 
-from .setup.cache import cache_store
 from .setup.arrays import array_widths
+from .setup.cache import cache_store
 from .setup.clips import open_pool, video_root
 from .setup.encoder import hard_spec, load_configured_encoder
 

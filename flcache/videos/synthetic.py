@@ -1,7 +1,8 @@
 """Synthetic videos: H.264 files of shapes that move straight and bounce off the walls, annotated as Kinetics is.
 
 Each video depends only on the seed, the split, its index and the picture's size and timing, so a larger data set
-contains the files of a smaller one. F frames of S x S pixels.
+contains the files of a smaller one. With actions, the largest shape of each is pushed about instead, and the others
+stand still: a `.npz` beside the video says how. F frames of S x S pixels.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,6 +32,11 @@ COLOURS = {
 LABELS = tuple(f"{colour} {shape}" for shape in SHAPES for colour in COLOURS)
 """Colour and shape of the largest shape of a video."""
 
+PUSH = 0.04
+"""Deviation of a push in each direction, in parts of the picture a frame."""
+KEPT_SPEED = 0.5
+"""Part of its speed that a pushed shape keeps from frame to frame."""
+
 # Near-lossless, with a constant quantiser: at this size x264's adaptive one gave different bytes in each run.
 _X264_OPTIONS = {"qp": "10", "preset": "veryfast", "g": "16"}
 
@@ -41,6 +47,7 @@ class _Picture:
     size: int
     fps: int
     seed: int
+    pushed: ClassVar[bool] = False
 
     @property
     def duration_s(self) -> int:
@@ -54,14 +61,31 @@ class _Picture:
         return hashlib.sha256(repr(self).encode()).hexdigest()[:4]
 
 
+@dataclass(frozen=True)
+class _PushedPicture(_Picture):
+    """Its files have other names than those without actions."""
+
+    pushed: ClassVar[bool] = True
+
+
 def write_dataset(
-    root: Path, *, train_videos: int, val_videos: int, frames: int = 32, size: int = 64, fps: int = 8, seed: int = 0
+    root: Path,
+    *,
+    train_videos: int,
+    val_videos: int,
+    frames: int = 32,
+    size: int = 64,
+    fps: int = 8,
+    seed: int = 0,
+    actions: bool = False,
 ) -> None:
     """Write `<root>/<label>/<id>_000000_<seconds>.mp4` for both splits, then `<root>/train.csv` and `val.csv`.
 
+    With `actions` each video has a `.npz` beside it: `actions` (F, 2), how far down and right the largest shape is
+    pushed after each frame; `states` (F, 2), where its centre is. Both in parts of the picture.
     Files that exist are kept: each gets its name only when it is complete.
     """
-    picture = _Picture(frames, size, fps, seed)
+    picture = (_PushedPicture if actions else _Picture)(frames, size, fps, seed)
     root.mkdir(parents=True, exist_ok=True)
     for split, count in (("train", train_videos), ("val", val_videos)):
         rows = [_write_one(root, split, index, picture) for index in range(count)]
@@ -74,8 +98,10 @@ def _write_one(root: Path, split: str, index: int, picture: _Picture) -> str:
     label = LABELS[index % len(LABELS)]
     youtube_id = f"{split[0]}{index:06d}{picture.digest}"  # 11 characters, as on YouTube
     path = root / label / f"{youtube_id}_{0:06d}_{picture.duration_s:06d}.mp4"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if picture.pushed and not path.with_suffix(".npz").exists():
+        _replace(path.with_suffix(".npz"), _arrays(split, index, picture))
     if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
         _replace(path, encode_mp4(draw_video(split, index, picture), picture.fps))
     return f"{label},{youtube_id},0,{picture.duration_s},{split},0"
 
@@ -88,6 +114,14 @@ def _replace(path: Path, content: bytes) -> None:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _arrays(split: str, index: int, picture: _Picture) -> bytes:
+    """The `.npz` of a video with actions."""
+    main, stream = _scene(split, index, picture)[1][-1], io.BytesIO()
+    assert main.pushes is not None
+    np.savez(stream, actions=main.pushes / picture.size, states=main.centres / picture.size)
+    return stream.getvalue()
 
 
 def draw_frames(number: int, *, frames: int, size: int, fps: int) -> NDArray[np.uint8]:
@@ -120,6 +154,8 @@ class _Shape:
     radius: float
     centres: NDArray[np.float32]
     """(F, 2)"""
+    pushes: NDArray[np.float32] | None = None
+    """(F, 2) pixels a frame by which its velocity changes after each frame."""
 
 
 def _scene(split: str, index: int, picture: _Picture) -> tuple[NDArray[np.float32], list[_Shape]]:
@@ -132,7 +168,12 @@ def _scene(split: str, index: int, picture: _Picture) -> tuple[NDArray[np.float3
     for thing in (*others, main):
         colour, kind = thing.split()
         radius = picture.size * (rng.uniform(0.17, 0.2) if thing is main else rng.uniform(0.08, 0.13))
+        if picture.pushed and thing is main:
+            shapes.append(_Shape(kind, colour, radius, *_pushed(rng, picture.frames, picture.size, radius)))
+            continue
         centres = _trajectory(rng, picture.frames, picture.size, radius)
+        if picture.pushed:
+            centres[:] = centres[0]
         shapes.append(_Shape(kind, colour, radius, centres))
     return background, shapes
 
@@ -157,6 +198,21 @@ def _trajectory(rng: np.random.Generator, frames: int, size: int, radius: float)
     straight = rng.uniform(0, room, size=2) + velocity * np.arange(frames)[:, None]
     folded = room - np.abs(straight % (2 * room) - room)
     return (folded + radius).astype(np.float32)
+
+
+def _pushed(
+    rng: np.random.Generator, frames: int, size: int, radius: float
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Centres (F, 2) of a disc that is pushed at random, slows down and is mirrored at the walls; the pushes (F, 2)."""
+    room, centres = size - 2 * radius, np.zeros((frames, 2))
+    pushes = size * rng.normal(0, PUSH, (frames, 2))
+    centres[0], velocity = rng.uniform(0, room, size=2), np.zeros(2)
+    for frame in range(1, frames):
+        velocity = KEPT_SPEED * velocity + pushes[frame - 1]
+        straight = centres[frame - 1] + velocity
+        centres[frame] = room - np.abs(straight % (2 * room) - room)
+        velocity = np.where((straight < 0) | (straight > room), -velocity, velocity)
+    return (centres + radius).astype(np.float32), pushes.astype(np.float32)
 
 
 def _coverage(shape: str, centres: NDArray[np.float32], radius: float, size: int) -> NDArray[np.float32]:
