@@ -69,6 +69,7 @@ def _evaluate(
             horizons=options.horizons,
             baselines=fitted_baselines(config, model, source, device, processes),
             sampling=sampling,
+            actions=predictor.num_actions > 0,
             video_of=known_videos(config, options.split),
             device=device,
             processes=processes,

@@ -43,11 +43,18 @@ def _headline(found: dict[str, Any]) -> str:
             f"{decimal(latents['clip_bytes'])} a clip",
             *_fidelity("kept       ", _kept(found["keep"]), found["fidelity"]["keep"]),
             *_fidelity("fidelity   ", latents["codec"], found["fidelity"]["codec"]),
+            *_arrays(found["arrays"]),
             f"context     {context['mode']}",
             f"decoded by  {decoders or 'nothing yet'}",
             f"statistics  {'complete' if found['statistics'] else 'not complete: some training shards are missing'}",
         ]
     )
+
+
+def _arrays(arrays: dict[str, list[int]]) -> list[str]:
+    """A line on the arrays of the videos' frames, if there are any."""
+    words = ", ".join(f"{name} ({numbers} numbers a step)" for name, (_, numbers) in arrays.items())
+    return [f"arrays      {words}"] if words else []
 
 
 def _kept(keep: dict[str, Any] | None) -> str:

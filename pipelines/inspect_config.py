@@ -117,7 +117,8 @@ def _parameters(config: Config, encoder: LatentVideoModel | None, shape: Shape |
     predictor = None
     if shape:
         with torch.device("meta"):
-            predictor = findings.attempt(lambda: build_predictor(config.predictor, shape))
+            numbers = 1 if "actions" in config.dataset.arrays else None  # any, so that no video is looked at
+            predictor = findings.attempt(lambda: build_predictor(config.predictor, shape, numbers))
         parts |= {"predictor": predictor} if predictor else {}
     memory = findings.attempt(lambda: _memory(config, encoder, shape)) if encoder and shape and predictor else None
     return [*parameter_lines(parts), *([memory] if memory else [])]

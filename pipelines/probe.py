@@ -14,7 +14,17 @@ from torch import Tensor, nn
 from flcache.batch import LatentBatch
 from flcache.config import Config
 from flcache.errors import DataError
-from flcache.evaluation import Accuracy, Labelled, ProbeTest, clip_seeds, copy_last, plain, train_probes, true_context
+from flcache.evaluation import (
+    Accuracy,
+    Labelled,
+    ProbeTest,
+    clip_seeds,
+    copy_last,
+    given,
+    plain,
+    train_probes,
+    true_context,
+)
 from flcache.training import WorldModel, chosen_checkpoint
 
 from .setup.encoder import pick_device
@@ -83,8 +93,10 @@ def _test(
             if not len(chosen):
                 continue
             times = batch.context_times, batch.target_times
-            seeds = (clip_seeds(config.seed, batch.ids),) if predictor.generative else ()
-            predicted = (sample if seeds else predict)(batch.context, *times, *seeds).float()
+            if predictor.generative:
+                predicted = sample(batch.context, *times, clip_seeds(config.seed, batch.ids)).float()
+            else:
+                predicted = predict(*given(batch, None, actions=predictor.num_actions > 0)).float()
             copied = copy_last(true_context(batch), *times)
             kinds = {"true": batch.target, "predicted": predicted, "copied": copied}
             ids = [batch.ids[row] for row in chosen.tolist()]

@@ -48,6 +48,8 @@ def run(config: Config, resume: bool = False) -> None:
         raise ConfigError("encoder_trainable: latents in a cache train no encoder; set training.source=videos")
     if config.training.augment and config.training.source == "cache":
         raise ConfigError("training.augment: latents in a cache have no pixels to crop; set training.source=videos")
+    if config.training.augment and config.training.augment.flip and config.predictor.actions:
+        raise ConfigError("training.augment.flip: actions are those of videos as they are; set it to false")
     check_encoder_targets(config)
     check_trackers(config.training.trackers)
     accelerator = _accelerator(config)

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     )
     from flcache.cache.format.statistics import TRAINING_SPLIT, ChannelSums, channel_statistics, finalize_statistics
     from flcache.cache.options import CacheOptions, ReductionOptions
+    from flcache.cache.read.arrays import array_statistics, statistics_of
     from flcache.cache.read.as_webdataset import as_webdataset
     from flcache.cache.read.cache import CachedClip, LatentCache, SplitProgress
     from flcache.cache.read.loader import LatentLoader
@@ -84,6 +85,7 @@ __all__ = [
     "ValueRangeError",
     "Verification",
     "add_to_plan",
+    "array_statistics",
     "as_webdataset",
     "assign_shards",
     "channel_statistics",
@@ -116,6 +118,7 @@ __all__ = [
     "remove_shard_leftovers",
     "settle",
     "stage_of",
+    "statistics_of",
     "summary",
     "verify_cache",
     "with_calibration",

@@ -41,13 +41,6 @@ class EncodeJob:
     compile: bool = False
     """Whether `torch.compile` takes the encoder."""
 
-    @property
-    def arrays(self) -> dict[str, int]:
-        """The arrays of the videos' frames to store, and how many numbers each has for a frame."""
-        return {
-            name: numbers // self.spec.hard["layout"]["tubelet_size"] for name, (_, numbers) in self.spec.arrays.items()
-        }
-
     def load_model(self) -> LatentVideoModel:
         """The encoder. Raises EncoderError if it cannot be loaded, SpecMismatch if it is not the one of the spec."""
         model = load_encoder(self.encoder, context=self.context, device=self.device, compile=self.compile)

@@ -33,7 +33,7 @@ def run(
     raises CacheError where writing fails.
     """
     timeout_s, max_bytes = job.decode_timeout_s, job.max_clip_bytes
-    with DecodePool(job.decode_workers, timeout_s, max_bytes=max_bytes, arrays=job.arrays) as pool:
+    with DecodePool(job.decode_workers, timeout_s, max_bytes=max_bytes, arrays=job.spec.row_widths) as pool:
         decode = partial(decode_planned, pool, VideoFolder(job.video_root, other_case=job.other_case))
         encoder = ShardEncoder(job, load_model or job.load_model, decode, pool.close, on_event)
         passes = []

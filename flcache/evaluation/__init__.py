@@ -5,14 +5,14 @@ from typing import TYPE_CHECKING
 from flcache.lazy import load_on_demand
 
 if TYPE_CHECKING:
-    from flcache.evaluation.baselines import BASELINES, Predict, copy_last, fit_baselines, true_context
+    from flcache.evaluation.baselines import BASELINES, Predict, copy_last, fit_baselines, given, true_context
     from flcache.evaluation.bootstrap import Interval
     from flcache.evaluation.options import EvaluationOptions, ProbeOptions
     from flcache.evaluation.plot import plot_skill
     from flcache.evaluation.probe import Accuracy, Labelled, ProbeTest, train_probes
     from flcache.evaluation.processes import ALONE, Processes
     from flcache.evaluation.result import Errors, EvaluationResult, HorizonResult, plain
-    from flcache.evaluation.rollout import evaluate, skill_by_horizon
+    from flcache.evaluation.rollout import Prediction, evaluate, skill_by_horizon
     from flcache.evaluation.sampling import Sampling, clip_seeds
     from flcache.evaluation.table import baselines_table, detail_table, evaluation_table, samples_table
 else:
@@ -29,6 +29,7 @@ __all__ = [
     "Interval",
     "Labelled",
     "Predict",
+    "Prediction",
     "ProbeOptions",
     "ProbeTest",
     "Processes",
@@ -40,6 +41,7 @@ __all__ = [
     "evaluate",
     "evaluation_table",
     "fit_baselines",
+    "given",
     "plain",
     "plot_skill",
     "samples_table",

@@ -28,6 +28,14 @@ def true_context(batch: LatentBatch) -> Tensor:
     return batch.targets[:, : batch.context_steps]
 
 
+def given(batch: LatentBatch, horizons: int | None, *, actions: bool) -> tuple[Tensor, ...]:
+    """What a predictor gets of `batch` to predict `horizons` steps (None: all): the context and its times, the times of
+    the targets and, with `actions`, those of all these steps."""
+    times = batch.target_times[:, :horizons]
+    conditions = (batch.arrays["actions"][:, : batch.context_steps + times.shape[1]],) if actions else ()
+    return batch.context, batch.context_times, times, *conditions
+
+
 def copy_last(context: Tensor, context_times: Tensor, target_times: Tensor) -> Tensor:
     """The last step of the context, at every horizon."""
     return context[:, -1:].expand(-1, target_times.shape[1], -1, -1, -1)

@@ -14,6 +14,8 @@ from flcache.evaluation.spread import Spread
 
 REFERENCE = "copy_last"
 """The baseline that others are compared with."""
+SHUFFLED = "shuffled_actions"
+"""The prediction with the actions of other clips."""
 
 
 def spoken(name: str) -> str:

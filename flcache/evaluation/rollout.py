@@ -5,7 +5,7 @@ Shapes: B clips, Tc context steps, K horizons, H x W patch grid, D channels.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from flcache.batch import LatentBatch
 from flcache.errors import DataError
-from flcache.evaluation.baselines import BASELINES, Predict, copy_last, true_context
+from flcache.evaluation.baselines import BASELINES, Predict, copy_last, given, true_context
 from flcache.evaluation.bootstrap import number_videos
 from flcache.evaluation.metrics import (
     ChannelVariance,
@@ -25,17 +25,20 @@ from flcache.evaluation.metrics import (
     skill,
 )
 from flcache.evaluation.processes import ALONE, Processes
-from flcache.evaluation.result import EvaluationResult
+from flcache.evaluation.result import SHUFFLED, EvaluationResult
 from flcache.evaluation.retrieval import Gallery
 from flcache.evaluation.sampling import Sampling, score_samples
 from flcache.evaluation.spread import SpreadMoments
 from flcache.evaluation.summary import ClipScores, relative, summarise
 from flcache.leak import check_boundary
 
+Prediction = Callable[..., Tensor]
+"""A `Predict`, which gets actions too where the predictor is conditioned on them."""
+
 
 @torch.no_grad()
 def evaluate(
-    predict: Predict,
+    predict: Prediction,
     batches: Iterable[LatentBatch],
     *,
     seen_until: Sequence[int],
@@ -44,6 +47,7 @@ def evaluate(
     horizons: int | None = None,
     baselines: Mapping[str, Predict] = BASELINES,
     sampling: Sampling | None = None,
+    actions: bool = False,
     video_of: Mapping[str, str] | None = None,
     device: torch.device | str = "cpu",
     processes: Processes = ALONE,
@@ -51,13 +55,15 @@ def evaluate(
     """Score `predict` on the targets of `batches`, up to `horizons` steps ahead (None: to the end of the clips).
 
     All batches have the same steps and boundary. `sampling` replaces `predict` for a generative predictor: several
-    futures of every context are drawn, for the first clips alone. `video_of` is as in `number_videos`. Baselines get
-    `true_context`; where the encoder trains, errors are divided by the targets' variance. Memory is a batch, a few
-    numbers per clip, and what `retrieval` and `spread` keep of the first clips. With several `processes` each has every
-    `count`th batch, and the main one gets the result; that of the others has no horizons. Raises LeakError if by
-    `seen_until` the contexts have seen the future and `allow_leak` is False; DataError if there are no batches.
+    futures of every context are drawn, for the first clips alone. With `actions` the prediction is made from those of
+    the batch, and once more from those of other clips, which counts as the baseline `shuffled_actions`. `video_of` is
+    as in `number_videos`. Baselines get `true_context`, and no actions; where the encoder trains, errors are divided by
+    the targets' variance. Memory is a batch, a few numbers per clip, and what `retrieval` and `spread` keep of the
+    first clips. With several `processes` each has every `count`th batch, and the main one gets the result; that of the
+    others has no horizons. Raises LeakError if by `seen_until` the contexts have seen the future and `allow_leak` is
+    False; DataError if there are no batches.
     """
-    found = _Found(horizons)
+    found = _Found(horizons, actions)
     leak = False
     for first, batch in _in_turn(batches, processes, sampling.max_clips if sampling else None):
         leak |= check_boundary(seen_until, batch.context_steps, allow_leak=allow_leak)
@@ -78,12 +84,13 @@ def evaluate(
 
 @torch.no_grad()
 def skill_by_horizon(
-    predict: Predict,
+    predict: Prediction,
     batches: Iterable[LatentBatch],
     *,
     horizons: int | None = None,
     baselines: Mapping[str, Predict] = BASELINES,
     sampling: Sampling | None = None,
+    actions: bool = False,
     device: torch.device | str = "cpu",
     processes: Processes = ALONE,
 ) -> dict[str, dict[int, float]]:
@@ -93,7 +100,7 @@ def skill_by_horizon(
     """
     own = []
     for first, batch in _in_turn(batches, processes, sampling.max_clips if sampling else None):
-        own.append((first, _errors(batch.to(device), horizons, predict, baselines, sampling)))
+        own.append((first, _errors(batch.to(device), horizons, predict, baselines, sampling, actions)))
     gathered = [part for theirs in processes.gather(own) for part in theirs]
 
     def compare() -> dict[str, dict[int, float]]:
@@ -113,17 +120,17 @@ def skill_by_horizon(
 def _errors(
     batch: LatentBatch,
     horizons: int | None,
-    predict: Predict,
+    predict: Prediction,
     baselines: Mapping[str, Predict],
     sampling: Sampling | None,
+    actions: bool,
 ) -> dict[str, Tensor]:
     """(B, K) of the prediction and of each baseline; the targets' `power`, and which steps are `valid`."""
     target, times = batch.target[:, :horizons], batch.target_times[:, :horizons]
-    given = batch.context, batch.context_times, times
     if sampling is None:
-        error = mean_square(predict(*given).float() - target.float())
+        error = mean_square(predict(*given(batch, horizons, actions=actions)).float() - target.float())
     else:
-        error = score_samples(sampling.samples(*given, batch.ids), target).expected
+        error = score_samples(sampling.samples(batch.context, batch.context_times, times, batch.ids), target).expected
     true_given = true_context(batch), batch.context_times, times
     others = {name: mean_square(baseline(*true_given) - target) for name, baseline in baselines.items()}
     valid = batch.target_valid[:, :horizons].cpu()
@@ -154,6 +161,13 @@ def _first(batch: LatentBatch, clips: int) -> LatentBatch:
     return replace(batch, latents=latents, targets=targets, times=times, valid=valid, ids=ids, arrays=arrays)
 
 
+def _shuffled(batch: LatentBatch) -> LatentBatch:
+    """Each clip with the actions of the one before it in the batch; a single clip with its own in reverse."""
+    actions = batch.arrays["actions"]
+    others = actions.roll(1, dims=0) if len(batch) > 1 else actions.flip(1)
+    return replace(batch, arrays={**batch.arrays, "actions": others})
+
+
 @dataclass(frozen=True)
 class _Part:
     first: int
@@ -165,6 +179,7 @@ class _Part:
 @dataclass
 class _Found:
     horizons: int | None
+    actions: bool
     parts: list[_Part] = field(default_factory=list)
     galleries: dict[str, Gallery] = field(default_factory=lambda: {"prediction": Gallery(), "copy_last": Gallery()})
     spread: SpreadMoments = field(default_factory=SpreadMoments)
@@ -174,28 +189,30 @@ class _Found:
         self,
         first: int,
         batch: LatentBatch,
-        predict: Predict,
+        predict: Prediction,
         baselines: Mapping[str, Predict],
         sampling: Sampling | None,
     ) -> None:
         ahead = slice(self.horizons)
         target, target_times = batch.target[:, ahead], batch.target_times[:, ahead]
         valid = batch.target_valid[:, ahead]
-        given = batch.context, batch.context_times, target_times
         samples = None
         if sampling is None:
-            prediction = example = predict(*given)
+            prediction = example = predict(*given(batch, self.horizons, actions=self.actions))
             scores = score(prediction, target)
         else:
-            drawn = sampling.samples(*given, batch.ids)
+            drawn = sampling.samples(batch.context, batch.context_times, target_times, batch.ids)
             prediction, example, samples = drawn.float().mean(0), drawn[0], score_samples(drawn, target)
             scores = replace(score(prediction, target), error=samples.expected)
         true_given = true_context(batch), batch.context_times, target_times
         copied = copy_last(*true_given)
+        others = {name: score(baseline(*true_given), target) for name, baseline in baselines.items()}
+        if self.actions:
+            others[SHUFFLED] = score(predict(*given(_shuffled(batch), self.horizons, actions=True)), target)
         clip_scores = ClipScores(
             prediction=scores,
             samples=samples,
-            baselines={name: score(baseline(*true_given), target) for name, baseline in baselines.items()},
+            baselines=others,
             power=mean_square(target),
             motion=mean_square(target - copied),
             seconds=(target_times - batch.context_times[:, -1:]).cpu().double(),

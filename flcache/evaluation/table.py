@@ -9,7 +9,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from flcache.evaluation.bootstrap import Interval
-from flcache.evaluation.result import REFERENCE, EvaluationResult, spoken, value_at
+from flcache.evaluation.result import REFERENCE, SHUFFLED, EvaluationResult, spoken, value_at
 
 WIDTH, HEAD_WIDTH = 80, 24
 """Columns of a terminal, and those left of the skills."""
@@ -30,6 +30,8 @@ DETAILS: dict[str, tuple[tuple[str | int, ...], int]] = {
 }
 """Headings of `detail_table`, the path of the value in a horizon of evaluation.json, and its digits."""
 LEAK_WARNING = "LEAK: the contexts have seen the future; these numbers do not measure prediction"
+
+WITH_ACTIONS = "shuffled actions: the same with those of another clip; the others see none"
 
 
 def evaluation_table(result: EvaluationResult) -> Table:
@@ -91,7 +93,7 @@ def _skill_table(
     title: str, result: EvaluationResult, errors: Sequence[float], names: Sequence[str], found: Sequence[Estimates]
 ) -> Table:
     """One row per horizon: time ahead, clips, error, and the skills `found` over each of `names`."""
-    table = _table(title, ["step", "seconds", "clips", "error"], result)
+    table = _table(title, ["step", "seconds", "clips", "error"], result, names)
     cells = _estimates(found)
     for name, column in zip(names, zip(*cells, strict=True), strict=True):
         widest = max(len(line) for cell in column for line in cell.splitlines())
@@ -102,8 +104,9 @@ def _skill_table(
     return table
 
 
-def _table(title: str, headings: Sequence[str], result: EvaluationResult) -> Table:
-    caption = LEAK_WARNING if result.leak else None
+def _table(title: str, headings: Sequence[str], result: EvaluationResult, names: Sequence[str] = ()) -> Table:
+    lines = [WITH_ACTIONS if SHUFFLED in names else "", LEAK_WARNING if result.leak else ""]
+    caption = "\n".join(filter(None, lines)) or None
     table = Table(title=title, caption=caption, box=SIMPLE_HEAD, padding=(0, 0), show_edge=False)
     for heading in headings:
         table.add_column(heading, justify="right")

@@ -9,12 +9,12 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from flcache.batch import LatentBatch
+from flcache.batch import ChannelStatistics, LatentBatch
 from flcache.predictor.options import PredictorOptions
 from flcache.predictor.transformer import Block
 
@@ -56,9 +56,15 @@ class Predictor(nn.Module, ABC):
     """Its name in configurations."""
     generative: ClassVar[bool] = False
     """Whether `predict` draws one of several futures from torch's generator."""
+    takes_actions: ClassVar[bool] = False
+    """Whether `predictor.actions` may be set. `predict` then gets `actions` too, (B, Tc + Tt, A) as the dataset has
+    them: those of step t lead to step t + 1."""
+    num_actions: int = 0
+    """A, the numbers of a step's actions, if it is conditioned on them."""
 
-    def __init__(self, options: PredictorOptions, latent_shape: LatentShape) -> None:
-        """Parameters may depend on H, W and D of `latent_shape`, but not on T.
+    def __init__(self, options: PredictorOptions, latent_shape: LatentShape, num_actions: int = 0) -> None:
+        """Parameters may depend on H, W and D of `latent_shape`, but not on T. `num_actions` is given only to a kind
+        that `takes_actions`.
 
         Raises ConfigError if `options` do not fit the latents.
         """
@@ -89,8 +95,12 @@ class Predictor(nn.Module, ABC):
         torch's generator, which is seeded for every batch.
         """
         boundary, times = boundaries[0], batch.times
-        prediction = self.predict(batch.latents[:, :boundary], times[:, :boundary], times[:, boundary:])
+        given: dict[str, Any] = {"actions": batch.arrays["actions"]} if self.num_actions else {}
+        prediction = self.predict(batch.latents[:, :boundary], times[:, :boundary], times[:, boundary:], **given)
         return [Forecast.from_boundary(prediction, boundary)]
+
+    def standardise_actions(self, statistics: ChannelStatistics) -> None:
+        """Actions have these `statistics` (A,) in training."""
 
     def check_objective(self, distance: str, targets: str) -> None:
         """Raises ConfigError if it cannot learn from this `training.loss` with these `training.targets`."""

@@ -6,6 +6,8 @@ Measured on a CPU by `tests/benchmarks/predictor_step.py`.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 
 from flcache.predictor.interface import LatentShape
@@ -28,7 +30,7 @@ def training_memory_bytes(
     Not counted: the batch itself, the encoder, and about 100 MB that torch takes.
     """
     with torch.device("meta"):
-        predictor = build_predictor(options, latent_shape)
+        predictor = build_predictor(replace(options, actions=False), latent_shape)  # their embedding is small
     parameters = sum(weight.numel() for weight in predictor.parameters())
     kept = batch_size * predictor.kept_numbers(latent_shape, rollout_steps)
     return FLOAT_BYTES * ((STATES + averaged) * parameters + round(ALLOCATOR * kept))

@@ -92,6 +92,8 @@ class PredictorOptions:
     """Compute activations again in the backward pass instead of keeping them: less memory, a third more work."""
     compile: bool = False
     """Run blocks through `torch.compile`."""
+    actions: bool = False
+    """Condition each step on its `actions`, which `dataset.arrays` keeps; for `causal` only."""
     flow: FlowOptions = field(default_factory=FlowOptions)
     """For `flow_matching` only."""
 

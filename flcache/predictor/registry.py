@@ -37,10 +37,23 @@ def predictor_class(kind: str) -> type[Predictor]:
     return found
 
 
-def build_predictor(options: PredictorOptions, latent_shape: LatentShape) -> Predictor:
+def build_predictor(options: PredictorOptions, latent_shape: LatentShape, num_actions: int | None = None) -> Predictor:
     """A fresh predictor for latents of `latent_shape` (T, H, W, D), initialised from torch's generator; without memory
-    under `torch.device("meta")`. Raises ConfigError if `options` do not fit the latents."""
-    predictor = predictor_class(options.kind)(options, latent_shape)
+    under `torch.device("meta")`. `num_actions` is how many numbers the actions of a step have, if there are any.
+
+    Raises ConfigError if `options` do not fit the latents."""
+    found = predictor_class(options.kind)
+    if not options.actions:
+        predictor = found(options, latent_shape)
+    elif not found.takes_actions:
+        raise ConfigError(f"predictor.actions: {options.kind} takes no actions; set predictor.kind=causal, or false")
+    elif num_actions is None:
+        raise ConfigError(
+            "predictor.actions: these latents come without actions; keep them with dataset.arrays=[actions] when you "
+            "encode, or set predictor.actions=false"
+        )
+    else:
+        predictor = found(options, latent_shape, num_actions)
     if options.compile:
         predictor.compile_blocks()
     return predictor

@@ -5,7 +5,8 @@
 
 Latents go in and come out as an encoder gives them, or a cache stores them: standardising is done inside.
 
-Shapes: B clips, Tc context and Tt target steps, T steps of a clip of its training, H x W patch grid, D channels.
+Shapes: B clips, Tc context and Tt target steps, T steps of a clip of its training, H x W patch grid, D channels, A
+numbers of a step's actions.
 """
 
 from __future__ import annotations
@@ -64,6 +65,14 @@ class PredictorCard:
     """The `encoder.leading_tokens` of the encoder, where flcache does not know its tokens."""
 
     @property
+    def num_actions(self) -> int | None:
+        """A, where the latents come with actions."""
+        match self.latents:
+            case {"layout": {"arrays": {"actions": [_, int(numbers)]}}}:
+                return numbers
+        return None
+
+    @property
     def context_limits(self) -> list[int]:
         """How many steps a context may have."""
         steps = self.latent_shape[0]
@@ -88,18 +97,23 @@ class SavedPredictor:
         target_times: Tensor | None = None,
         *,
         seeds: Sequence[int] | None = None,
+        actions: Tensor | None = None,
     ) -> Tensor:
         """From `context` (B, Tc, H, W, D), the latents (B, Tt, H, W, D) after it, float32.
 
         Times are (B, Tc) and (B, Tt) seconds from the first frame of the clip; without them all that remains of a clip
         is predicted, at the times of the training clips. A generative predictor draws one future; a clip's seed decides
-        it. Raises PredictorError for a context that is too long, has seen the future, or is not of such latents.
+        it. One that was trained with actions takes them raw, (B, Tc + Tt, A), the last of which counts for nothing.
+        Raises PredictorError for a context that is too long, has seen the future, or is not of such latents.
         """
         self._check(context, target_times)
         context_times, target_times = self._times(context, context_times, target_times)
+        self._check_actions(actions, (len(context), context.shape[1] + target_times.shape[1]))
         given = self.statistics.standardise(context), context_times, target_times
-        predicted = self.predictor.predict(*given) if seeds is None else self.predictor.sample(*given, seeds)
-        return self.statistics.restore(predicted)
+        conditions = () if actions is None else (actions,)
+        if seeds is None or not self.predictor.generative:
+            return self.statistics.restore(self.predictor.predict(*given, *conditions))
+        return self.statistics.restore(self.predictor.sample(*given, seeds))
 
     def to(self, device: torch.device | str) -> SavedPredictor:
         """This predictor, moved to `device`, where its input must then be."""
@@ -125,6 +139,13 @@ class SavedPredictor:
                 f"{target_times.shape[1]} steps after a context of {given}: this predictor was trained on clips of "
                 f"{steps} steps; ask for 1 to {steps - given}"
             )
+
+    def _check_actions(self, actions: Tensor | None, steps: tuple[int, int]) -> None:
+        wanted = (*steps, self.predictor.num_actions) if self.predictor.num_actions else None
+        found = None if actions is None else tuple(actions.shape)
+        if found != wanted:
+            words = f"actions of {wanted}: one row a step of context and targets" if wanted else "no actions"
+            raise PredictorError(f"actions of {found}: this predictor takes {words}; give them so")
 
     def _times(self, context: Tensor, given: Tensor | None, targets: Tensor | None) -> tuple[Tensor, Tensor]:
         """The times of context and targets, (B, Tc) and (B, Tt): those given, else those of the training clips."""
@@ -213,7 +234,7 @@ def _card(content: dict[str, Any]) -> tuple[PredictorCard, Any]:
 def _build(card: PredictorCard) -> Predictor:
     """An untrained predictor; leaves torch's generator as it was."""
     with torch.random.fork_rng(devices=[]):
-        return build_predictor(replace(card.options, compile=False), card.latent_shape)
+        return build_predictor(replace(card.options, compile=False), card.latent_shape, card.num_actions)
 
 
 def _fill(predictor: Predictor, weights: dict[str, Tensor]) -> None:

@@ -37,6 +37,25 @@ class ScalarEmbedding(nn.Module):
         return embedded
 
 
+class ActionEmbedding(nn.Module):
+    """Embeds the action of a step, as the dataset has it: (..., A) to (..., width). Standardised inside."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, numbers: int, width: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(numbers))
+        self.register_buffer("std", torch.ones(numbers))
+        self.hidden, self.out = nn.Linear(numbers, width), nn.Linear(width, width)
+        initialise(self.hidden)
+        initialise(self.out)
+
+    def forward(self, actions: Tensor) -> Tensor:
+        embedded: Tensor = self.out(silu(self.hidden((actions.float() - self.mean) / self.std)))
+        return embedded
+
+
 def embedding(channels: int, width: int, merge: int) -> nn.Linear:
     """A linear map from the patches of a token to its channels."""
     linear = nn.Linear(channels * merge**2, width)

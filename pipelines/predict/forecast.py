@@ -107,10 +107,10 @@ class Forecast:
 def roll_out(model: ExportedModel, steps: Steps, name: str) -> tuple[RolledClip, NDArray[np.float32]]:
     """The window `steps` of latents, standardised, with its prediction; and that as raw latents (K, H, W, D)."""
     boundary, standardise = model.context_steps, model.predictor.statistics.standardise
-    latents, targets, times = (
-        torch.from_numpy(array)[None].to(model.device) for array in (steps.content, steps.targets, steps.times)
-    )
-    predicted = _predict(model, latents[:, :boundary], times[:, :boundary], times[:, boundary:], name)
+    given = steps.content, steps.targets, steps.times, steps.actions
+    latents, targets, times, actions = (torch.from_numpy(array)[None].to(model.device) for array in given)
+    taken = actions if model.arrays else None
+    predicted = _predict(model, latents[:, :boundary], times[:, :boundary], times[:, boundary:], name, taken)
     context, target, copied, prediction = (
         standardise(raw[0]).cpu()
         for raw in (latents[:, :boundary], targets[:, boundary:], targets[:, boundary - 1 : boundary], predicted)
@@ -127,12 +127,19 @@ def roll_out(model: ExportedModel, steps: Steps, name: str) -> tuple[RolledClip,
     return rolled, predicted[0].cpu().numpy()
 
 
-def _predict(model: ExportedModel, context: Tensor, context_times: Tensor, target_times: Tensor, name: str) -> Tensor:
+def _predict(
+    model: ExportedModel,
+    context: Tensor,
+    context_times: Tensor,
+    target_times: Tensor,
+    name: str,
+    actions: Tensor | None,
+) -> Tensor:
     """Raw latents (1, K, H, W, D), in the precision of the training; of a generative predictor the mean of samples."""
     predictor, given = model.predictor, (context, context_times, target_times)
     with as_trained(predictor.card.precision, model.device):
         if not predictor.predictor.generative:
-            return predictor(*given)
+            return predictor(*given, actions=actions)
         samples = [
             predictor(*given, seeds=clip_seeds(0, [name], number)) for number in range(EvaluationOptions.samples)
         ]

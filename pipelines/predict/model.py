@@ -37,6 +37,11 @@ class ExportedModel:
     def context_steps(self) -> int:
         return self.predictor.card.context_steps
 
+    @property
+    def arrays(self) -> dict[str, int]:
+        """The arrays that it takes of the `.npz` beside a video, and the numbers of a row of each."""
+        return {"actions": self.spec.row_widths["actions"]} if self.predictor.predictor.num_actions else {}
+
     @torch.no_grad()
     def encode(self, frames: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Frames (F, h, w, 3) of a clip as latents (T, H, W, D), and as its targets: the same array if they are."""

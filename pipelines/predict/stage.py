@@ -52,7 +52,8 @@ def run(videos: Sequence[Path], folder: Path, out: Path, *, every: int = 1, devi
     names, failed = _names(videos), []
     done: dict[Path, _Done] = {}
     moments = TargetMoments(model.spec.latent_shape[-1])
-    with open_pool(_decoding(device)) as pool, Progress("Predicting", len(names), "videos") as progress:
+    decoding = open_pool(_decoding(device), model.arrays)
+    with decoding as pool, Progress("Predicting", len(names), "videos") as progress:
         for path, name in names.items():
             try:
                 done[path] = _predict(model, pool, path, Forecast(name, every), moments, out)
@@ -118,7 +119,7 @@ def _player(
         for start_s, clip in pool.decode(requests):
             if isinstance(clip, DecodeError):
                 raise clip
-            steps = as_steps(model, clip.frames, clip.sampled(nominal=model.spec.nominal_times), clip.mask)
+            steps = as_steps(model, clip)
             rolled, _ = roll_out(model, encoded(model, steps), f"{each.summary.name}-{start_s:.2f}")
             left, top, right, bottom = seen_region(model.spec.hard["processor"], *clip.frames.shape[1:3])
             frames = steps.content[:, 0, top:bottom, left:right]

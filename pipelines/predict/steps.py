@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from flcache.batch import step_times, step_valid
+from flcache.batch import step_arrays, step_times, step_valid
 from flcache.errors import DecodeError
-from flcache.videos import ClipRequest, DecodePool, VideoInfo
+from flcache.videos import ClipRequest, DecodedClip, DecodePool, VideoInfo
 
 from .model import ExportedModel
 
@@ -33,6 +33,8 @@ class Steps:
     """(T, s) of the frames, from the first of the video."""
     valid: NDArray[np.bool_]
     """(T,) False where the video has ended."""
+    actions: NDArray[np.float32]
+    """(T, A) of the `.npz` beside the video; A is 0 for a model without."""
 
     def __getitem__(self, steps: slice) -> Steps:
         return Steps(*(getattr(self, entry.name)[steps] for entry in fields(self)))
@@ -58,7 +60,7 @@ class Steps:
 def encoded(model: ExportedModel, steps: Steps) -> Steps:
     """Frames as latents, encoded as one clip in the context mode of the training."""
     latents, targets = model.encode(steps.frames)
-    return Steps(latents, targets, steps.seconds, steps.valid)
+    return Steps(latents, targets, steps.seconds, steps.valid, steps.actions)
 
 
 def encoded_windows(model: ExportedModel, pool: DecodePool, path: Path, every: int) -> Iterator[Steps]:
@@ -94,13 +96,14 @@ def decoded_steps(model: ExportedModel, pool: DecodePool, path: Path) -> Iterato
             if number == 0 or clip.reason != "too short":
                 raise clip
             break
-        last = as_steps(model, clip.frames, clip.sampled(nominal=model.spec.nominal_times), clip.mask)
+        last = as_steps(model, clip)
         yield last
         if not last.valid.all():
             break
     if last is not None:
         still = np.repeat(last.content[-1:], len(last), axis=0)
-        yield Steps(still, still, last.seconds + rule.frames / rate, np.zeros(len(last), dtype=np.bool_))
+        ended = np.zeros(len(last), dtype=np.bool_)
+        yield Steps(still, still, last.seconds + rule.frames / rate, ended, np.zeros_like(last.actions))
 
 
 def request_at(model: ExportedModel, start_s: float, rate: float) -> ClipRequest:
@@ -109,12 +112,12 @@ def request_at(model: ExportedModel, start_s: float, rate: float) -> ClipRequest
     return ClipRequest(model.rule.frames, start_s, timestamps, None, "pad")
 
 
-def as_steps(
-    model: ExportedModel, frames: NDArray[np.uint8], seconds: NDArray[np.float64], mask: NDArray[np.bool_]
-) -> Steps:
+def as_steps(model: ExportedModel, clip: DecodedClip) -> Steps:
     size = model.encoder.tubelet_size
-    content = frames.reshape(-1, size, *frames.shape[1:])
-    return Steps(content, content, seconds.reshape(-1, size), step_valid(mask, size))
+    content = clip.frames.reshape(-1, size, *clip.frames.shape[1:])
+    seconds, valid = clip.sampled(nominal=model.spec.nominal_times).reshape(-1, size), step_valid(clip.mask, size)
+    none = np.zeros((len(valid), 0), dtype=np.float32)
+    return Steps(content, content, seconds, valid, step_arrays(clip.arrays, size).get("actions", none))
 
 
 def sampling_rate(model: ExportedModel, pool: DecodePool, path: Path) -> float:

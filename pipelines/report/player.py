@@ -15,7 +15,7 @@ from flcache.batch import LatentBatch
 from flcache.cache import LatentCache
 from flcache.config import Config
 from flcache.errors import DataError, DecodeError
-from flcache.evaluation import Predict, copy_last, true_context
+from flcache.evaluation import Prediction, copy_last, given, true_context
 from flcache.evaluation.report import (
     MAX_CLIPS,
     RolledClip,
@@ -46,6 +46,7 @@ def gather_pictures(config: Config, checkpoint: Path) -> tuple[dict[str, Any], d
     device, split = pick_device(config.training.device), config.evaluation.split
     with open_source(config, Reading(split, config.evaluation.batch_size, shuffle=False), device=device) as source:
         model = load_trained(config, source, checkpoint).to(device)
+        predictor = model.predictor
         num_clips = min(_count_clips(config), MAX_CLIPS)
         chosen = set(np.linspace(0, num_clips - 1, clips_that_fit(source.latent_shape)).round().astype(int).tolist())
         moments, clips = TargetMoments(source.latent_shape[-1]), []
@@ -55,7 +56,7 @@ def gather_pictures(config: Config, checkpoint: Path) -> tuple[dict[str, Any], d
                 moments.add(batch.target[batch.target_valid])
                 for row in range(len(batch)):
                     if progress.done in chosen:
-                        clips.append(roll_out(model.predictor.predict, batch, row))
+                        clips.append(roll_out(predictor.predict, batch, row, actions=predictor.num_actions > 0))
                     progress.advance()
                 if progress.done >= num_clips:
                     break
@@ -63,17 +64,18 @@ def gather_pictures(config: Config, checkpoint: Path) -> tuple[dict[str, Any], d
     return player_content(clips, moments.basis()), unread
 
 
-def roll_out(predict: Predict, batch: LatentBatch, row: int) -> RolledClip:
+def roll_out(predict: Prediction, batch: LatentBatch, row: int, *, actions: bool = False) -> RolledClip:
     """One clip of a batch, its prediction, and the copy of its last context step, in memory of their own."""
     one = slice(row, row + 1)
     context, times = true_context(batch)[one], (batch.context_times[one], batch.target_times[one])
+    conditions = [each[one] for each in given(batch, None, actions=actions)]
     return RolledClip(
         clip_id=batch.ids[row],
         times=batch.times[row].cpu().numpy(),
         valid=batch.valid[row].cpu().numpy(),
         context=_kept(context[0]),
         target=_kept(batch.target[row]),
-        prediction=_kept(predict(batch.context[one], *times)[0]),
+        prediction=_kept(predict(*conditions)[0]),
         copy=_kept(copy_last(context, *times)[0]),
     )
 

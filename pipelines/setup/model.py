@@ -31,7 +31,9 @@ def check_encoder_targets(config: Config) -> None:
 def build_world_model(config: Config, source: LatentSource, statistics: ChannelStatistics | None = None) -> WorldModel:
     """A fresh predictor for the latents of `source`, with its encoder where `source` holds frames."""
     boundaries = legal_training_boundaries(source.seen_until, allow_leak=config.allow_leak)
-    predictor = build_predictor(config.predictor, source.latent_shape)
+    predictor = build_predictor(config.predictor, source.latent_shape, source.num_actions)
+    if predictor.num_actions and statistics is None:
+        predictor.standardise_actions(source.action_statistics())
     return WorldModel(
         predictor,
         statistics or source.statistics(),

@@ -15,15 +15,18 @@ from rich.filesize import decimal
 
 from flcache.batch import ChannelStatistics, LatentBatch
 from flcache.cache import (
+    TRAINING_SPLIT,
     CacheSpec,
     ChannelSums,
     EpochSampler,
     LatentCache,
     LatentLoader,
+    array_statistics,
     channel_statistics,
     latent_differences,
     read_plan,
     read_spec,
+    statistics_of,
     with_calibration,
 )
 from flcache.config import Config
@@ -58,10 +61,17 @@ class LatentSource:
     leak: bool
     statistics: Callable[[], ChannelStatistics]
     """A function, since a live source may have to encode clips for them."""
+    action_statistics: Callable[[], ChannelStatistics]
+    """Of the `actions` of the training split."""
     encoder: LatentVideoModel | None
     """The encoder of the batches' frames; None where the batches hold latents."""
     precision: str
     """`training.precision`"""
+
+    @property
+    def num_actions(self) -> int | None:
+        """Numbers of the actions of a step, if there are any."""
+        return CacheSpec(dict(self.hard), {}).arrays.get("actions", (0, None))[1]
 
     def known_as(self, fingerprint: str) -> LatentSource:
         """This source with `fingerprint`, if that is its own in a form of earlier specs; else unchanged."""
@@ -182,6 +192,7 @@ def _cached(config: Config, reading: Reading, device: str) -> LatentSource:
         context_steps=context_steps,
         leak=loader.leaks,
         statistics=cache.statistics,
+        action_statistics=lambda: array_statistics(cache.split(TRAINING_SPLIT), "actions"),
         encoder=None,
         precision=config.training.precision,
     )
@@ -208,10 +219,18 @@ def _live(config: Config, reading: Reading, pool: DecodePool, device: str) -> La
 
     @cache
     def statistics() -> ChannelStatistics:
-        return _known_statistics(config, spec.fingerprint) or _calibrate(config, model, pool, latent_shape)
+        cached = _known_cache(config, spec.fingerprint)
+        return cached.statistics() if cached else _calibrate(config, model, pool, latent_shape)
+
+    @cache
+    def action_statistics() -> ChannelStatistics:
+        if cached := _known_cache(config, spec.fingerprint):
+            return array_statistics(cached.split(TRAINING_SPLIT), "actions")
+        batches = _first_training_clips(config, model, pool, latent_shape)
+        return statistics_of(batch.arrays["actions"][0][batch.valid[0]].numpy() for batch in batches)
 
     batches = _live_batches(config, reading, pool, model, spec, source.context_steps)
-    return replace(source, batches=batches, statistics=statistics)
+    return replace(source, batches=batches, statistics=statistics, action_statistics=action_statistics)
 
 
 def _described_live(config: Config, device: str) -> LatentSource:
@@ -230,6 +249,7 @@ def _described_live(config: Config, device: str) -> LatentSource:
         context_steps=context_steps,
         leak=leak,
         statistics=_no_statistics,
+        action_statistics=_no_statistics,
         encoder=model,
         precision=config.training.precision,
     )
@@ -286,11 +306,11 @@ def _live_spec(config: Config, model: LatentVideoModel) -> CacheSpec:
     return fresh if latent_differences(cache, fresh) else cache
 
 
-def _known_statistics(config: Config, fingerprint: str) -> ChannelStatistics | None:
-    """The channel statistics of the configured cache, if it holds the same latents."""
+def _known_cache(config: Config, fingerprint: str) -> LatentCache | None:
+    """The configured cache, if it holds the same latents and has some of them."""
     try:
         cache = LatentCache(cache_store(config)) if config.cache.dir else None
-        return cache.statistics() if cache and cache.fingerprint == fingerprint else None
+        return cache if cache and cache.fingerprint == fingerprint and cache.statistics() else None
     except CacheError:
         return None
 
@@ -299,16 +319,22 @@ def _calibrate(
     config: Config, model: LatentVideoModel, pool: DecodePool, latent_shape: tuple[int, int, int, int]
 ) -> ChannelStatistics:
     """Channel statistics over the first training clips, encoded by `model`."""
-    clips, folder = _live_clips(config, "train", latent_shape)
-    clips = clips[:LIVE_STATISTICS_CLIPS]
-    sampler = EpochSampler(len(clips), batch_size=1, shuffle=False, drop_last=False)
-    source = VideoSource(
-        clips, folder, pool, sampler, context_steps=1, tubelet_size=model.tubelet_size, max_failed_fraction=1.0
-    )
     sums = ChannelSums(latent_shape[-1])
-    for batch in source:
+    for batch in _first_training_clips(config, model, pool, latent_shape):
         latents = model(batch.frames).detach().cpu().numpy()  # (1, T, H, W, D)
         sums.add(latents[0][batch.valid[0].numpy()])
     if not sums.positions:
         raise DataError("no training clip could be decoded, so there is nothing to train on; see the annotation files")
     return channel_statistics(sums.channels())
+
+
+def _first_training_clips(
+    config: Config, model: LatentVideoModel, pool: DecodePool, latent_shape: tuple[int, int, int, int]
+) -> VideoSource:
+    """Those that statistics are taken of, one a batch."""
+    clips, folder = _live_clips(config, TRAINING_SPLIT, latent_shape)
+    clips = clips[:LIVE_STATISTICS_CLIPS]
+    sampler = EpochSampler(len(clips), batch_size=1, shuffle=False, drop_last=False)
+    return VideoSource(
+        clips, folder, pool, sampler, context_steps=1, tubelet_size=model.tubelet_size, max_failed_fraction=1.0
+    )

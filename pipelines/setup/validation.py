@@ -50,6 +50,7 @@ def open_validation(
                 horizons=config.evaluation.horizons,
                 baselines=baselines,
                 sampling=sampling,
+                actions=predictor.num_actions > 0,
                 device=device,
                 processes=processes,
             )

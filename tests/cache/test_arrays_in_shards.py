@@ -11,7 +11,7 @@ import pytest
 import torch
 from small_cache import SHAPE, T, clip_arrays, encoded_clip, hard_spec, make_cache, plan_cache
 
-from flcache.cache import LatentCache, LatentLoader, Mixture, ShardWriter, as_webdataset, make_spec, read_plan
+from flcache.cache import LatentCache, LatentLoader, Mixture, ShardWriter, as_webdataset, make_spec, read_plan, summary
 from flcache.cache.check.verify import verify_cache
 from flcache.errors import CacheError, DamagedError
 
@@ -35,6 +35,7 @@ def test_clips_come_with_their_arrays(cache_dir: Path) -> None:
             np.testing.assert_array_equal(clip.arrays[name], array, strict=True)
             np.testing.assert_array_equal(cache.steps(index, 1, 3).arrays[name], array[1:3], strict=True)
     assert verify_cache(cache_dir).ok
+    assert summary(cache_dir)["arrays"] == {"actions": [T, 6], "states": [T, 1]}
 
 
 def make_plain(cache_dir: Path) -> Path:

@@ -123,7 +123,7 @@ def predictions_of(model: ExportedModel, frames: NDArray[np.uint8]) -> list[NDAr
     """Of every window of the steps in `frames`, which come in blocks of a clip."""
     content = frames.reshape(-1, 2, *frames.shape[1:])
     seconds = np.arange(len(frames), dtype=np.float64).reshape(-1, 2) / 8
-    steps = Steps(content, content, seconds, np.ones(len(content), dtype=np.bool_))
+    steps = Steps(content, content, seconds, np.ones(len(content), dtype=np.bool_), np.zeros((len(content), 0)))
     forecast, blocks = Forecast("video", 1), [steps[start : start + 4] for start in range(0, len(steps), 4)]
     for window in sliding(blocks, 4, 1):
         forecast.add(model, encoded(model, window))

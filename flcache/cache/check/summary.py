@@ -33,6 +33,7 @@ def summary(location: Location) -> dict[str, Any]:
             "dtype": codec.payloads(cache.latent_shape)[0].dtype.name,
             "clip_bytes": codec.clip_bytes(cache.latent_shape),
         },
+        "arrays": {name: list(shape) for name, shape in cache.spec.arrays.items()},
         "keep": keep and {**keep, "variance_kept": components and components["variance_kept"]},
         "fidelity": {
             "codec": _fidelity(commit.fidelity for commit in commits),

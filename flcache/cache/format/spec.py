@@ -89,6 +89,11 @@ class CacheSpec:
         """(T, A) of the arrays of the videos' frames that are kept beside the latents, by name."""
         return {name: (steps, numbers) for name, (steps, numbers) in sorted(_arrays(self.hard).items())}
 
+    @property
+    def row_widths(self) -> dict[str, int]:
+        """How many numbers the `arrays` have for each frame of a video, by name."""
+        return {name: numbers // self.hard["layout"]["tubelet_size"] for name, (_, numbers) in self.arrays.items()}
+
     @cached_property
     def payloads(self) -> tuple[PayloadLayout, ...]:
         """All arrays of a clip in a shard: those of the codec, then the `arrays`."""

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import xxhash
+from numpy.typing import NDArray
 
 from flcache.cache.codecs.protocol import PayloadLayout
 from flcache.cache.format.commit import Commit, check_size, damaged
@@ -53,18 +55,30 @@ class ShardReader:
         whole = scratch or buffers
         self.read_into(row, 0, whole)
         for payload, content in enumerate(whole):
-            if xxhash.xxh3_64_intdigest(content) != int(self.rows["payloads"]["xxh3_64"][row, payload]):
-                what = f"{self._layouts[payload].name} of slot {self.slots[row]}"
-                raise damaged(self._store, f"{self._tar}: {what} are not what was written")
+            self._check(row, payload, content)
         for payload, content in enumerate(scratch):
             first = start * self._step_bytes[payload]
             buffers[payload][:] = content[first : first + buffers[payload].nbytes]
+
+    def array(self, row: int, payload: int) -> NDArray[Any]:
+        """One payload of clip `row`, checked."""
+        layout = self._layouts[payload]
+        values = np.empty(layout.shape, layout.dtype)
+        content = values.reshape(-1).data.cast("B")
+        self._file.read_into(self._offsets[row][payload], content)
+        self._check(row, payload, content)
+        return values
 
     def will_need(self, row: int, start: int, buffers: Sequence[memoryview]) -> None:
         """Start to fetch what `read_into` with the same arguments will read."""
         for payload, buffer in enumerate(buffers):
             offset = self._offsets[row][payload] + start * self._step_bytes[payload]
             self._file.will_need(offset, len(buffer))
+
+    def _check(self, row: int, payload: int, content: memoryview) -> None:
+        if xxhash.xxh3_64_intdigest(content) != int(self.rows["payloads"]["xxh3_64"][row, payload]):
+            what = f"{self._layouts[payload].name} of slot {self.slots[row]}"
+            raise damaged(self._store, f"{self._tar}: {what} are not what was written")
 
 
 def read_rows(store: Store, commit: Commit, spec: CacheSpec) -> Rows:

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from flcache.evaluation.result import spoken
+from flcache.evaluation.result import SHUFFLED, spoken
 
 Outcome = Literal["ahead", "level", "behind", "unknown"]
 Row = Mapping[str, Any]
@@ -38,8 +38,9 @@ def verdict(evaluation: Mapping[str, Any] | None, *, leak: bool) -> Verdict:
             "No verdict: too few videos", "Skills are shown without intervals, which want two videos.", "none"
         )
     names = list(dict.fromkeys(name for row in rows for name in row["skill"]))
-    won = [row["horizon"] for row in rows if all(outcome(row, name) == "ahead" for name in names)]
-    opponent = "every baseline" if len(names) > 1 else spoken(names[0])
+    opponents = [name for name in names if name != SHUFFLED]  # a check of the prediction, and no rival of it
+    won = [row["horizon"] for row in rows if all(outcome(row, name) == "ahead" for name in opponents)]
+    opponent = "every baseline" if len(opponents) > 1 else spoken(opponents[0])
     if len(won) == len(rows):
         return Verdict(f"Beats {opponent} at {_every(rows)}", _detail(rows, names), "good")
     if won:
