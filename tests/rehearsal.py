@@ -35,7 +35,7 @@ from flcache.engines import lane
 from flcache.evaluation.baselines import BASELINES
 from flcache.evaluation.rollout import _Found
 from flcache.evaluation.sampling import Sampling
-from flcache.predictor import Predictor, PredictorOptions, build_predictor
+from flcache.predictor import Predictor, PredictorOptions, build_predictor, predictor_class
 from flcache.training import Objective, WorldModel
 
 B, SHAPE = 2, (4, 4, 4, 24)
@@ -133,20 +133,21 @@ def reading(library: Path, codec_name: str) -> None:
     with cuda_without_memory(library), without_streams():
         for owners, caches in (((0, 0), 1), ((0, 1), 2)):
             delivery = CudaDelivery(Decoder((codec,) * caches, (statistics,) * caches), SHAPE, CUDA)
-            stored = StoredBatch(owners, times, valid, ("a", "b"))
-            latents, *others = delivery.deliver(buffer, stored, delivery.stage(buffer, stored))
+            stored = StoredBatch(owners, times, valid, ("a", "b"), {"actions": np.zeros((B, SHAPE[0], 3), np.float32)})
+            latents, *others, arrays = delivery.deliver(buffer, stored, delivery.stage(buffer, stored))
             check(latents, (B, *SHAPE))
+            check(arrays["actions"], (B, SHAPE[0], 3))
             for tensor in others:
                 check(tensor, (B, SHAPE[0]))
 
 
 def evaluating(library: Path, kind: str) -> None:
-    """A batch against every baseline that needs no training."""
+    """A batch against every baseline that needs no training; with actions where the predictor takes them."""
     with cuda_without_memory(library):
         with CUDA:
-            predictor = a_predictor(kind, "joint")
+            predictor = a_predictor(kind, "joint", actions=predictor_class(kind).takes_actions)
         sampling = Sampling(predictor.sample, 2, 0) if predictor.generative else None
-        found = _Found(None)
+        found = _Found(None, predictor.num_actions > 0)
         found.add(0, a_batch(), predictor.predict, BASELINES, sampling)
         assert len(found.parts) == 1
 
@@ -166,14 +167,16 @@ def an_encoder(rule: ContextRule, *, trainable: bool = False) -> LatentVideoMode
         return _latent_model(model, source, rule, trainable).eval()
 
 
-def a_predictor(kind: str, attention: str) -> Predictor:
-    return build_predictor(PredictorOptions(kind, "tiny", SIZES, attention=attention), SHAPE)  # type: ignore[arg-type]
+def a_predictor(kind: str, attention: str, *, actions: bool = False) -> Predictor:
+    options = PredictorOptions(kind, "tiny", SIZES, attention=attention, actions=actions)  # type: ignore[arg-type]
+    return build_predictor(options, SHAPE, 3)
 
 
 def a_batch() -> LatentBatch:
     with CUDA:
         latents, times = torch.zeros(B, *SHAPE), torch.zeros(B, SHAPE[0])
-        return LatentBatch(latents, latents, times, torch.ones(B, SHAPE[0], dtype=torch.bool), ("a", "b"), 2)
+        valid, arrays = torch.ones(B, SHAPE[0], dtype=torch.bool), {"actions": torch.zeros(B, SHAPE[0], 3)}
+        return LatentBatch(latents, latents, times, valid, ("a", "b"), 2, arrays)
 
 
 def some_frames() -> list[Tensor]:
