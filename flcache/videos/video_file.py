@@ -118,5 +118,5 @@ def from_message(sent: Any) -> VideoFile:
     whole = Path(path) if name == path else RemotePath(name, "", copy=Path(path))
     if not member:
         return whole
-    *place, arrays = member
-    return TarMember(whole, *place, arrays and tuple(arrays))
+    within, offset, num_bytes, arrays = member
+    return TarMember(whole, within, offset, num_bytes, arrays and tuple(arrays))

@@ -9,6 +9,7 @@ from forked import run_forked, script
 
 HERE = Path(__file__).parent
 SMALLEST = {
+    "actions.py": ["--smallest", "--folder"],
     "before_and_after.py": [str(HERE.parents[1]), "--smallest", "--rounds", "1", "--only", "loader, unchecked"],
     "combinations.py": ["--steps", "1", "--contexts", "prefix", "--only", "causal-l2-raw", "--out"],
     "encode.py": ["--clips", "1", "--rounds", "1"],

@@ -15,6 +15,7 @@ from flcache.errors import DecodeError
 from flcache.videos import ClipRequest, DecodedClip, DecodePool, VideoFolder
 from flcache.videos.decoders import OpenedVideo
 from flcache.videos.frame_arrays import read_rows, row_width
+from flcache.videos.remote_path import RemotePath
 
 WriteVideo = Callable[..., Path]
 FRAMES = 30
@@ -125,6 +126,11 @@ def test_bytes_that_are_flipped_never_pass_unnoticed(tmp_path: Path) -> None:
         np.testing.assert_array_equal(rows, ACTIONS.astype(np.float32))  # a date or the like
         same += 1
     assert same < 100
+
+
+def test_beside_a_video_in_a_bucket_nothing_is_fetched(tmp_path: Path) -> None:
+    with pytest.raises(DecodeError, match=r"b/a\.npz: .* not fetched from a bucket; put both into tars"):
+        read_rows(RemotePath("s3://b/a.mp4", "", copy=tmp_path / "a.mp4"), {"actions": 2}, FRAMES)
 
 
 def test_the_header_says_how_wide_a_row_is(video: Path) -> None:
