@@ -100,14 +100,14 @@ def read_rows(store: Store, commit: Commit, spec: CacheSpec) -> Rows:
 
 def idx_digest(commit: Commit, spec: CacheSpec) -> Digest:
     """What the idx of a committed shard must be."""
-    num_payloads = len(spec.codec.payloads(spec.latent_shape))
+    num_payloads = len(spec.payloads)
     return Digest(index_size(commit.clips, spec.latent_shape[0], num_payloads), commit.idx_xxh3_64)
 
 
 def _check_places(rows: Rows, layouts: Sequence[PayloadLayout], tar_bytes: int) -> None:
     """Raises DamagedError unless every payload is as large as its layout and inside the tar, and slots ascend."""
     sizes, offsets = rows["payloads"]["bytes"], rows["payloads"]["offset"]
-    num_payloads = len(spec.payloads)
+    expected = np.array([layout.num_bytes for layout in layouts], dtype=np.uint64)
     inside = (sizes <= tar_bytes) & (offsets <= tar_bytes - np.minimum(sizes, tar_bytes))
     if not (np.all(sizes == expected) and np.all(inside)):
         raise DamagedError("points outside of its tar")
