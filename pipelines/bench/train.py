@@ -41,6 +41,6 @@ def run(config: Config, *, own_videos: bool, as_json: bool, steps: int = STEPS, 
 def _table(found: dict[str, Measured]) -> Table:
     table = Table("source", "steps/s", "clips/s", "waits for data", "peak MB")
     for source, measured in found.items():
-        rates = (f"{measured.steps_per_s:.2f}", f"{measured.clips_per_s:.1f}", f"{measured.data_wait_fraction:.1%}")
+        rates = (f"{measured.steps_per_s:.3g}", f"{measured.clips_per_s:.3g}", f"{measured.data_wait_fraction:.1%}")
         table.add_row(source, *rates, f"{measured.peak_mb:.0f}")
     return table
