@@ -31,6 +31,7 @@ RUN_BY = {
     "python tests/benchmarks": "tests/benchmarks/test_they_run.py",
     "python tests/cluster/check_ray.py": "tests/cluster/check_ray.py",
     "bash tests/cluster/check_slurm.sh": "tests/cluster/check_slurm.sh",
+    "bash tests/cluster/check_radosgw.sh": "tests/cluster/check_radosgw.sh",
     "bash tests/benchmarks/make_rivals_env.sh": "tests/benchmarks/make_rivals_env.sh",
 }
 """What runs the commands that `tests/pipelines/test_docs.py` does not type."""
