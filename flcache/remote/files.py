@@ -195,7 +195,12 @@ class RemoteFiles:
         """
 
         def create(place: str) -> None:
-            self._fsspec.pipe_file(place, content, mode="create")
+            try:
+                self._fsspec.pipe_file(place, content, mode="create")
+            except OSError as error:
+                if _is_refused(error):
+                    raise FileExistsError(place) from None
+                raise
 
         if self.entry(name) is not None:
             return False
@@ -339,6 +344,12 @@ def _entry(info: Mapping[str, Any]) -> Entry:
     if isinstance(token, datetime):  # a listing may have the same time as a number
         token = token.timestamp()
     return Entry(int(info["size"]), str(token))
+
+
+def _is_refused(error: OSError) -> bool:
+    """Whether S3 has answered that the condition of a request does not hold: s3fs knows it of Amazon only."""
+    answer = getattr(error.__cause__, "response", {})
+    return bool(answer.get("ResponseMetadata", {}).get("HTTPStatusCode") == 412)
 
 
 def _has_md5(path: Path, entry: Entry) -> bool:
