@@ -97,10 +97,8 @@ class CudaDelivery:
         delivered, ready = staged
         consumer = torch.cuda.current_stream(self._device)
         consumer.wait_event(ready)
-        for tensor in (
-            *delivered[:3],
-            *delivered[3].values(),
-        ):  # their memory is not reused while the consumer's stream may read it
+        *tensors, arrays = delivered
+        for tensor in (*tensors, *arrays.values()):  # not to be reused while the consumer's stream may read it
             tensor.record_stream(consumer)
         return delivered
 
