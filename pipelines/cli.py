@@ -363,8 +363,13 @@ def loader(directory: str | None, rivals: str | None, as_json: bool) -> None:
     metavar="R",
     help="Instead of the encoder one that only waits, for R clips a second; 0 costs nothing.",
 )
+@click.option(
+    "--clips", type=click.IntRange(min=2), default=160, show_default=True, help="How many; a GPU wants a thousand."
+)
 @_JSON
-def bench_encode(config: str | None, overrides: tuple[str, ...], stand_in: float | None, as_json: bool) -> None:
+def bench_encode(
+    config: str | None, overrides: tuple[str, ...], stand_in: float | None, clips: int, as_json: bool
+) -> None:
     """Seconds a clip of each stage of encoding, the limit that follows, and clips per second reached.
 
     Without --config an encoder is stated by KEY=VALUE, or --stand-in takes its place.
@@ -373,7 +378,9 @@ def bench_encode(config: str | None, overrides: tuple[str, ...], stand_in: float
 
     from .bench import encode as stage
 
-    stage.run(load_config(config, overrides), own_videos=config is None, stand_in=stand_in, as_json=as_json)
+    stage.run(
+        load_config(config, overrides), own_videos=config is None, stand_in=stand_in, as_json=as_json, clips=clips
+    )
 
 
 @bench.command("train")

@@ -82,7 +82,7 @@ def open_video(path: VideoFile, *, max_pixels: int = ClipRule.max_bytes // 3) ->
 
     try:
         _check_regular(path)
-        container = av.open(address(path, "file:"), options=_limits(max_pixels), metadata_errors="replace")
+        container = _open(path, max_pixels)
     except (av.FFmpegError, OSError) as error:
         raise _not_opened(path, error) from None
     with container:
@@ -98,12 +98,17 @@ def open_video(path: VideoFile, *, max_pixels: int = ClipRule.max_bytes // 3) ->
         yield container, stream
 
 
-def _limits(max_pixels: int) -> dict[str, str]:
-    return {
+def _open(path: VideoFile, max_pixels: int) -> Any:
+    import av
+
+    limits = {
         "protocol_whitelist": "file,subfile",
         "format_whitelist": ",".join(CONTAINERS),
         "max_pixels": str(max_pixels),
     }
+    # A title that is no UTF-8 ends PyAV before 19; later ones take any, and do not know the argument.
+    lenient: dict[str, Any] = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
+    return av.open(address(path, "file:"), options=limits, **lenient)
 
 
 def _check_regular(path: VideoFile) -> None:
@@ -199,7 +204,7 @@ def _logged(path: VideoFile, max_pixels: int) -> str:
     av.logging.set_skip_repeated(False)
     try:
         with av.logging.Capture() as logs, suppress(av.FFmpegError, OSError):
-            av.open(address(path, "file:"), options=_limits(max_pixels), metadata_errors="replace").close()
+            _open(path, max_pixels).close()
     finally:
         av.logging.set_level(level)
         av.logging.set_skip_repeated(skips_repeated)

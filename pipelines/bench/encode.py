@@ -1,4 +1,4 @@
-"""flcache bench encode [--config C] [KEY=VALUE ...] [--stand-in R] [--json]: how fast this machine encodes.
+"""flcache bench encode [--config C] [KEY=VALUE ...] [--stand-in R] [--clips N] [--json]: how fast this machine encodes.
 
 Each stage alone, the limit that follows, and what all of them reach together. Without a configuration the videos are
 made here; a stand-in for the encoder only waits, as a CPU does for a GPU.
@@ -35,7 +35,6 @@ from ..setup.encoding import encode_job
 from ..setup.engine import decode_workers
 from .videos import write_videos
 
-CLIPS = 160
 STAND_IN_SHAPE = (8, 16, 16, 1024)
 """4 MiB in float16: what V-JEPA 2 ViT-L gives for 16 frames of 256 pixels."""
 _WARM_UP = 8
@@ -85,7 +84,7 @@ class StandIn(torch.nn.Module):
         return {"encoder": "stand-in", "layout": layout, "context": context, "codec": codec}
 
 
-def run(config: Config, *, own_videos: bool, stand_in: float | None, as_json: bool, clips: int = CLIPS) -> Measured:
+def run(config: Config, *, own_videos: bool, stand_in: float | None, as_json: bool, clips: int = 160) -> Measured:
     """Measure with `clips` clips of the training split, or of videos made here with `own_videos`.
 
     `stand_in` takes the place of the encoder: its clips per second, 0 for one that costs nothing.

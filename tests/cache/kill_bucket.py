@@ -19,7 +19,8 @@ from collections.abc import Callable
 from itertools import count
 from pathlib import Path
 
-from small_cache import clip_latents, file_bytes, make_cache
+from small_cache import clip_latents, make_cache
+from trees import tree
 from watched import held_bytes
 
 from flcache.cache import LatentCache, LatentLoader
@@ -97,7 +98,7 @@ def killed(run: Callable[[Store], None], store: Store, typical_s: float, moments
 def main() -> None:
     url, folder, seed, kills = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
     moments, local = random.Random(seed), folder / "local"
-    whole = file_bytes(make_cache(folder / "whole", **SIZE))
+    whole = tree(make_cache(folder / "whole", **SIZE))
 
     counts: Counter[str] = Counter()
     for trial in count():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from functools import partial
-from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -152,8 +151,3 @@ def fill_cache(cache_dir: Location, spec: CacheSpec) -> None:
 def make_cache(cache_dir: Place, **options: Any) -> Place:
     fill_cache(cache_dir, plan_cache(cache_dir, **options))
     return cache_dir
-
-
-def file_bytes(folder: Path) -> dict[str, bytes]:
-    """Every file below `folder`."""
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}

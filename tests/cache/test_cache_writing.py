@@ -17,7 +17,8 @@ from subprocess import PIPE
 
 import numpy as np
 import pytest
-from small_cache import SHAPE, encoded_clip, file_bytes, fill_cache, hard_spec, make_cache, plan_cache
+from small_cache import SHAPE, encoded_clip, fill_cache, hard_spec, make_cache, plan_cache
+from trees import tree
 
 from flcache.cache import (
     EncodedClip,
@@ -30,6 +31,7 @@ from flcache.cache import (
     make_spec,
     read_plan,
 )
+from flcache.cache.format.names import shard_files
 from flcache.cache.storage import LocalStore
 from flcache.errors import CacheError
 
@@ -79,7 +81,7 @@ def nursery() -> Iterator[Nursery]:
 
 def check_committed(cache_dir: Path, whole: dict[str, bytes]) -> None:
     """Every shard that has a commit is, byte for byte, the shard of the unkilled run."""
-    found = file_bytes(cache_dir)
+    found = tree(cache_dir)
     for commit in (name for name in found if name.startswith("commits/") and name.endswith(".json")):
         shard = f"shards/{Path(commit).stem}"
         for name in (commit, f"{shard}.tar", f"{shard}.idx"):
@@ -91,7 +93,7 @@ def test_killed_at_any_moment_then_rerun_equals_unkilled(tmp_path: Path, nursery
     start_s = time.monotonic()
     assert nursery.make_cache(tmp_path / "whole") == 0
     run_s = time.monotonic() - start_s
-    whole = file_bytes(tmp_path / "whole")
+    whole = tree(tmp_path / "whole")
     moments = random.Random(0)
     kills = 0
     while kills < 14:
@@ -102,12 +104,12 @@ def test_killed_at_any_moment_then_rerun_equals_unkilled(tmp_path: Path, nursery
             kills += exit_code != 0
             check_committed(cache_dir, whole)
         assert nursery.make_cache(cache_dir) == 0
-        assert file_bytes(cache_dir) == whole
+        assert tree(cache_dir) == whole
 
 
 def test_same_input_gives_same_bytes(tmp_path: Path) -> None:
-    first = file_bytes(make_cache(tmp_path / "first"))
-    assert first == file_bytes(make_cache(tmp_path / "second"))
+    first = tree(make_cache(tmp_path / "first"))
+    assert first == tree(make_cache(tmp_path / "second"))
     assert {Path(name).suffix for name in first} == {".json", ".parquet", ".tar", ".idx", ".jsonl"}
 
 
@@ -132,12 +134,12 @@ def test_tar_is_plain_ustar_in_slot_order(tmp_path: Path) -> None:
 
 def test_leaving_without_commit_leaves_nothing(tmp_path: Path) -> None:
     spec = plan_cache(tmp_path)
-    before = file_bytes(tmp_path)
+    before = tree(tmp_path)
     row = next(read_plan(tmp_path).itertuples())
     with pytest.raises(KeyboardInterrupt), ShardWriter(tmp_path, "train", 0, spec) as writer:
         writer.add(encoded_clip(row))
         raise KeyboardInterrupt
-    assert file_bytes(tmp_path) == before
+    assert tree(tmp_path) == before
 
 
 def test_shard_of_failures_only(tmp_path: Path) -> None:
@@ -163,9 +165,9 @@ def test_commit_of_another_run_stands(tmp_path: Path) -> None:
         for writer in (first, second):
             writer.add(encoded_clip(row))
         commit = first.commit()
-        before = file_bytes(tmp_path / "commits")
+        before = tree(tmp_path / "commits")
         assert second.commit() == commit
-    assert file_bytes(tmp_path / "commits") == before
+    assert tree(tmp_path / "commits") == before
     assert len(list(LatentCache(tmp_path))) == 1
 
 
@@ -209,7 +211,7 @@ def test_a_shard_has_one_writer_until_that_one_ends_or_dies(tmp_path: Path) -> N
             first.kill()
             second.kill()
     fill_cache(tmp_path, spec)
-    assert file_bytes(tmp_path) == file_bytes(make_cache(tmp_path.with_name("whole")))
+    assert tree(tmp_path) == tree(make_cache(tmp_path.with_name("whole")))
 
 
 def test_a_busy_shard_is_told_at_once(tmp_path: Path) -> None:
@@ -223,6 +225,19 @@ def test_a_busy_shard_is_told_at_once(tmp_path: Path) -> None:
         pass
     with ShardWriter(tmp_path, "train", 0, spec, wait=False) as writer:
         assert writer.committed is None
+
+
+@pytest.mark.parametrize("name", shard_files("train", 1)[1:])
+def test_a_rerun_removes_what_a_kill_left_of_a_committed_shard(tmp_path: Path, name: str) -> None:
+    """A kill between the commit's two names, the last of a shard, leaves the first one."""
+    spec = plan_cache(tmp_path)
+    fill_cache(tmp_path, spec)
+    whole = tree(tmp_path)
+    final = tmp_path / name
+    final.parent.mkdir(exist_ok=True)
+    final.with_name(f".{final.name}.616af3e4.tmp").write_bytes(b"half")
+    fill_cache(tmp_path, spec)
+    assert tree(tmp_path) == whole
 
 
 def test_only_leftovers_of_dead_writers_of_that_file_go(tmp_path: Path) -> None:
@@ -290,19 +305,19 @@ def file_size_limit(num_bytes: int) -> Iterator[None]:
 
 @pytest.mark.parametrize("limit_bytes", [0, 300, 1000, 5_000, 20_000])
 def test_failed_write_is_one_clear_line_and_leaves_nothing(tmp_path: Path, limit_bytes: int) -> None:
-    whole = file_bytes(make_cache(tmp_path / "whole"))
+    whole = tree(make_cache(tmp_path / "whole"))
     cache_dir = tmp_path / "cache"
     spec = plan_cache(cache_dir)
-    before = file_bytes(cache_dir)
+    before = tree(cache_dir)
     with file_size_limit(limit_bytes), pytest.raises(CacheError, match="ulimit") as caught:
         fill_cache(cache_dir, spec)
     assert "\n" not in str(caught.value) and str(cache_dir) in str(caught.value)
-    left = file_bytes(cache_dir)
+    left = tree(cache_dir)
     assert not [name for name in left if name.endswith(".tmp")]
     assert {name: left[name] for name in before} == before
     check_committed(cache_dir, whole)
     fill_cache(cache_dir, spec)
-    assert file_bytes(cache_dir) == whole
+    assert tree(cache_dir) == whole
 
 
 def test_full_disk_leaves_nothing_half_written(tmp_path: Path) -> None:
@@ -315,7 +330,7 @@ def test_full_disk_leaves_nothing_half_written(tmp_path: Path) -> None:
         spec = plan_cache(disk / "cache")
         with pytest.raises(CacheError, match="the disk is full; free some space"):
             fill_cache(disk / "cache", spec)
-        assert not [name for name in file_bytes(disk) if name.endswith(".tmp")]
+        assert not [name for name in tree(disk) if name.endswith(".tmp")]
         assert [clip.split for clip in LatentCache(disk / "cache")]
     finally:
         subprocess.run(["umount", disk], check=True)

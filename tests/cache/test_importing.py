@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
-from small_cache import file_bytes
+from trees import tree
 
 from flcache.cache import LatentCache, read_latents, read_manifest
 from flcache.errors import CacheError, DataError
@@ -71,9 +71,9 @@ def test_files_become_a_cache(tmp_path: Path, suffix: str, codec: str) -> None:
         np.testing.assert_allclose(clip.latents, latents(number), **tolerance)
         assert (clip.label, clip.video) == (f"{number % 2}", f"class {number % 2}/features.{number}{suffix}")
         assert clip.times.tolist() == [0, 0.25, 0.5] and clip.seen_until == (0, 1, 2)
-    before = file_bytes(tmp_path / "cache")
+    before = tree(tmp_path / "cache")
     run(manifest, tmp_path, tmp_path / "cache", options)
-    assert file_bytes(tmp_path / "cache") == before
+    assert tree(tmp_path / "cache") == before
 
 
 def test_tokens_are_reshaped_and_bfloat16_is_read(tmp_path: Path) -> None:

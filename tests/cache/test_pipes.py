@@ -8,7 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from small_cache import clip_table, file_bytes, hard_spec, make_cache
+from small_cache import clip_table, hard_spec, make_cache
+from trees import tree
 
 from flcache.cache import assign_shards, create_or_check, write_plan
 from flcache.errors import CacheError, DamagedError
@@ -54,7 +55,7 @@ def replace_by_pipe(path: Path) -> None:
 
 def test_verify_and_readers_end(tmp_path: Path) -> None:
     caches = [make_cache(tmp_path / str(number)) for number, _ in enumerate(FILES)]
-    assert set(FILES) <= set(file_bytes(caches[0]))
+    assert set(FILES) <= set(tree(caches[0]))
     for cache, file in zip(caches, FILES, strict=True):
         replace_by_pipe(cache / file)
     program = [sys.executable, "-c", LOOKS, *map(str, caches)]
@@ -75,9 +76,9 @@ def test_encoding_into_a_pipe_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_pipe_as_a_leftover_or_a_lock_holds_nobody_up(tmp_path: Path) -> None:
-    whole = file_bytes(make_cache(tmp_path / "whole"))
+    whole = tree(make_cache(tmp_path / "whole"))
     shards = tmp_path / "cache" / "shards"
     shards.mkdir(parents=True)
     for name in (".train-000000.tar.0123abcd.tmp", ".train-000000.tar.lock.tmp"):
         os.mkfifo(shards / name)
-    assert file_bytes(make_cache(tmp_path / "cache")) == whole
+    assert tree(make_cache(tmp_path / "cache")) == whole

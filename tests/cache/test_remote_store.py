@@ -10,7 +10,8 @@ import fsspec
 import pytest
 import xxhash
 from forked import run_forked, script
-from small_cache import file_bytes, make_cache
+from small_cache import make_cache
+from trees import tree
 
 from flcache.cache import LatentCache, LatentLoader, as_webdataset, is_committed, read_spec, summary, verify_cache
 from flcache.cache.check.repair import prove, set_aside, shards_aside
@@ -45,7 +46,7 @@ def spoil(store: Store, name: str) -> None:
 def test_it_is_the_same_cache(store: RemoteStore, tmp_path: Path, codec: str) -> None:
     folder = make_cache(tmp_path / "cache", codec=codec)
     make_cache(store, codec=codec)
-    assert content(store) == file_bytes(folder)
+    assert content(store) == tree(folder)
     assert verify_cache(str(store)) == verify_cache(folder)
     assert summary(store) == summary(folder) | {"path": str(store)}
     for ours, theirs in zip(LatentCache(store), LatentCache(folder), strict=True):

@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 from forked import run_forked
-from small_cache import clip_arrays, encoded_clip, file_bytes, make_cache
+from small_cache import clip_arrays, encoded_clip, make_cache
+from trees import tree
 
 from flcache.cache import (
     Failure,
@@ -58,7 +59,7 @@ def written_at_once(cache_dir: Path, folder: Path) -> dict[str, bytes]:
             valid_steps = 2 if row.slot == len(rows) - 1 else 4
             writer.add(encoded_clip(row, valid_steps=valid_steps, arrays=clip_arrays(row.clip_id, spec)))
         writer.commit()
-    return {name: content for name, content in file_bytes(folder).items() if name.startswith("shards/train-000000")}
+    return {name: content for name, content in tree(folder).items() if name.startswith("shards/train-000000")}
 
 
 @pytest.mark.parametrize("arrays", [None, {"actions": 3, "states": 1}], ids=["alone", "arrays"])
@@ -66,9 +67,9 @@ def written_at_once(cache_dir: Path, folder: Path) -> dict[str, bytes]:
 def test_the_shard_is_as_if_nothing_had_failed(codec: str, arrays: dict[str, int] | None, tmp_path: Path) -> None:
     cache_dir = make_cache(tmp_path / "cache", codec=codec, arrays=arrays, **SIZES)
     expected = written_at_once(cache_dir, tmp_path / "other")
-    before, old = file_bytes(cache_dir), LatentCache(cache_dir, "train")
+    before, old = tree(cache_dir), LatentCache(cache_dir, "train")
     retry(cache_dir)
-    after, new = file_bytes(cache_dir), LatentCache(cache_dir, "train")
+    after, new = tree(cache_dir), LatentCache(cache_dir, "train")
     assert {name: after[name] for name in expected} == expected
     assert set(before) - set(after) == {"failures/train-000000.jsonl"} and not set(after) - set(before)
     assert len(new) == len(old) + 1 and not new.failures() and verify_cache(cache_dir).ok
@@ -81,21 +82,21 @@ def test_the_shard_is_as_if_nothing_had_failed(codec: str, arrays: dict[str, int
 
 def test_a_clip_that_fails_again_changes_no_byte(tmp_path: Path) -> None:
     cache_dir = make_cache(tmp_path / "cache", **SIZES)
-    before = file_bytes(cache_dir)
+    before = tree(cache_dir)
     retry(cache_dir, fails=True)
-    assert file_bytes(cache_dir) == before
+    assert tree(cache_dir) == before
     with RetryWriter(cache_dir, *SHARD, read_spec(cache_dir)) as writer:
         writer.add(encoded_clip(row_that_failed(cache_dir)))  # and no commit
-    assert file_bytes(cache_dir) == before
+    assert tree(cache_dir) == before
 
 
 def test_a_clip_that_another_run_has_stored_stays(tmp_path: Path) -> None:
     cache_dir = make_cache(tmp_path / "cache", **SIZES)
     retry(cache_dir)
-    before = file_bytes(cache_dir)
+    before = tree(cache_dir)
     retry(cache_dir)
     retry(cache_dir, fails=True)
-    assert file_bytes(cache_dir) == before
+    assert tree(cache_dir) == before
 
 
 def test_damaged_clips_are_not_kept_as_if_they_were_whole(tmp_path: Path) -> None:
@@ -107,10 +108,10 @@ def test_damaged_clips_are_not_kept_as_if_they_were_whole(tmp_path: Path) -> Non
     content = bytearray(path.read_bytes())
     content[int(place["offset"])] ^= 1
     path.write_bytes(content)
-    before = file_bytes(cache_dir)
+    before = tree(cache_dir)
     with pytest.raises(DamagedError, match="are not as written"):
         retry(cache_dir)
-    assert file_bytes(cache_dir) == before
+    assert tree(cache_dir) == before
 
 
 def retry_killed(cache_dir: Path, at: int) -> None:
@@ -149,7 +150,7 @@ def test_a_kill_at_any_moment_leaves_the_old_shard_the_new_one_or_none(tmp_path:
     result = run_forked(kill_everywhere, tmp_path)
     assert result.returncode == 0, result.stderr
     last = max(int(path.name) for path in tmp_path.iterdir() if path.name.isdigit())
-    old, whole, found = file_bytes(start), file_bytes(tmp_path / str(last)), []
+    old, whole, found = tree(start), tree(tmp_path / str(last)), []
     assert len(LatentCache(tmp_path / str(last), "train")) == SIZES["num_train"]
     for at in range(1, last):
         cache_dir = tmp_path / str(at)
@@ -158,9 +159,9 @@ def test_a_kill_at_any_moment_leaves_the_old_shard_the_new_one_or_none(tmp_path:
         found.append(len(cache))
         assert [cache[index].clip_id for index in range(len(cache))] == list(cache.ids)
         settle(cache_dir)
-        left = {name: content for name, content in file_bytes(cache_dir).items() if not name.endswith(".tmp")}
+        left = {name: content for name, content in tree(cache_dir).items() if not name.endswith(".tmp")}
         assert left in (old, whole), at
         retry(cache_dir)
-        assert file_bytes(cache_dir) == whole, at
+        assert tree(cache_dir) == whole, at
     clips = SIZES["num_train"]
     assert last > 8 and set(found) == {clips - 1, clips - 5}, found

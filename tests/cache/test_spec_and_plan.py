@@ -13,7 +13,8 @@ from typing import Any
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
-from small_cache import clip_table, file_bytes, hard_spec, make_cache
+from small_cache import clip_table, hard_spec, make_cache
+from trees import tree
 
 from flcache.cache import (
     assign_shards,
@@ -170,7 +171,7 @@ def test_plan_round_trips_and_has_the_same_bytes(tmp_path: Path) -> None:
             None if seconds is None else list(seconds) for seconds in plan["timestamps"]
         ]
         assert found["slot"].tolist() == plan["slot"].tolist()
-    assert file_bytes(tmp_path / "first") == file_bytes(tmp_path / "second")
+    assert tree(tmp_path / "first") == tree(tmp_path / "second")
 
 
 def test_split_added_later_equals_both_at_once(tmp_path: Path) -> None:
@@ -178,7 +179,7 @@ def test_split_added_later_equals_both_at_once(tmp_path: Path) -> None:
     write_plan(tmp_path / "later", val)
     write_plan(tmp_path / "later", train)
     write_plan(tmp_path / "once", pd.concat([train, val], ignore_index=True))
-    assert file_bytes(tmp_path / "later") == file_bytes(tmp_path / "once")
+    assert tree(tmp_path / "later") == tree(tmp_path / "once")
     assert read_plan(tmp_path / "once")["split"].tolist() == ["train"] * 9 + ["val"] * 4
 
 

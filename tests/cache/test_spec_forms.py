@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from small_cache import file_bytes, hard_spec
+from small_cache import hard_spec
+from trees import tree
 
 from flcache.cache import CacheSpec, create_or_check, latent_differences, make_spec
 from flcache.errors import SpecMismatch
@@ -52,10 +53,10 @@ def names(cache: dict[str, Any], run: dict[str, Any]) -> list[str]:
 
 def test_a_first_cache_goes_on_under_its_own_fingerprint(tmp_path: Path) -> None:
     create_or_check(tmp_path, FIRST, {})
-    before = file_bytes(tmp_path)
+    before = tree(tmp_path)
     found, warnings = create_or_check(tmp_path, now(), {})
     assert found.fingerprint == make_spec(FIRST).fingerprint != make_spec(now()).fingerprint
-    assert warnings == [] and file_bytes(tmp_path) == before
+    assert warnings == [] and tree(tmp_path) == before
     with pytest.raises(SpecMismatch, match=r'architecture\.act: cache has "gelu", this run has "relu"'):
         create_or_check(tmp_path, now(act="relu"), {})
 

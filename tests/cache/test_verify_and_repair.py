@@ -9,7 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from small_cache import clip_latents, file_bytes, fill_cache, make_cache, plan_cache
+from small_cache import clip_latents, fill_cache, make_cache, plan_cache
+from trees import tree
 
 from flcache.cache import LatentCache, LatentLoader, is_committed, read_spec, verify_cache
 from flcache.cache.check.repair import prove, set_aside, shards_aside
@@ -164,45 +165,45 @@ def repair(cache_dir: Path) -> list[bool]:
 @pytest.mark.parametrize("file", (TAR, IDX, COMMIT, FAILURES))
 def test_repair_brings_the_bytes_back(tmp_path: Path, file: str) -> None:
     cache_dir = make_cache(tmp_path, **SIZES)
-    whole = file_bytes(cache_dir)
+    whole = tree(cache_dir)
     for _, changed in flips((cache_dir / file).read_bytes(), 4):
         (cache_dir / file).write_bytes(changed)
         assert repair(cache_dir) == [True]
-        assert file_bytes(cache_dir) == whole
+        assert tree(cache_dir) == whole
     (cache_dir / file).write_bytes(b"")
-    assert repair(cache_dir) == [True] and file_bytes(cache_dir) == whole
+    assert repair(cache_dir) == [True] and tree(cache_dir) == whole
 
 
 def test_repair_taken_up_again(tmp_path: Path) -> None:
     """Killed after setting aside, and again after encoding a shard that is damaged in its turn."""
     cache_dir = make_cache(tmp_path, **SIZES)
-    whole = file_bytes(cache_dir)
+    whole = tree(cache_dir)
     (cache_dir / TAR).write_bytes(b"")
     set_aside(LocalStore(cache_dir), "train", 0)
     assert not is_committed(cache_dir, "train", 0) and len(LatentCache(cache_dir, "train")) == 0
     fill_cache(cache_dir, read_spec(cache_dir))
     (cache_dir / IDX).write_bytes(b"")
-    assert repair(cache_dir) == [True] and file_bytes(cache_dir) == whole
+    assert repair(cache_dir) == [True] and tree(cache_dir) == whole
 
 
 def test_other_bytes_than_committed_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cache_dir = make_cache(tmp_path, **SIZES)
     (cache_dir / IDX).write_bytes(b"damaged")
-    damaged = file_bytes(cache_dir)
+    damaged = tree(cache_dir)
     set_aside(LocalStore(cache_dir), "train", 0)
     monkeypatch.setattr("small_cache.clip_latents", lambda clip_id, shape: 1.01 * clip_latents(clip_id, shape))
     fill_cache(cache_dir, read_spec(cache_dir))
     with pytest.raises(CacheError, match=r"tar_xxh3_64.* differ from what was committed"):
         prove(LocalStore(cache_dir), "train", 0)
-    assert file_bytes(cache_dir) == damaged
+    assert tree(cache_dir) == damaged
 
 
 def test_without_a_record_there_is_no_proof(tmp_path: Path) -> None:
     cache_dir = make_cache(tmp_path, **SIZES)
-    whole = file_bytes(cache_dir)
+    whole = tree(cache_dir)
     for file in (TAR, COMMIT):
         (cache_dir / file).write_bytes(b"")
-    assert repair(cache_dir) == [False] and file_bytes(cache_dir) == whole
+    assert repair(cache_dir) == [False] and tree(cache_dir) == whole
 
 
 def test_half_done_cache_is_whole_as_far_as_it_is(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from small_cache import file_bytes
+from trees import tree
 
 from flcache.cache import (
     CacheWriter,
@@ -65,7 +65,7 @@ def test_every_kind_of_latents_gives_the_same_bytes(tmp_path: Path, codec: str) 
     for kind, latents in kinds.items():
         calibration = calibrator.fields() if kind == "iterator" and codec == "int8" else None
         writer(tmp_path / kind, codec=codec, calibration=calibration).write("train", IDS, latents)
-    written = [file_bytes(tmp_path / kind) for kind in kinds]
+    written = [tree(tmp_path / kind) for kind in kinds]
     assert all(each == written[0] for each in written)
 
 
@@ -95,7 +95,7 @@ def test_stopped_then_written_again_equals_written_once(tmp_path: Path, after: i
         assert len(list(folder.glob("commits/*"))) == after // 3
         assert not list(folder.rglob("*.tmp"))
         writer(folder).write("train", IDS, latents)
-        assert file_bytes(folder) == file_bytes(tmp_path / "once")
+        assert tree(folder) == tree(tmp_path / "once")
 
 
 def test_second_call_reads_nothing_and_touches_nothing(tmp_path: Path) -> None:

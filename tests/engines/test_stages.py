@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from trees import tree
 
 from flcache.cache import make_spec
 from flcache.cache.storage import LocalStore
@@ -106,8 +107,7 @@ def encode(job: EncodeJob, *, model: Any = None, decode: Any = None, on_event: A
 
 
 def files(job: EncodeJob) -> dict[str, bytes]:
-    root = Path(str(job.cache))
-    return {str(path.relative_to(root)): path.read_bytes() for path in sorted(root.rglob("*")) if path.is_file()}
+    return tree(Path(str(job.cache)))
 
 
 @pytest.mark.parametrize("slow", ["decode", "encode", "store"])

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from forked import command_line, run_forked
+from trees import tree
 
 ENCODER = {
     "model_type": "vjepa2",
@@ -48,11 +49,6 @@ def small_config(videos: Path, folder: Path) -> dict[str, Any]:
 
 def flcache(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     return run_forked(command_line, *arguments)
-
-
-def tree(folder: Path) -> dict[str, bytes]:
-    """Every file below `folder` by its name there."""
-    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
 def shards_of(cache_dir: Path) -> dict[str, bytes]:

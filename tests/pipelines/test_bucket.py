@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from forked import Forked, command_line
-from small_run import tree
+from trees import tree
 from watched import held_bytes
 
 from flcache.cache import verify_cache

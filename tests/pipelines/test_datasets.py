@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 import webdataset
 import yaml
-from small_run import flcache, small_config, tree
+from small_run import flcache, small_config
+from trees import tree
 
 from flcache.cache import LatentCache
 from flcache.config import load_config

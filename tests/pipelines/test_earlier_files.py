@@ -13,7 +13,7 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
-from small_run import tree
+from trees import tree
 
 from flcache.cache import LatentCache, read_plan
 from flcache.config import Config, load_config

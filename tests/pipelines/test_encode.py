@@ -15,7 +15,8 @@ import pytest
 import webdataset
 import yaml
 from forked import command_line, run_forked, script
-from small_run import ENCODER, flcache, tree
+from small_run import ENCODER, flcache
+from trees import tree
 
 from flcache.cache import LatentCache, read_plan
 from flcache.config import load_config

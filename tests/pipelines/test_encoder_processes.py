@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 from forked import fork_context
-from small_run import flcache, shards_of, tree
+from small_run import flcache, shards_of
+from trees import tree
 
 from flcache.cache import LatentCache
 from flcache.config import load_config

@@ -9,8 +9,9 @@ import pytest
 import torch
 from forked import run_forked
 from safetensors.torch import load_file
-from small_run import flcache, tree
+from small_run import flcache
 from torch import Tensor
+from trees import tree
 
 from flcache.cache import CacheWriter, LatentCache
 from flcache.config import Config, load_config

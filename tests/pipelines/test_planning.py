@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from small_run import tree
+from trees import tree
 
 from flcache.cache import LatentCache, plan_sources, read_plan, verify_cache
 from flcache.config import Config, load_config

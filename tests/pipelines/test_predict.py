@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from selenium.webdriver import Chrome
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.wait import WebDriverWait
-from small_run import ENCODER, flcache, small_config, tree
+from small_run import ENCODER, flcache, small_config
+from trees import tree
 
 from flcache.config import load_config
 from flcache.encoder import ContextRule, EncoderSource, load_encoder, save_encoder

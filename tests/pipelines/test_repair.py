@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+from trees import tree
 
 from flcache.cache.storage import LocalStore
 from flcache.config import load_config
@@ -28,7 +29,7 @@ def whole(settings: list[str], tmp_path_factory: pytest.TempPathFactory) -> dict
     """Every file of the cache, as it was encoded."""
     cache_dir = tmp_path_factory.mktemp("whole")
     encode.run(load_config("demo", [*settings, f"cache.dir={cache_dir}"]))
-    return file_bytes(cache_dir)
+    return tree(cache_dir)
 
 
 @pytest.fixture
@@ -38,10 +39,6 @@ def cache_dir(whole: dict[str, bytes], tmp_path: Path) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content)
     return tmp_path / "cache"
-
-
-def file_bytes(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def flip(path: Path) -> None:
@@ -74,7 +71,7 @@ def test_repair_encodes_what_is_damaged_and_nothing_else(
     (cache_dir / "commits" / "train-000002.json").unlink()
     repair.run(cache_dir, config)
     assert "train-000000: encoded anew, equal to what was committed" in capsys.readouterr().out
-    assert file_bytes(cache_dir) == whole and untouched.stat().st_mtime_ns == before
+    assert tree(cache_dir) == whole and untouched.stat().st_mtime_ns == before
 
 
 @pytest.mark.parametrize("content", [b"", b"{}", None])
@@ -86,21 +83,21 @@ def test_repair_makes_a_damaged_spec_anew(
     else:
         (cache_dir / "spec.json").write_bytes(content)
     repair.run(cache_dir, load_config("demo", settings))
-    assert file_bytes(cache_dir) == whole
+    assert tree(cache_dir) == whole
 
 
 def test_repair_with_another_encoder_changes_nothing(settings: list[str], cache_dir: Path) -> None:
     other = load_config("demo", [*settings, "encoder.seed=7"])
     flip(cache_dir / "spec.json")
-    damaged = file_bytes(cache_dir)
+    damaged = tree(cache_dir)
     with pytest.raises(CacheError, match="another spec than the cache was made with"):
         repair.run(cache_dir, other)
-    assert file_bytes(cache_dir) == damaged
+    assert tree(cache_dir) == damaged
 
 
 def test_a_second_repair_at_the_same_time_is_refused(cache_dir: Path, settings: list[str]) -> None:
     flip(cache_dir / "shards" / "train-000001.tar")
-    before = file_bytes(cache_dir)
+    before = tree(cache_dir)
     with LocalStore(cache_dir).lock("repair"), pytest.raises(CacheError, match="another repair is at work"):
         repair.run(cache_dir, load_config("demo", settings))
-    assert file_bytes(cache_dir) == before
+    assert tree(cache_dir) == before

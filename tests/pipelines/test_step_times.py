@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from small_run import small_config, tree
+from small_run import small_config
+from trees import tree
 
 from flcache.cache import LatentCache, create_or_check, make_spec, without_times
 from flcache.config import Config, load_config

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 from forked import Forked, command_line
-from small_run import flcache, tree
+from small_run import flcache
+from trees import tree
 
 from flcache.cache import LatentCache
 from flcache.config import load_config

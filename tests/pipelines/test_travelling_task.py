@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from forked import fork_context
-from small_run import tree
+from trees import tree
 
 from flcache.engines import ClipDone, ClipFailed, EncodeJob, Event, ShardCommitted, ShardTask, local
 from flcache.errors import SpecMismatch

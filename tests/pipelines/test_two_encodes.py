@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 from forked import Forked, command_line, fork_context
-from small_run import shards_of, tree
+from small_run import shards_of
+from trees import tree
 
 from flcache.cache import LatentCache
 from flcache.engines import ClipDone, EncodeJob, Event, ShardCommitted, ShardTask, local

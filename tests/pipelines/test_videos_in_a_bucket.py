@@ -14,8 +14,9 @@ import pytest
 import yaml
 from bad_road import bad_road
 from forked import command_line, run_forked
-from small_run import flcache, small_config, tree
+from small_run import flcache, small_config
 from test_datasets import Rows, folder_tree, kinetics, rows, tars
+from trees import tree
 
 from flcache.cache import LatentCache
 from flcache.config import load_config

@@ -264,4 +264,5 @@ def remove_shard_leftovers(location: Location) -> None:
     names = {file.rpartition("/")[2].lstrip(".").partition(".")[0] for file in store.unpublished()}
     left = {parse_shard_name(name) for name in names}
     for split, shard in set(committed_shards(store)) & left if left else ():
-        store.remove_leftovers(shard_files(split, shard).tar)
+        for file in shard_files(split, shard)[1:]:
+            store.remove_leftovers(file)
