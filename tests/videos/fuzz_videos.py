@@ -30,7 +30,7 @@ MEMORY_LIMIT = 3 * MAX_BYTES + 3 * 2**30
 """What a worker may map: its libraries, and what DecodePool allows beside them."""
 _BOXES = (b"moov", b"trak", b"mdia", b"stbl", b"stsz", b"stco", b"stts", b"ctts", b"stss", b"stsc", b"tkhd", b"avc1")
 _OF_PYTHON = (
-    *(".so", ".py", "pyvenv.cfg", "/dev/null", "/dev/urandom", "/proc/", "/sys/", "/usr/", "/lib/"),
+    *(".so", ".py", "pyvenv.cfg", "/dev/null", "/dev/urandom", "/proc/", "/sys/", "/usr/", "/lib/", "/openssl.cnf"),
     "/etc/locale.alias",
 )
 _LATER_S = 0.5

@@ -69,10 +69,11 @@ def tiny(number: int) -> bytes:
     return encode_mp4(draw_frames(number, frames=16, size=32, fps=8), 8)
 
 
-def refused(path: Path, words: str, **options: Path) -> None:
+def refused(path: Path, *words: str, **options: Path) -> None:
+    """In any of these `words`."""
     with pytest.raises(DataError) as error:
         read_annotations(path, root=path if path.is_dir() else path.parent, **options)
-    assert words in str(error.value) and str(path.parent) in str(error.value)
+    assert any(said in str(error.value) for said in words) and str(path.parent) in str(error.value)
     assert "\n" not in str(error.value) and len(str(error.value)) < 1000
 
 
@@ -423,7 +424,7 @@ def test_broken_tars_are_one_line(tmp_path: Path) -> None:
     for name, (content, words) in broken_tars(tmp_path).items():
         tar = tmp_path / f"{name}.tar"
         tar.write_bytes(content)
-        refused(tar, words)
+        refused(tar, words, "not a whole tar")  # what a newer tarfile says of negative sizes
     refused(tmp_path / "nowhere.tar", "no such tar")
     refused(tmp_path / "{0..1.tar", "cannot be expanded: Unbalanced braces")
     odd = write_shard(tmp_path / "{odd.tar", {"a": {"mp4": b"x"}})

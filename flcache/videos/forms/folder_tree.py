@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 from flcache.errors import DataError
-from flcache.videos.forms.listed import EXTENSIONS, Row, Video
+from flcache.videos.forms.listed import EXTENSIONS, Row, Video, without_extension
 from flcache.videos.forms.source import Form, Source
 from flcache.videos.forms.text import shown
 from flcache.videos.remote_path import Place, RemotePath
@@ -27,7 +27,7 @@ def _rows(source: Source) -> list[Row]:
 
 def _video(prefix: str, name: PurePosixPath) -> Video:
     path, label = PurePosixPath(prefix) / name, name.parts[0] if len(name.parts) > 1 else None
-    return Video(str(path.with_suffix("")), str(path), label, None)
+    return Video(without_extension(str(path)), str(path), label, None)
 
 
 def _videos_below(folder: Place) -> list[str]:

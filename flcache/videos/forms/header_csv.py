@@ -12,7 +12,7 @@ from pathlib import PurePosixPath
 
 from flcache.errors import DataError
 from flcache.videos.forms.kinetics_csv import is_kinetics
-from flcache.videos.forms.listed import Row, Video
+from flcache.videos.forms.listed import Row, Video, without_extension
 from flcache.videos.forms.source import Form, Source
 from flcache.videos.forms.text import check_commas, shown, table_rows
 from flcache.videos.remote_path import Place
@@ -59,7 +59,7 @@ def _video(path: Place, number: int, row: Mapping[str, str]) -> Video:
     if end_s is not None and (start_s or 0.0) >= end_s:
         raise DataError(f"{path}:{number}: start {start_s or 0} is not before end {end_s}; mend or remove the row")
     duration_s = None if end_s is None else end_s - (start_s or 0.0)
-    return Video(str(PurePosixPath(name).with_suffix("")), name, label, duration_s, start_s, end_s)
+    return Video(without_extension(name), name, label, duration_s, start_s, end_s)
 
 
 def _seconds(path: Place, number: int, row: Mapping[str, str], column: str) -> float | None:

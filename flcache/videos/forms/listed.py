@@ -9,6 +9,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from pathlib import PurePosixPath
 
 from flcache.errors import DataError
 from flcache.videos.forms.text import shown
@@ -47,6 +48,15 @@ class Video:
 
 Row = tuple[int, Video]
 """A video, and the line of the list that names it, or the entry; 0 where there are none."""
+
+
+def without_extension(path: str) -> str:
+    """`path` in its shortest form, less the extension of its last name. That of `..mp4` is `.mp4`, and `a.` has none:
+    the pathlibs of Python 3.11, 3.13 and 3.14 differ there, and ids must not."""
+    short = str(PurePosixPath(path))
+    name = short[short.rfind("/") + 1 :]
+    dot = name.rfind(".")
+    return short[: dot - len(name)] if 0 < dot < len(name) - 1 else short
 
 
 def check_paths(path: Place, rows: Iterable[Row], root: Place | None, allow_outside: bool) -> None:

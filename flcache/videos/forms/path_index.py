@@ -6,7 +6,7 @@ from pathlib import PurePosixPath
 
 from flcache.errors import DataError
 from flcache.videos.forms.labels import read_labels
-from flcache.videos.forms.listed import Row, Video
+from flcache.videos.forms.listed import Row, Video, without_extension
 from flcache.videos.forms.source import Form, Source
 from flcache.videos.forms.text import INDEX, OTHER_DELIMITERS, lines, shown
 from flcache.videos.remote_path import Place
@@ -21,7 +21,7 @@ def _rows(source: Source) -> list[Row]:
         if labels is not None and index not in labels:
             raise DataError(f"{path}:{number}: the label file has no index {index}; mend the row or the label file")
         label = labels[index] if labels is not None else str(index)
-        rows.append((number, Video(str(PurePosixPath(name).with_suffix("")), name, label, None)))
+        rows.append((number, Video(without_extension(name), name, label, None)))
     return rows
 
 
