@@ -23,8 +23,8 @@ class EncodeConfig:
 
     context: ContextRule = field(default_factory=ContextRule, metadata={"inline": True})
     keep: ReductionOptions = field(default_factory=ReductionOptions)
-    batch_size: Positive = 8
-    """Clips per forward pass."""
+    batch_size: Positive | Literal["auto"] = "auto"
+    """Clips per forward pass: auto is 8, on CUDA devices as many as have 65,536 patches, at most 64."""
     decode_workers: Positive | Literal["auto"] = "auto"
     """Processes that decode, shared by all encoders of a machine; auto takes one a core, or two beside each encoder on
     a CPU."""

@@ -15,6 +15,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import chain, islice
 
+import torch
 from torch import Tensor
 
 from flcache.batch import step_arrays, step_times, step_valid
@@ -151,6 +152,7 @@ class ShardEncoder:
         self._encoded.close()
 
     def _store_all(self) -> None:
+        torch.set_num_threads(1)  # of this thread: those that wait for its next cast would take the encoder's cores
         for batch in self._encoded:
             if batch.encoding is not None:
                 self._clock.add(len(batch.frames), batch.encoding.wait())

@@ -12,6 +12,7 @@ import resource
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from itertools import cycle, islice
 from pathlib import Path
@@ -30,7 +31,7 @@ from flcache.errors import ConfigError, DataError
 from flcache.videos import DecodedClip, DecodePool, PlannedClip, VideoFolder, decode_planned, planned_clips
 
 from ..setup.clips import open_pool, read_split
-from ..setup.encoder import hard_spec, load_configured_encoder
+from ..setup.encoder import encode_batch_size, hard_spec, load_configured_encoder
 from ..setup.encoding import encode_job
 from ..setup.engine import decode_workers
 from .videos import write_videos
@@ -141,7 +142,7 @@ class _Bench:
 
     def _encoding(self) -> tuple[float, float, Any]:
         """Seconds and CPU seconds of a clip, and the latents of one."""
-        lane, batch = open_lane(self._model, self._spec), self._config.encode.batch_size
+        lane, batch = open_lane(self._model, self._spec), encode_batch_size(self._config, self._spec.encoder_shape)
         frames = [lane.stage(clip.frames) for clip in islice(cycle(self._decoded), batch)]
         lane.encode(frames).wait()  # warms up
         cpu_s = time.process_time()
@@ -151,6 +152,11 @@ class _Bench:
         return seconds / batch, cpu_s / batch, encodings[-1].latents(0, "bench", self._spec.latent_shape[0])
 
     def _cpu_s_of_storing(self, latents: Any) -> float:
+        """In a thread of its own, as when all stages work."""
+        with ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,)) as thread:
+            return thread.submit(self._store, latents).result()
+
+    def _store(self, latents: Any) -> float:
         steps = self._spec.latent_shape[0]
         with ShardWriter(self._folder / "stored", "train", 0, self._spec) as writer:
             for number in range(_WARM_UP + _STORED):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
+from math import prod
 from typing import Any
 
 import torch
@@ -22,6 +23,10 @@ from flcache.encoder import (
 from flcache.errors import ConfigError, SpecMismatch
 
 from .progress import is_main_process
+
+_BATCH = 8
+_MOST_IN_BATCH, _PATCHES_IN_BATCH = 64, 2**16
+"""On a GPU: 32 clips of V-JEPA 2 ViT-L at 256 px and 16 frames, which an H100 encodes twice as fast as 8 by 8."""
 
 
 def load_configured_encoder(
@@ -86,6 +91,15 @@ def earlier_forms(hard: Mapping[str, Any]) -> list[dict[str, Any]]:
     """`hard` in the forms of earlier specs, which the fingerprints of older caches and checkpoints are taken over."""
     displayed = without_times(hard)
     return [displayed, first_form(displayed)]
+
+
+def encode_batch_size(config: Config, shape: Sequence[int]) -> int:
+    """Clips per forward pass, of an encoder that gives (T, H, W, D) for each."""
+    if config.encode.batch_size != "auto":
+        return config.encode.batch_size
+    if not pick_device(config.encode.device).startswith("cuda"):
+        return _BATCH
+    return max(1, min(_MOST_IN_BATCH, _PATCHES_IN_BATCH // prod(shape[:3])))
 
 
 def pick_device(device: str) -> str:

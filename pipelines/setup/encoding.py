@@ -31,7 +31,7 @@ from flcache.videos import decode_planned
 
 from .arrays import array_widths
 from .clips import open_pool, video_root
-from .encoder import hard_spec, load_configured_encoder, pick_device
+from .encoder import encode_batch_size, hard_spec, load_configured_encoder, pick_device
 from .engine import LOCAL, Engine, decode_workers
 from .planning import OF_THE_ENCODER, FailedShards, MissingShards, Planning, calibration_clips, finish_planning
 from .progress import Progress
@@ -92,7 +92,7 @@ def open_cache(location: Location, config: Config, model: LatentVideoModel, plan
     soft = {
         "encoder": config.encoder.name,
         "device": model.device.type,
-        "batch_size": config.encode.batch_size,
+        "batch_size": encode_batch_size(config, model.latent_shape(config.clip.frames)),
         "versions": versions,
     }
     hard = hard_spec(config, model, array_widths(config))
@@ -111,7 +111,7 @@ def _calibrate(config: Config, hard: dict[str, Any], model: LatentVideoModel, pl
             hard,
             decode_planned(pool, folder, clips),
             model,
-            batch_size=config.encode.batch_size,
+            batch_size=encode_batch_size(config, model.latent_shape(config.clip.frames)),
             on_clip=lambda failed: progress.advance(failed=failed),
         )
 
@@ -137,7 +137,7 @@ def encode_job(location: Location, config: Config, spec: CacheSpec) -> EncodeJob
         decode_workers=decode_workers(config),
         decode_timeout_s=config.encode.decode_timeout_s,
         max_clip_bytes=config.clip.max_bytes,
-        batch_size=config.encode.batch_size,
+        batch_size=encode_batch_size(config, spec.encoder_shape),
         min_cosine=config.cache.min_cosine,
         compile=config.encode.compile,
     )

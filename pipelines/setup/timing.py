@@ -19,6 +19,7 @@ from flcache.videos import VideoFolder, list_videos
 
 from .cache import cache_store
 from .clips import disk_cache, list_of, video_root
+from .encoder import encode_batch_size
 from .encoding import encode_missing
 from .engine import encode_devices
 from .planning import begin_planning
@@ -27,6 +28,8 @@ VIDEOS, STEPS = 24, 6
 """What rates are measured on; more videos where a batch needs them."""
 WARM_UP = 2
 """Steps before, that are not measured."""
+_CLIP = (8, 16, 16, 1024)
+"""How many videos are taken follows from latents of this shape: the encoder is not loaded yet."""
 _MAIN = "from flcache.pipelines.cli import main; main()"
 _RSS_BYTES = 1 if sys.platform == "darwin" else 1024
 """Of a unit of `ru_maxrss`."""
@@ -49,7 +52,7 @@ def measure_rates(config: Config) -> dict[str, float]:
 
     A source that cannot be trained from here is left out, with a notice.
     """
-    videos = max(VIDEOS, 3 * config.encode.batch_size, config.training.batch_size)
+    videos = max(VIDEOS, 3 * encode_batch_size(config, _CLIP), config.training.batch_size)
     with tempfile.TemporaryDirectory(prefix="flcache-measure-", dir=".") as name:
         folder = Path(name).resolve()
         few = on_few_videos(config, folder, videos, WARM_UP + STEPS)

@@ -72,7 +72,7 @@ def job(encoded: Path, tmp_path: Path) -> EncodeJob:
         device="cpu",
         decode_workers=1,
         decode_timeout_s=60.0,
-        batch_size=config.encode.batch_size,
+        batch_size=int(config.encode.batch_size),
     )
 
 

@@ -23,6 +23,7 @@ from flcache.config import load_config
 from flcache.errors import DataError, SpecMismatch
 from flcache.pipelines import encode
 from flcache.pipelines.cli import _exit_code
+from flcache.pipelines.setup import encoder
 
 HERE = Path(__file__).parent
 
@@ -36,6 +37,24 @@ def test_every_clip_is_cached_and_a_rerun_touches_nothing(encoded: Path) -> None
     encode.run(config)
     after = {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in cache.path.rglob("*") if path.is_file()}
     assert before == after
+
+
+@pytest.mark.parametrize(
+    ("device", "shape", "clips"),
+    [
+        ("cpu", (8, 16, 16, 1024), 8),
+        ("cuda", (8, 16, 16, 1024), 32),
+        ("cuda:1", (32, 24, 24, 1024), 3),
+        ("cuda", (2, 4, 4, 24), 64),
+        ("cuda", (1, 300, 300, 8), 1),
+    ],
+)
+def test_a_gpu_takes_larger_batches(
+    monkeypatch: pytest.MonkeyPatch, device: str, shape: tuple[int, ...], clips: int
+) -> None:
+    monkeypatch.setattr(encoder, "pick_device", lambda _: device)
+    assert encoder.encode_batch_size(load_config("demo"), shape) == clips
+    assert encoder.encode_batch_size(load_config("demo", ["encode.batch_size=5"]), shape) == 5
 
 
 def test_webdataset_reads_every_sample_equal_to_the_cache(encoded: Path) -> None:
