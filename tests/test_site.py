@@ -30,6 +30,7 @@ RUN_BY = {
     "torchrun": "tests/pipelines/test_signals.py",
     "python tests/benchmarks": "tests/benchmarks/test_they_run.py",
     "python tests/cluster/check_ray.py": "tests/cluster/check_ray.py",
+    "python tests/cluster/check_cuda.py": "tests/cluster/check_cuda.py",
     "bash tests/cluster/check_slurm.sh": "tests/cluster/check_slurm.sh",
     "bash tests/cluster/check_radosgw.sh": "tests/cluster/check_radosgw.sh",
     "bash tests/benchmarks/make_rivals_env.sh": "tests/benchmarks/make_rivals_env.sh",
