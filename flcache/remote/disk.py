@@ -262,19 +262,29 @@ def _is_right(file: RemoteFile, stream: BinaryIO, seen: set[str]) -> bool:
 
 
 def _remove_unused(path: Path) -> bool:
-    """Whether the file is gone; it stays while somebody has locked it."""
+    """Whether the file is gone; it stays while somebody has locked it. It goes empty, since a reader between two reads
+    may have it open."""
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        descriptor = _open_to_empty(path)
     except OSError:
         return False
     try:
         if not _try_lock(descriptor):
             return False
+        with suppress(OSError):
+            os.ftruncate(descriptor, 0)
         with suppress(FileNotFoundError):
             path.unlink()
         return True
     finally:
         os.close(descriptor)
+
+
+def _open_to_empty(path: Path) -> int:
+    try:
+        return os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    except PermissionError:  # another user's: its readers find it gone when they open it again
+        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
 
 
 def _try_lock(descriptor: int) -> bool:

@@ -16,7 +16,8 @@ from threading import Lock
 
 import xxhash
 
-from flcache.cache.storage.local import LocalStore, TemporaryFile, storage_error
+from flcache.cache.storage.kept import KeptFile
+from flcache.cache.storage.local import LocalStore, TemporaryFile
 from flcache.cache.storage.store import check_name
 from flcache.errors import CacheError, DamagedError
 from flcache.remote import (
@@ -28,7 +29,6 @@ from flcache.remote import (
     RemoteFiles,
     default_folder,
     digest_of,
-    fetch_soon,
 )
 
 THREADS = 32
@@ -165,41 +165,6 @@ class RemoteStore:
             raise (DamagedError if known else CacheError)(f"{self}/{name}: no such file") from None
 
 
-class KeptFile:
-    """A StoredFile in the disk cache. It is fetched when it is first read, and again where it had to make room."""
-
-    def __init__(self, disk: DiskCache, file: RemoteFile) -> None:
-        self._disk, self._file = disk, file
-
-    @property
-    def num_bytes(self) -> int:
-        return self._file.entry.size
-
-    def read_into(self, offset: int, buffer: memoryview) -> int:
-        try:
-            descriptor = self._disk.hold(self._file)
-        except FileNotFoundError:
-            raise DamagedError(f"{self._file}: is not there; {self._hint}") from None
-        except DamagedError as error:
-            raise DamagedError(f"{error}; {self._hint}") from None
-        try:
-            return _read_into(descriptor, offset, buffer)
-        except OSError as error:
-            raise storage_error(self._disk.path(self._file), error) from error
-        finally:
-            os.close(descriptor)
-
-    def will_need(self, offset: int, num_bytes: int) -> None:
-        fetch_soon(self._disk, self._file)
-
-    def close(self) -> None:
-        """Nothing is held between reads, so that a file may make room for another."""
-
-    @property
-    def _hint(self) -> str:
-        return f'"flcache verify {self._file.files.url}" says what is damaged'
-
-
 class DirectFile:
     """A StoredFile that is read where it lies, in large pieces; best from front to back."""
 
@@ -249,14 +214,3 @@ class SpooledFile:
 
     def discard(self) -> None:
         self._spooled.discard()
-
-
-def _read_into(descriptor: int, offset: int, buffer: memoryview) -> int:
-    """Fill `buffer` from `offset` on; returns the bytes read, fewer only where the file ends."""
-    num_read = 0
-    while num_read < len(buffer):
-        more = os.preadv(descriptor, [buffer[num_read:]], offset + num_read)
-        if not more:
-            break
-        num_read += more
-    return num_read
