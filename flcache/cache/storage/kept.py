@@ -33,7 +33,7 @@ class KeptFile:
     """A StoredFile in the disk cache. It is fetched when it is first read, and again where it had to make room.
 
     Its descriptor stays open between reads, which costs no space: a file that makes room is emptied before it goes. A
-    read that comes short is therefore made once more, after fetching.
+    read that finds it gone fetches it again.
     """
 
     def __init__(self, disk: DiskCache, file: RemoteFile) -> None:
@@ -50,8 +50,10 @@ class KeptFile:
         return self._file.entry.size
 
     def read_into(self, offset: int, buffer: memoryview) -> int:
-        num_read = self._read_into(offset, buffer)
-        return num_read if num_read == len(buffer) else self._read_into(offset, buffer)
+        num_read = None
+        while num_read is None:
+            num_read = self._read_into(offset, buffer)
+        return num_read
 
     def will_need(self, offset: int, num_bytes: int) -> None:
         """Does nothing where it was read a moment ago."""
@@ -62,19 +64,20 @@ class KeptFile:
     def close(self) -> None:
         self._open = None
 
-    def _read_into(self, offset: int, buffer: memoryview) -> int:
-        found, num_read = self._enter(), 0
+    def _read_into(self, offset: int, buffer: memoryview) -> int | None:
+        """As `read_into`; None if the file has made room since it was opened."""
+        found = self._enter()
         try:
             num_read = os.preadv(found.descriptor, [buffer], offset)
             while num_read < len(buffer):
                 more = os.preadv(found.descriptor, [buffer[num_read:]], offset + num_read)
                 if not more:
-                    break
+                    return num_read if self._is_there(found) else None
                 num_read += more
         except OSError as error:
             raise storage_error(self._disk.path(self._file), error) from error
         finally:
-            self._leave(found, whole=num_read == len(buffer))
+            self._leave(found)
         return num_read
 
     def _enter(self) -> _Open:
@@ -89,24 +92,28 @@ class KeptFile:
             found.readers += 1
             return found
 
-    def _leave(self, found: _Open, *, whole: bool) -> None:
+    def _leave(self, found: _Open) -> None:
         with self._lock:
             found.readers -= 1
             if not found.readers:
                 fcntl.flock(found.descriptor, fcntl.LOCK_UN)
-            if not whole and self._open is found:
-                self._open = None
 
     def _touch(self, found: _Open) -> None:
-        """Have the file counted as used. One that is gone is let go: its bytes may still take space, if it was another
-        user's and could not be emptied."""
+        """Have the file counted as used. One that is gone is let go: another user's could not be emptied."""
         now_s = time.monotonic()
         if now_s - found.used_s > _TOUCH_S:
             found.used_s = now_s
             with suppress(OSError):  # of another user
                 os.utime(found.descriptor)
-            if not os.fstat(found.descriptor).st_nlink:
-                self._open = None
+            self._is_there(found)
+
+    def _is_there(self, found: _Open) -> bool:
+        """Whether the file has a name; else the next read opens it anew."""
+        if os.fstat(found.descriptor).st_nlink:
+            return True
+        if self._open is found:
+            self._open = None
+        return False
 
     def _hold(self) -> int:
         try:
