@@ -6,7 +6,7 @@ import fcntl
 import os
 import time
 from contextlib import suppress
-from threading import Lock
+from math import inf
 from weakref import WeakSet
 
 from flcache.cache.storage.local import storage_error
@@ -17,33 +17,26 @@ _TOUCH_S = 1.0
 """The disk cache orders its files by when they were used, to this precision."""
 
 
-class _Open:
-    """A descriptor, and how many threads read through it; it is locked while there are any."""
-
-    _close = staticmethod(os.close)  # still there while the interpreter shuts down
-
-    def __init__(self, descriptor: int) -> None:
-        self.descriptor, self.readers, self.used_s = descriptor, 0, time.monotonic()
-
-    def __del__(self) -> None:
-        self._close(self.descriptor)
-
-
 class KeptFile:
     """A StoredFile in the disk cache. It is fetched when it is first read, and again where it had to make room.
 
-    Its descriptor stays open between reads, which costs no space: a file that makes room is emptied before it goes. A
-    read that finds it gone fetches it again.
+    Descriptors stay open between reads, which costs no space: a file that makes room is emptied before it goes. A read
+    that finds it gone fetches it again. A thread has a descriptor to itself while it reads, since the lock that keeps
+    the file here is the descriptor's. Lock-free otherwise, because a finalizer may run during any call and would
+    deadlock on a lock: to take and to give back a descriptor are atomic steps.
     """
+
+    _close = staticmethod(os.close)  # still there while the interpreter shuts down
 
     def __init__(self, disk: DiskCache, file: RemoteFile) -> None:
         self._disk, self._file = disk, file
-        self._begin()
+        self._idle: list[int] = []
+        """Open descriptors without a lock."""
+        self._used_s = -inf
         _KEPT.add(self)
 
-    def _begin(self) -> None:
-        self._lock = Lock()
-        self._open: _Open | None = None
+    def __del__(self) -> None:
+        self.close()
 
     @property
     def num_bytes(self) -> int:
@@ -57,63 +50,58 @@ class KeptFile:
 
     def will_need(self, offset: int, num_bytes: int) -> None:
         """Does nothing where it was read a moment ago."""
-        found = self._open
-        if found is None or time.monotonic() - found.used_s > _TOUCH_S:
+        if time.monotonic() - self._used_s > _TOUCH_S:
             fetch_soon(self._disk, self._file)
 
     def close(self) -> None:
-        self._open = None
+        try:  # `suppress` may be gone while the interpreter shuts down
+            while True:
+                self._close(self._idle.pop())
+        except IndexError:
+            pass
 
     def _read_into(self, offset: int, buffer: memoryview) -> int | None:
         """As `read_into`; None if the file has made room since it was opened."""
-        found = self._enter()
+        descriptor, is_there = self._take(), False
         try:
-            num_read = os.preadv(found.descriptor, [buffer], offset)
+            num_read = os.preadv(descriptor, [buffer], offset)
             while num_read < len(buffer):
-                more = os.preadv(found.descriptor, [buffer[num_read:]], offset + num_read)
+                more = os.preadv(descriptor, [buffer[num_read:]], offset + num_read)
                 if not more:
-                    return num_read if self._is_there(found) else None
+                    break
                 num_read += more
+            is_there = num_read == len(buffer) or _has_name(descriptor)
         except OSError as error:
             raise storage_error(self._disk.path(self._file), error) from error
         finally:
-            self._leave(found)
-        return num_read
+            self._give_back(descriptor, is_there=is_there)
+        return num_read if is_there else None
 
-    def _enter(self) -> _Open:
-        """The open file, locked until `_leave`."""
-        with self._lock:
-            found = self._open
-            if found is None:
-                found = self._open = _Open(self._hold())
-            elif not found.readers:
-                fcntl.flock(found.descriptor, fcntl.LOCK_SH)
-                self._touch(found)
-            found.readers += 1
-            return found
-
-    def _leave(self, found: _Open) -> None:
-        with self._lock:
-            found.readers -= 1
-            if not found.readers:
-                fcntl.flock(found.descriptor, fcntl.LOCK_UN)
-
-    def _touch(self, found: _Open) -> None:
-        """Have the file counted as used. One that is gone is let go: another user's could not be emptied."""
+    def _take(self) -> int:
+        """A descriptor that keeps the file here."""
         now_s = time.monotonic()
-        if now_s - found.used_s > _TOUCH_S:
-            found.used_s = now_s
-            with suppress(OSError):  # of another user
-                os.utime(found.descriptor)
-            self._is_there(found)
+        try:
+            descriptor = self._idle.pop()
+        except IndexError:
+            descriptor = self._hold()
+        else:
+            fcntl.flock(descriptor, fcntl.LOCK_SH)
+            if now_s - self._used_s <= _TOUCH_S:
+                return descriptor
+            if not _has_name(descriptor):  # another user's, which could not be emptied
+                os.close(descriptor)
+                return self._take()
+            with suppress(OSError):  # another user's
+                os.utime(descriptor)
+        self._used_s = now_s
+        return descriptor
 
-    def _is_there(self, found: _Open) -> bool:
-        """Whether the file has a name; else the next read opens it anew."""
-        if os.fstat(found.descriptor).st_nlink:
-            return True
-        if self._open is found:
-            self._open = None
-        return False
+    def _give_back(self, descriptor: int, *, is_there: bool) -> None:
+        if is_there:
+            fcntl.flock(descriptor, fcntl.LOCK_UN)
+            self._idle.append(descriptor)
+        else:
+            os.close(descriptor)
 
     def _hold(self) -> int:
         try:
@@ -128,13 +116,17 @@ class KeptFile:
         return f'"flcache verify {self._file.files.url}" says what is damaged'
 
 
+def _has_name(descriptor: int) -> bool:
+    return os.fstat(descriptor).st_nlink > 0
+
+
 _KEPT: WeakSet[KeptFile] = WeakSet()
 
 
 def _begin_anew() -> None:
-    """A fork shares the locks of open files with its parent, and has the state of threads that it lacks."""
+    """A fork would share the locks of open files with its parent."""
     for file in _KEPT:
-        file._begin()
+        file.close()
 
 
 os.register_at_fork(after_in_child=_begin_anew)
