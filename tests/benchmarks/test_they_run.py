@@ -16,7 +16,7 @@ SMALLEST = {
     "from_scratch.py": ["--smallest", "--folder"],
     "leak_table.py": ["--smallest", "--folder"],
     "long_videos.py": ["--minutes", "1", "--clips", "2", "--rounds", "1"],
-    "object_storage.py": ["--rounds", "1", "--clips", "32"],
+    "object_storage.py": ["--rounds", "1", "--clips", "16"],
     "planning.py": ["--videos", "500", "--clips", "0"],
     "predictor_step.py": ["--memory", "--preset", "tiny"],
     "rollout.py": ["--preset", "tiny", "--grid", "4", "--rounds", "1"],
