@@ -207,7 +207,7 @@ def test_a_bug_says_what_and_where_and_asks_to_be_reported(
     found: dict[str, Any], encoded_run: tuple[Path, subprocess.CompletedProcess[str]]
 ) -> None:
     message = failure_of(found, "bug")["message"]
-    assert "KeyError: 'a bug' (videos/container.py:" in message and " in open_video)" in message
+    assert "KeyError: 'a bug' (videos/container.py:" in message and " in _open)" in message
     cache_dir, done = encoded_run
     for text in (done.stdout, flcache("inspect-cache", cache_dir).stdout):
         (line,) = [line for line in text.splitlines() if "our own error" in line]
