@@ -2,11 +2,12 @@
 
 from flcache.remote.ahead import fetch_soon
 from flcache.remote.digest import Digest, digest_of, digest_stream
-from flcache.remote.disk import DEFAULT_BYTES, DiskCache, RemoteFile, default_folder
+from flcache.remote.disk import DEFAULT_BYTES, TOUCH_S, DiskCache, RemoteFile, default_folder
 from flcache.remote.files import Entry, RemoteFiles, is_url
 
 __all__ = [
     "DEFAULT_BYTES",
+    "TOUCH_S",
     "Digest",
     "DiskCache",
     "Entry",

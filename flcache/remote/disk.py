@@ -35,7 +35,7 @@ _TWICE_BYTES = 64 * 2**20
 """Up to this size a file that has no digest is fetched twice."""
 _SLACK = 64
 """Files go until this part of the limit is free besides, so that not every new file looks through the folder."""
-_TOUCH_S = 1.0
+TOUCH_S = 1.0
 """Files are ordered by when they were used, to this precision."""
 _WAIT_S = 600.0
 _PAUSE_S = 0.02
@@ -211,7 +211,7 @@ def _open_locked(path: str) -> int | None:
         fcntl.flock(descriptor, fcntl.LOCK_SH)
         status = os.fstat(descriptor)
         if status.st_nlink:
-            if time.time() - status.st_mtime > _TOUCH_S:
+            if time.time() - status.st_mtime > TOUCH_S:
                 with suppress(OSError):  # of another user
                     os.utime(descriptor)
             return descriptor

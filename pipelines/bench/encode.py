@@ -85,7 +85,7 @@ class StandIn(torch.nn.Module):
         return {"encoder": "stand-in", "layout": layout, "context": context, "codec": codec}
 
 
-def run(config: Config, *, own_videos: bool, stand_in: float | None, as_json: bool, clips: int = 160) -> Measured:
+def run(config: Config, *, own_videos: bool, stand_in: float | None, as_json: bool, clips: int) -> Measured:
     """Measure with `clips` clips of the training split, or of videos made here with `own_videos`.
 
     `stand_in` takes the place of the encoder: its clips per second, 0 for one that costs nothing.

@@ -27,6 +27,7 @@ from flcache.videos import (
 from flcache.videos.annotations import is_held_out, list_digest, list_videos, read_annotations, split_lists
 from flcache.videos.container import CONTAINERS
 from flcache.videos.decoders import DECODERS, OpenedVideo
+from flcache.videos.forms.listed import without_extension
 from flcache.videos.planned import decode_planned, planned_clips
 from flcache.videos.synthetic import draw_frames, encode_mp4
 from flcache.videos.video_file import TarMember, open_bytes
@@ -418,6 +419,21 @@ def broken_tars(folder: Path) -> dict[str, tuple[bytes, str]]:
         "twice": (whole[:2560] + whole, "'a.mp4' is in it twice"),
         "no video": (bytes(10240), "no video in these tars"),
     }
+
+
+@pytest.mark.parametrize(
+    ("path", "short"),
+    [
+        ("a/b.c.mp4", "a/b.c"),
+        ("./a//b.mp4", "a/b"),
+        ("a/..mp4", "a/."),
+        ("a/.mp4", "a/.mp4"),
+        ("a.", "a."),
+        ("d.x/e", "d.x/e"),
+    ],
+)
+def test_extensions_are_those_of_every_python(path: str, short: str) -> None:
+    assert without_extension(path) == short
 
 
 def test_broken_tars_are_one_line(tmp_path: Path) -> None:

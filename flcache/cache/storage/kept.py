@@ -11,10 +11,7 @@ from weakref import WeakSet
 
 from flcache.cache.storage.local import storage_error
 from flcache.errors import DamagedError
-from flcache.remote import DiskCache, RemoteFile, fetch_soon
-
-_TOUCH_S = 1.0
-"""The disk cache orders its files by when they were used, to this precision."""
+from flcache.remote import TOUCH_S, DiskCache, RemoteFile, fetch_soon
 
 
 class KeptFile:
@@ -50,7 +47,7 @@ class KeptFile:
 
     def will_need(self, offset: int, num_bytes: int) -> None:
         """Does nothing where it was read a moment ago."""
-        if time.monotonic() - self._used_s > _TOUCH_S:
+        if time.monotonic() - self._used_s > TOUCH_S:
             fetch_soon(self._disk, self._file)
 
     def close(self) -> None:
@@ -86,7 +83,7 @@ class KeptFile:
             descriptor = self._hold()
         else:
             fcntl.flock(descriptor, fcntl.LOCK_SH)
-            if now_s - self._used_s <= _TOUCH_S:
+            if now_s - self._used_s <= TOUCH_S:
                 return descriptor
             if not _has_name(descriptor):  # another user's, which could not be emptied
                 os.close(descriptor)

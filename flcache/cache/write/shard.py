@@ -264,5 +264,6 @@ def remove_shard_leftovers(location: Location) -> None:
     names = {file.rpartition("/")[2].lstrip(".").partition(".")[0] for file in store.unpublished()}
     left = {parse_shard_name(name) for name in names}
     for split, shard in set(committed_shards(store)) & left if left else ():
-        for file in shard_files(split, shard)[1:]:
+        _, *files = shard_files(split, shard)
+        for file in files:
             store.remove_leftovers(file)

@@ -51,8 +51,8 @@ Row = tuple[int, Video]
 
 
 def without_extension(path: str) -> str:
-    """`path` in its shortest form, less the extension of its last name. That of `..mp4` is `.mp4`, and `a.` has none:
-    the pathlibs of Python 3.11, 3.13 and 3.14 differ there, and ids must not."""
+    """`path` in its shortest form, less the extension of its last name: `.mp4` of `..mp4`, and none of `a.`, as in
+    Python 3.11. The pathlib of later versions sees these names otherwise, and ids must stay."""
     short = str(PurePosixPath(path))
     name = short[short.rfind("/") + 1 :]
     dot = name.rfind(".")
